@@ -1,0 +1,50 @@
+# Two commands for a newcomer: `make demo` and `make test`. `make help` lists the rest.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format soak bench databases clean
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1 — /'
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "onebeat needs Python 3.11 or newer; name one: make PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv .venv
+
+.venv/.dev: pyproject.toml | .venv/bin/python
+	$(PIP) -e '.[dev]'
+	@touch $@
+
+.venv/.demo: pyproject.toml | .venv/bin/python
+	$(PIP) -e . uvicorn aiosmtpd
+	@touch $@
+
+demo: .venv/.demo  ## the example shop on SQLite with four uvicorn workers
+	@$(BIN)/python -m examples.shop
+
+test: .venv/.dev  ## everything, on SQLite and on each database server that can be reached
+	$(BIN)/python -m pytest -m "not soak" < /dev/null
+
+lint: .venv/.dev  ## ruff and mypy, strict
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: .venv/.dev  ## let ruff rewrite the layout
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+soak: .venv/.dev  ## the long campaigns
+	$(BIN)/python -m pytest -m soak
+
+bench: .venv/.dev  ## measure, beside the raw limits, in one run
+	$(BIN)/python -m bench
+
+databases:  ## install and start PostgreSQL, MariaDB and Redis
+	bash scripts/databases.sh
+
+clean:  ## remove what the other targets made
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .run dist build

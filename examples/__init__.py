@@ -1,0 +1,1 @@
+"""Applications that show onebeat at work."""

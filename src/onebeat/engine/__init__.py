@@ -1,0 +1,1 @@
+"""The engine: the only long-lived asyncio tasks, the only sleeping."""

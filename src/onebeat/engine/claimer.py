@@ -1,0 +1,134 @@
+"""Keeps the free slots filled with claimed jobs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+from onebeat.model.ids import token
+from onebeat.model.job import SUSPECT_CRASHES, Claimed
+from onebeat.store import jobs
+from onebeat.store.database import Database
+
+SECOND = 1_000_000
+SUSPECT_PATIENCE = 60 * SECOND  # a suspect that nobody idle took in this time makes this worker run dry for it
+DRY_LIMIT = 5 * SECOND  # how long the slots may run dry for a suspect before ordinary work goes on
+DRY_PAUSE = 60 * SECOND  # and then not again for this long
+
+
+class Slots(Protocol):
+    """Where claimed jobs go: the executor."""
+
+    @property
+    def free(self) -> int:
+        """How many jobs could start now."""
+
+    def free_in(self, queue: str) -> int:
+        """How many of a queue with slots of its own could start now."""
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is running."""
+
+    @property
+    def startable(self) -> Sequence[str]:
+        """The task names that could start now (threads and processes may be full)."""
+
+    def start(self, job: Claimed) -> None:
+        """Run it."""
+
+
+class Claimer:
+    """Takes as many jobs as can start at once, in one statement under one lease token; nothing is prefetched."""
+
+    def __init__(
+        self,
+        *,
+        database: Database,
+        slots: Slots,
+        worker_id: Callable[[], str | None],
+        queues: Sequence[str] | None,
+        own_slots: Mapping[str, int],
+        poll: int,
+    ) -> None:
+        self._database = database
+        self._slots = slots
+        self._worker_id = worker_id
+        self._queues = queues
+        self._own = list(own_slots)
+        self._poll = poll
+        self._turn = 0
+        self._dry_since: int | None = None
+        self._not_dry_before = 0
+
+    async def tick(self, now: int) -> int | None:
+        """Claim once for each group of queues; look again at once when a claim came back full."""
+        worker_id = self._worker_id()
+        if worker_id is None:
+            return now + self._poll
+        if self._running_dry(now):
+            return now + SECOND // 20
+        again = False
+        for queues, excluded, limit in self._groups():
+            again |= await self._claim(worker_id, limit, queues, excluded) == limit
+        if not again and self._slots.idle:
+            await self._claim_suspect(worker_id)
+        return now if again and self._slots.free > 0 else now + self._poll
+
+    def _groups(self) -> list[tuple[Sequence[str] | None, Sequence[str], int]]:
+        """What to claim in this tick: queues with slots of their own apart, the first one rotating."""
+        free = self._slots.free
+        groups: list[tuple[Sequence[str] | None, Sequence[str], int]] = []
+        if self._own:
+            self._turn = (self._turn + 1) % len(self._own)
+            for name in self._own[self._turn :] + self._own[: self._turn]:
+                groups.append(([name], (), min(free, self._slots.free_in(name))))
+        if self._queues is None or not self._own:
+            groups.append((self._queues, self._own, free))
+        return [group for group in groups if group[2] > 0]
+
+    async def _claim(
+        self, worker_id: str, limit: int, queues: Sequence[str] | None, excluded: Sequence[str], suspects: bool = False
+    ) -> int:
+        limit = min(limit, self._slots.free)
+        tasks = self._slots.startable
+        if limit <= 0 or not tasks:
+            return 0
+        write = self._database.write_one if self._database.dialect.update_returning else self._database.write
+        claimed = await write(
+            jobs.claim,
+            worker_id=worker_id,
+            token=token(),
+            limit=limit,
+            tasks=tasks,
+            queues=queues,
+            excluded=excluded,
+            suspects=suspects,
+        )
+        for job in claimed:
+            self._slots.start(job)
+        return len(claimed)
+
+    async def _claim_suspect(self, worker_id: str) -> None:
+        self._dry_since = None
+        await self._claim(worker_id, 1, self._queues, (), suspects=True)
+
+    def _running_dry(self, now: int) -> bool:
+        """Whether to leave slots empty so that a suspect can be run alone."""
+        if self._dry_since is None or self._slots.idle:
+            return False
+        if now - self._dry_since < DRY_LIMIT:
+            return True
+        self._dry_since = None
+        self._not_dry_before = now + DRY_PAUSE
+        return False
+
+    def run_dry(self, now: int) -> None:
+        """A suspect has waited long: let the running jobs end before the next claim, for a bounded time."""
+        if self._dry_since is None and now >= self._not_dry_before:
+            self._dry_since = now
+
+
+def is_suspect(job: Claimed) -> bool:
+    """Whether the job was running when a worker died, twice: nothing may run beside it."""
+    return job.crashes >= SUSPECT_CRASHES

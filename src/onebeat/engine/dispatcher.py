@@ -1,0 +1,112 @@
+"""Fires each due schedule once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+
+from onebeat.model.events import Event, FireConflict, ScheduleFired, ScheduleSkipping, ScheduleUnreadable
+from onebeat.store import fires
+from onebeat.store.database import Database
+from onebeat.store.fires import FireRecorded, FireReport
+
+BATCH = 50  # schedules in one transaction
+UNREADABLE = 60_000_000  # microseconds until a schedule this code could not read is looked at again
+CONTENDED = 20_000  # microseconds: something is due, but another worker holds it; look again soon
+
+
+class Dispatcher:
+    """Decides the due fires in one transaction, then sleeps exactly until the next one."""
+
+    def __init__(
+        self,
+        *,
+        database: Database,
+        worker_id: Callable[[], str | None],
+        hashes: Callable[[], Collection[str]],
+        new_tracking_id: Callable[[], str],
+        poll: int,
+        announce: Callable[[Event], None],
+        woken: Callable[[], None],
+        promoter_woken: Callable[[], None],
+    ) -> None:
+        self._database = database
+        self._worker_id = worker_id
+        self._hashes = hashes
+        self._new_tracking_id = new_tracking_id
+        self._poll = poll
+        self._announce = announce
+        self._woken = woken
+        self._promoter_woken = promoter_woken
+        self._unreadable: dict[str, int] = {}  # schedule → when to look at it again
+        self._expected: int | None = None  # the next fire as last read, on the database's clock
+
+    async def tick(self, now: int) -> int | None:
+        """Fire what is due; the earliest next fire, or the next poll."""
+        worker_id = self._worker_id()
+        if worker_id is None:
+            return now + self._poll
+        hashes = self._hashes()
+        self._unreadable = {id: until for id, until in self._unreadable.items() if until > now}
+        database_now = now + self._database.offset_us
+        if self._expected is None or self._expected > database_now:
+            self._expected = await self._database.read(fires.next_due, hashes, tuple(self._unreadable))
+            if self._expected is None or self._expected > database_now:
+                return self._later(now, self._expected)
+        report = await self._fire(worker_id, hashes)
+        self._tell(report)
+        self._unreadable |= {id: now + UNREADABLE for id, _ in report.unreadable}
+        self._expected = report.next_fire
+        if report.decided == BATCH or report.unreadable:
+            return now
+        if not report.decided and report.next_fire is not None and report.next_fire <= report.now:
+            return now + CONTENDED
+        return self._later(now, report.next_fire)
+
+    async def _fire(self, worker_id: str, hashes: Collection[str], careful: bool = False) -> FireReport:
+        try:
+            return await self._database.write(
+                fires.fire_due,
+                worker_id=worker_id,
+                hashes=hashes,
+                new_tracking_id=self._new_tracking_id,
+                limit=BATCH,
+                careful=careful,
+                unreadable=tuple(self._unreadable),
+            )
+        except FireRecorded:
+            if careful:
+                raise
+            return await self._fire(worker_id, hashes, careful=True)
+
+    def _later(self, now: int, fire: int | None) -> int:
+        if fire is None:
+            return now + self._poll
+        return min(fire - self._database.offset_us, now + self._poll)
+
+    def _tell(self, report: FireReport) -> None:
+        queued = delayed = False
+        for fired in report.fired:
+            queued |= fired.queued
+            delayed |= fired.delayed
+            self._announce(
+                ScheduleFired(
+                    schedule_id=fired.schedule_id,
+                    fire_key=fired.key,
+                    fire_us=fired.fire_us,
+                    decision=fired.decision,
+                    reason=fired.reason,
+                    job_id=fired.job_id,
+                    late_us=report.now - fired.fire_us,
+                    tracking_id=fired.tracking_id,
+                )
+            )
+        for schedule_id, key in report.conflicts:
+            self._announce(FireConflict(schedule_id=schedule_id, fire_key=key))
+        for schedule_id, warning in report.warnings:
+            self._announce(ScheduleSkipping(schedule_id=schedule_id, warning=warning))
+        for schedule_id, problem in report.unreadable:
+            self._announce(ScheduleUnreadable(schedule_id=schedule_id, problem=problem))
+        if queued:
+            self._woken()
+        if delayed:
+            self._promoter_woken()

@@ -1,0 +1,271 @@
+"""One claimed job in, one outcome out: context, dependencies, limits of time."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from random import random
+from typing import Any
+from uuid import UUID
+from zoneinfo import ZoneInfo
+
+from onebeat.engine.claimer import is_suspect
+from onebeat.engine.run import Run, StopReason, retry_in_force
+from onebeat.errors import DatabaseUnavailable, UnknownTask
+from onebeat.model import payload
+from onebeat.model.context import JobContext
+from onebeat.model.events import DatabaseTrouble, Event, JobStarted, ThreadOverran, ValueDropped, about
+from onebeat.model.job import Claimed, Ending, Outcome, settle
+from onebeat.model.seams import Carrier, Runner, Unit
+from onebeat.model.task import Enqueuer, Registry, Task, active
+from onebeat.store import job_edits
+from onebeat.store.database import Database
+from onebeat.store.settlements import Ended
+from onebeat.timing.clock import from_us
+
+SECOND = 1_000_000
+PROGRESS_EACH = 0.5  # seconds between two writes of one job's progress
+
+
+class Executor:
+    """Runs claimed jobs; hands each end to the settler."""
+
+    def __init__(
+        self,
+        *,
+        database: Database,
+        registry: Registry,
+        carrier: Carrier,
+        runners: Mapping[str, Runner],
+        slots: int,
+        own_slots: Mapping[str, int],
+        default_timeout: int,
+        trusted: Callable[[], bool],
+        ended: Callable[[Ended, float], None],
+        unsettled: Callable[[], int],
+        awake: Callable[[], None],
+        announce: Callable[[Event], None],
+        enqueuer: Enqueuer | None = None,
+        zone_of: Callable[[str], ZoneInfo | None] = lambda _: None,
+    ) -> None:
+        self._database = database
+        self._registry = registry
+        self._carrier = carrier
+        self._runners = runners
+        self._slots = slots
+        self._own_slots = own_slots
+        self._default_timeout = default_timeout
+        self._trusted = trusted
+        self._ended = ended
+        self._unsettled = unsettled
+        self._awake = awake
+        self._announce = announce
+        self._enqueuer = enqueuer
+        self._zone_of = zone_of
+        self._runs: dict[UUID, Run] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._by_queue: Counter[str] = Counter()
+        self._suspects = 0
+        self._notes: set[asyncio.Task[Any]] = set()
+
+    # ── what the claimer asks ─────────────────────────────────────────────────────────────────────────────────────────
+    @property
+    def free(self) -> int:
+        """How many jobs could start now; none beside a suspect, and few while settlements pile up."""
+        if self._suspects:
+            return 0
+        return max(0, min(self._slots - len(self._runs), 2 * self._slots + 100 - self._unsettled()))
+
+    def free_in(self, queue: str) -> int:
+        """How many jobs of a queue with slots of its own could start now."""
+        return self._own_slots[queue] - self._by_queue[queue]
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is running."""
+        return not self._runs
+
+    @property
+    def startable(self) -> Sequence[str]:
+        """Names of the tasks that could start now: those whose thread or process would have to wait are left out."""
+        full = {kind for kind, runner in self._runners.items() if runner.free <= 0}
+        if not full:
+            return self._registry.names()
+        open_tasks = [task for task in self._registry if task.runs_in not in full]
+        return tuple(sorted(name for task in open_tasks for name in (task.name, *task.aliases)))
+
+    @property
+    def oldest(self) -> float:
+        """Seconds since the oldest run here began; 0 when nothing runs."""
+        first = next(iter(self._runs.values()), None)
+        return 0.0 if first is None else time.monotonic() - first.started
+
+    @property
+    def running(self) -> Mapping[UUID, Run]:
+        """What runs here now."""
+        return self._runs
+
+    # ── work ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+    def start(self, job: Claimed) -> None:
+        """Run a claimed job in an asyncio task of its own."""
+        run = self._prepare(job)
+        if not self._runs:
+            self._awake()
+        self._runs[job.id] = run
+        self._by_queue[job.queue] += 1
+        self._suspects += is_suspect(job)
+        task = asyncio.create_task(self._drive(run))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def stop(self, reason: StopReason, ids: Sequence[UUID] | None = None) -> None:
+        """Ask runs to end: these, or all."""
+        for run in [self._runs[id] for id in (list(self._runs) if ids is None else ids) if id in self._runs]:
+            run.stop(reason)
+
+    async def wait_idle(self, timeout: float) -> bool:
+        """Whether every run ended within `timeout` seconds."""
+        deadline = time.monotonic() + timeout
+        while self._tasks and (left := deadline - time.monotonic()) > 0:
+            await asyncio.wait(set(self._tasks), timeout=left)
+        return not self._tasks
+
+    def _prepare(self, job: Claimed) -> Run:
+        task: Task[Any, Any] | None
+        try:
+            task = self._registry.get(job.task)
+        except UnknownTask:
+            task = None  # claimed under an old name list; it goes back unstarted
+        own_timeout = None if task is None else task.settings.timeout
+        timeout = (job.timeout_us or own_timeout or self._default_timeout) / SECOND
+        context = JobContext(
+            id=job.id,
+            attempt=job.attempt,
+            task=job.task,
+            tracking_id=job.tracking_id,
+            fence=job.fence,
+            schedule_id=job.schedule_id,
+            fire_time=self._fire_time(job),
+            deadline=time.monotonic() + timeout,
+            owned=lambda: self._owned(job),
+            report=_Progress(self._database, job),
+        )
+        return Run(
+            job,
+            task,
+            context,
+            retry=retry_in_force(task, job),
+            timeout=timeout,
+            runner=None if task is None or task.runs_in == "loop" else self._runners[task.runs_in],
+            overran=self._overran,
+            dropped=self._dropped,
+        )
+
+    def _fire_time(self, job: Claimed) -> Any:
+        if job.fire_us is None:
+            return None
+        moment = from_us(job.fire_us)
+        zone = self._zone_of(job.schedule_id) if job.schedule_id else None
+        return moment if zone is None else moment.astimezone(zone)
+
+    async def _drive(self, run: Run) -> None:
+        job = run.job
+        try:
+            outcome = await self._attempt(run)
+        except asyncio.CancelledError:
+            outcome = Outcome(ending=Ending.DRAINED)
+        finally:
+            self._forget(run)
+        if outcome.ending is Ending.LOST:
+            return  # the job is someone else's by now
+        settlement = settle(
+            errors=job.errors,
+            crashes=job.crashes,
+            max_attempts=job.max_attempts,
+            at_most_once=job.at_most_once,
+            outcome=outcome,
+            retry=run.retry,
+            random=random(),  # noqa: S311 - jitter, not a secret
+        )
+        self._ended(Ended(job, outcome, settlement), time.monotonic() - run.started)
+
+    async def _attempt(self, run: Run) -> Outcome:
+        job = run.job
+        if not self._trusted():
+            return Outcome(ending=Ending.RETURNED)  # the lease may be over: the database will say what becomes of it
+        unit = Unit(
+            kind="job",
+            id=str(job.id),
+            task=job.task,
+            attempt=job.attempt,
+            queue=job.queue,
+            schedule_id=job.schedule_id,
+            fire_time=None if job.fire_us is None else from_us(job.fire_us).isoformat(),
+        )
+        active.set(self._enqueuer)
+        with self._carrier.restore(job.tracking_id, job.carried, unit):
+            self._announce(
+                JobStarted(
+                    **about(job),
+                )
+            )
+            return await run.outcome()
+
+    def _forget(self, run: Run) -> None:
+        if self._runs.get(run.job.id) is run:
+            del self._runs[run.job.id]
+        self._by_queue[run.job.queue] -= 1
+        self._suspects -= is_suspect(run.job)
+
+    # ── what a run tells ──────────────────────────────────────────────────────────────────────────────────────────────
+    async def _owned(self, job: Claimed) -> bool:
+        return self._trusted() and await self._database.read(job_edits.owned, job.id, job.lease_token)
+
+    def _overran(self, run: Run) -> None:
+        job = run.job
+        self._announce(ThreadOverran(**about(job), timeout=run.timeout))
+        note = asyncio.create_task(self._note_overrun(job))
+        self._notes.add(note)
+        note.add_done_callback(self._notes.discard)
+
+    async def _note_overrun(self, job: Claimed) -> None:
+        try:
+            await self._database.write(job_edits.note_overrun, job.id, job.lease_token)
+        except DatabaseUnavailable as error:  # the row will say `running` alone; the outcome comes when the thread ends
+            self._announce(DatabaseTrouble(part="executor", problem=str(error), retry_in=0))
+
+    def _dropped(self, run: Run, problem: str) -> None:
+        job = run.job
+        self._announce(ValueDropped(**about(job), problem=problem))
+
+
+class _Progress:
+    """Writes a job's progress: at most once each half second, the last one always."""
+
+    def __init__(self, database: Database, job: Claimed) -> None:
+        self._database = database
+        self._job = job
+        self._latest: dict[str, Any] | None = None
+        self._written = 0.0
+        self._later: asyncio.Task[None] | None = None
+
+    async def __call__(self, report: dict[str, Any]) -> None:
+        self._latest = report
+        left = self._written + PROGRESS_EACH - time.monotonic()
+        if left <= 0:
+            await self._write()
+        elif self._later is None or self._later.done():
+            self._later = asyncio.create_task(self._write_after(left))
+
+    async def _write_after(self, delay: float) -> None:
+        await asyncio.sleep(delay)
+        await self._write()
+
+    async def _write(self) -> None:
+        if self._latest is None:
+            return
+        text, self._latest = payload.encode(self._latest, what="progress"), None
+        self._written = time.monotonic()
+        await self._database.write(job_edits.progress, self._job.id, self._job.lease_token, text)

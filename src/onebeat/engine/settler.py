@@ -1,0 +1,113 @@
+"""Writes outcomes back in batches, patiently, also during shutdown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from uuid import UUID
+
+from onebeat.errors import DatabaseUnavailable
+from onebeat.model.events import Event, JobSettled, SettlementLost, about
+from onebeat.model.job import JobState
+from onebeat.store import settlements
+from onebeat.store.database import Database
+from onebeat.store.settlements import Ended
+
+SECOND = 1_000_000
+BATCH = 500  # attempts in one transaction
+
+
+class Settler:
+    """Collects the ends of attempts and writes what has gathered while the last batch was being written."""
+
+    def __init__(
+        self,
+        *,
+        database: Database,
+        worker_id: Callable[[], str],
+        announce: Callable[[Event], None],
+        wake: Callable[[], None],
+        settled: Callable[[], None],
+    ) -> None:
+        self._database = database
+        self._worker_id = worker_id
+        self._announce = announce
+        self._wake = wake
+        self._settled = settled
+        self._waiting: list[tuple[Ended, float]] = []
+
+    @property
+    def unsettled(self) -> int:
+        """How many ends are not in the database yet."""
+        return len(self._waiting)
+
+    @property
+    def unsettled_ids(self) -> set[UUID]:
+        """The jobs whose ends are not in the database yet."""
+        return {ended.job.id for ended, _ in self._waiting}
+
+    @property
+    def returning(self) -> int:
+        """How many of the waiting ends give their job back for others to run."""
+        return sum(ended.settlement.state is JobState.QUEUED for ended, _ in self._waiting)
+
+    def put(self, ended: Ended, seconds: float) -> None:
+        """Take the end of an attempt that ran for `seconds`."""
+        self._waiting.append((ended, seconds))
+        self._wake()
+
+    async def tick(self, now: int) -> int | None:
+        """Write one batch; what could not be written stays for the next tick."""
+        batch = self._waiting[:BATCH]
+        if not batch:
+            return None
+        kept = await self._write([ended for ended, _ in batch])
+        del self._waiting[: len(batch)]
+        for ended, seconds in batch:
+            self._tell(ended, seconds, ended.job.id in kept)
+        self._settled()
+        return now if self._waiting else None
+
+    async def _write(self, batch: list[Ended]) -> set[UUID]:
+        """The ids that were written. An end that the database refuses is written without its texts, and says so."""
+        worker_id = self._worker_id()
+        try:
+            return await self._database.write(settlements.settle, batch, worker_id=worker_id)
+        except DatabaseUnavailable:
+            raise
+        except Exception as error:
+            if len(batch) > 1:
+                middle = len(batch) // 2
+                return await self._write(batch[:middle]) | await self._write(batch[middle:])
+            if batch[0] == (bare := _without_texts(batch[0], error)):
+                raise
+            return await self._write([bare])
+
+    def _tell(self, ended: Ended, seconds: float, kept: bool) -> None:
+        job, outcome, settlement = ended.job, ended.outcome, ended.settlement
+        if not kept:
+            self._announce(
+                SettlementLost(
+                    **about(job),
+                    ending=str(outcome.ending),
+                )
+            )
+            return
+        self._announce(
+            JobSettled(
+                **about(job),
+                ending=str(outcome.ending),
+                state=str(settlement.state),
+                reason=settlement.reason,
+                seconds=seconds,
+                error=outcome.error,
+                retry_in=None if settlement.delay is None else settlement.delay / SECOND,
+            )
+        )
+
+
+def _without_texts(ended: Ended, error: Exception) -> Ended:
+    """The same end with nothing in it that a database could refuse."""
+    problem = f"its texts could not be stored: {type(error).__name__}"
+    outcome = replace(ended.outcome, value=None, traceback=None, error=problem)
+    return Ended(ended.job, outcome, ended.settlement)

@@ -1,0 +1,116 @@
+"""Marks dead workers, rescues their jobs, heals lost releases, prunes history."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import random
+
+from onebeat.engine import runfile
+from onebeat.model.events import Event, JobRescued, WorkerDied, about
+from onebeat.store import fires, job_edits, jobs, schedules, settlements, workers, zones
+from onebeat.store.database import Database
+
+SECOND = 1_000_000
+PRUNE_EACH = 300 * SECOND
+REZONE_EACH = 86_400 * SECOND  # zone data changes with packages
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retention:
+    """How long ended things are kept, in microseconds; None keeps them for ever."""
+
+    succeeded: int | None = 7 * 86_400 * SECOND
+    failed: int | None = 30 * 86_400 * SECOND
+    fires: int | None = 30 * 86_400 * SECOND
+    workers: int | None = 7 * 86_400 * SECOND
+
+
+class Sweeper:
+    """Every worker sweeps; the row locks and conditions make one of them do each thing."""
+
+    def __init__(
+        self,
+        *,
+        database: Database,
+        worker_id: Callable[[], str | None],
+        interval: int,
+        retention: Retention,
+        announce: Callable[[Event], None],
+        woken: Callable[[], None],
+        suspects: Callable[[int], None],
+        tasks: Callable[[], tuple[str, ...]],
+        patience: int,
+    ) -> None:
+        self._database = database
+        self._worker_id = worker_id
+        self._interval = interval
+        self._retention = retention
+        self._announce = announce
+        self._woken = woken
+        self._suspects = suspects
+        self._tasks = tasks
+        self._patience = patience
+        self._boot_id = runfile.boot_id()
+        self._next_prune = 0
+        self._next_rezone = 0
+
+    async def tick(self, now: int) -> int | None:
+        """One sweep."""
+        await self._database.measure_offset()
+        await self._bury()
+        await self._rescue()
+        await self._database.write(settlements.heal_releases)
+        await self._database.write(schedules.arbitrate)
+        if await self._database.read(jobs.suspects_wait, self._tasks(), self._patience):
+            self._suspects(now)
+        if now >= self._next_rezone:
+            self._next_rezone = now + REZONE_EACH
+            await self._rezone()
+        if now >= self._next_prune:
+            self._next_prune = now + PRUNE_EACH
+            await prune(self._database, self._retention)
+        return now + int(self._interval * (0.9 + 0.2 * random()))  # noqa: S311 - jitter, not a secret
+
+    async def _bury(self) -> None:
+        """Mark dead whose lease ran out, and siblings on this host whose process is gone."""
+        dead = await self._database.write(workers.mark_dead) if await self._database.read(workers.any_expired) else []
+        if self._boot_id is not None:
+            own = self._worker_id()
+            alive = await self._database.read(workers.live)
+            here = [w.id for w in alive if w.boot_id == self._boot_id and w.id != own]
+            if gone := runfile.dead_siblings(here):
+                dead += await self._database.write(workers.mark_dead_by_id, gone)
+        for worker in dead:
+            self._announce(WorkerDied(worker_id=worker.id, host=worker.host, pid=worker.pid))
+
+    async def _rezone(self) -> None:
+        moved = await self._database.write(zones.rezone)
+        if moved:
+            self._woken()
+
+    async def _rescue(self) -> None:
+        while rescued := await self._database.write(settlements.rescue):
+            for job in rescued:
+                self._announce(
+                    JobRescued(
+                        **about(job),
+                        state=job.state,
+                        reason=job.reason,
+                        from_worker=job.from_worker,
+                    )
+                )
+            self._woken()
+
+
+async def prune(database: Database, keep: Retention) -> int:
+    """Delete what is older than the retention, in short transactions; the number of jobs deleted."""
+    deleted = 0
+    while count := await database.write(job_edits.prune, well=keep.succeeded, failed=keep.failed):
+        deleted += count
+    if keep.fires is not None:
+        while await database.write(fires.prune_fires, keep.fires):
+            pass
+    if keep.workers is not None:
+        await database.write(workers.prune, keep.workers)
+    return deleted

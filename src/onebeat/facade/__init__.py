@@ -1,0 +1,1 @@
+"""What a scheduler offers: definitions, and the collections of jobs and schedules."""

@@ -1,0 +1,63 @@
+"""The first SIGTERM or SIGINT stops claiming at once, before a server has closed its connections."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import threading
+from collections.abc import Callable
+from functools import partial
+from types import FrameType
+from typing import Any
+
+STOPPING = (signal.SIGTERM, signal.SIGINT)
+
+
+class Signals:
+    """Chains to the handlers it finds, in the main thread; elsewhere it does nothing."""
+
+    def __init__(self, stop_claiming: Callable[[], None]) -> None:
+        self._stop_claiming = stop_claiming
+        self._before: dict[int, Any] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def catch(self) -> None:
+        """Put a handler before those of the server; a process without one keeps Python's own."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        self._loop = asyncio.get_running_loop()
+        for number in STOPPING:
+            before = signal.getsignal(number)
+            if callable(before) and before is not signal.default_int_handler:
+                self._before[number] = before
+                signal.signal(number, partial(self._on_signal, before))
+
+    def leave(self) -> None:
+        """Put the former handlers back, where nobody has put another one since."""
+        if threading.current_thread() is threading.main_thread():
+            for number, before in self._before.items():
+                now = signal.getsignal(number)
+                if isinstance(now, partial) and now.func == self._on_signal:
+                    signal.signal(number, before)
+        self._before.clear()
+
+    def _on_signal(self, before: Callable[[int, FrameType | None], Any], number: int, frame: FrameType | None) -> None:
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._stop_claiming)
+        before(number, frame)
+
+
+async def until_signalled(stop_claiming: Callable[[], None]) -> None:
+    """Return at the first SIGTERM or SIGINT; a second one ends the process at once, with exit code 128 + signal."""
+    stop = asyncio.Event()
+
+    def on_signal(number: int) -> None:
+        if stop.is_set():
+            os._exit(128 + number)  # no drain, no word: the lease and the run file tell the others
+        stop.set()
+        stop_claiming()
+
+    for number in STOPPING:
+        asyncio.get_running_loop().add_signal_handler(number, on_signal, number)
+    await stop.wait()

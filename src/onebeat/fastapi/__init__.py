@@ -1,0 +1,8 @@
+"""onebeat in a FastAPI application: install, dependencies."""
+
+from __future__ import annotations
+
+from onebeat.fastapi.install import install
+from onebeat.fastapi.tracking import TrackingId
+
+__all__ = ["TrackingId", "install"]

@@ -1,0 +1,310 @@
+"""Locks on a back end: acquiring, waiting, giving back, and what is done when a caller goes away in between."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import threading
+from collections.abc import Callable
+from typing import Any, Generic, Protocol, Self, TypeVar
+
+from onebeat.errors import ConfigurationError, LockTimeout, NotStarted, OnebeatError
+from onebeat.locks.asking import Asking, Seconds, asking, holder, lock_name
+from onebeat.locks.backend import Backend, LockInfo
+from onebeat.locks.hold import Hold
+from onebeat.locks.keeper import Keeper
+from onebeat.locks.lease import HeldLease
+from onebeat.locks.lock import BackendLock
+from onebeat.locks.locked import Decorator, Locked
+from onebeat.locks.portal import START_TIMEOUT, HeldSyncLease, Portal
+from onebeat.locks.waiting import Bells, jittered
+from onebeat.model.seams import Clock
+from onebeat.timing.clock import SECOND, SystemClock
+
+log = logging.getLogger("onebeat.locks")
+
+B = TypeVar("B", bound=Backend)
+
+
+class Beat(Protocol):
+    """The heartbeat thread as locks see it: `Keeper`, or a scheduler's `engine.heartbeat.Heartbeat`."""
+
+    def add(self, held: Hold, /) -> None:
+        """Keep this alive from now on."""
+
+    def remove(self, held: Hold, /) -> None:
+        """Stop renewing it."""
+
+    def stop(self) -> None:
+        """End the thread."""
+
+
+class LocksOn(Generic[B]):
+    """Locks that live on a back end; `DatabaseLocks`, `FileLocks` and `RedisLocks` are this with a constructor.
+
+    For a place of your own: write a `Backend`, hand it to this class, and run `onebeat.testing.lock_contract` on it.
+    """
+
+    def __init__(self, backend: B, *, clock: Clock | None = None) -> None:
+        self._backend = backend
+        self._clock: Clock = clock or SystemClock()
+        self._bells = Bells()
+        self._mutex = threading.Lock()
+        self._held: set[Hold] = set()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._portal: Portal[B] = Portal(self._twin)
+        self._opened_sync = False
+        self._beat: Beat | None = None
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self.on_release: Callable[[], None] = _nothing  # tells other processes that it is worth a look
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._backend.where}>"
+
+    # ── the public verbs ──────────────────────────────────────────────────────────────────────────────────────────────
+    def lock(self, name: str, *, ttl: Seconds = 30, wait: Seconds | None = None) -> BackendLock:
+        """The lock of that name; no I/O.
+
+        `ttl`: seconds (0.5 s to a day) for which it outlives a process that died; it is renewed while held.
+        `wait`: seconds to wait for it, 0 tries once, None waits without limit; then `LockTimeout`.
+        Raises `ConfigurationError` for a name, `ttl` or `wait` that cannot work.
+        """
+        return BackendLock(self, asking(name, ttl, wait))
+
+    def locked(self, template: str, *, ttl: Seconds = 30, wait: Seconds | None = None) -> Decorator:
+        """Hold a lock while the decorated function runs; `{user_id}` in the template is the parameter of that name.
+
+        Plain parameter names only; coroutine functions and plain ones (which then belong in threads).
+        Raises `ConfigurationError` at once for a template that does not fit the function.
+        """
+        return Locked(self, template, ttl, wait)
+
+    async def list(self) -> list[LockInfo]:
+        """The locks that are held now, by name."""
+        return await self._usable().held()
+
+    async def force_release(self, name: str, *, reason: str) -> bool:
+        """Take a lock from whoever holds it; False: nobody held it.
+
+        Its holder learns of it with its next renewal or `check()`; until then two may believe that they hold it, and
+        only the fence tells them apart. Who did it and why is kept where the lock lives.
+        Raises `ConfigurationError` for an empty reason.
+        """
+        if not reason.strip():
+            raise ConfigurationError("force_release needs a reason; it is kept in the audit record")
+        found = await self._usable().force_release(lock_name(name), reason, holder())
+        if found is not None:
+            log.warning("lock %r was taken by force from %s: %s", name, found.holder, reason)
+            self.look(name)
+        return found is not None
+
+    def look(self, name: str | None = None) -> None:
+        """Let those who wait in this process try now; None: for any lock (a hint came). From any thread."""
+        if name is None:
+            self._bells.ring_all()
+        else:
+            self._bells.ring(name)
+            self.on_release()
+
+    # ── life ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+    async def open(self, timeout: float = START_TIMEOUT) -> None:
+        """Connect; raises `DatabaseUnavailable` when nothing answers within `timeout` seconds."""
+        if self._loop is not None:
+            raise ConfigurationError("these locks are open already")
+        await self._backend.open(timeout)
+        self._loop = asyncio.get_running_loop()
+
+    async def close(self) -> None:
+        """Give back what is still held, and close what was opened; harmless when nothing is open."""
+        await self._give_back_all(self._backend)
+        await self._settle()
+        await asyncio.to_thread(self._end_threads)
+        if self._loop is not None:
+            self._loop = None
+            await self._backend.close()
+
+    async def __aenter__(self) -> Self:
+        await self.open()
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.close()
+
+    def __enter__(self) -> Self:
+        self._portal.backend()
+        self._opened_sync = True
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._opened_sync = False
+        self._portal.run(self._give_back_all(self._portal.backend()))
+        self._end_threads()
+
+    def _end_threads(self) -> None:
+        if self._portal.running:
+            self._portal.run(self._settle())
+        self._portal.close()
+        beat, self._beat = self._beat, None
+        if beat is not None:
+            self._end_beat(beat)
+
+    async def _settle(self) -> None:
+        """Wait for what this loop still does in the background."""
+        loop = asyncio.get_running_loop()
+        while mine := [task for task in list(self._tasks) if task.get_loop() is loop]:
+            await asyncio.wait(mine)
+
+    async def _give_back_all(self, backend: B) -> None:
+        with self._mutex:
+            held = list(self._held)
+        for hold in held:
+            hold.lost("its locks were closed while it was held")
+            try:
+                await self._give_back(backend, hold)
+            except OnebeatError as trouble:
+                log.warning("lock %r could not be released and ends with its lease: %s", hold.name, trouble)
+
+    # ── what back ends may do differently ─────────────────────────────────────────────────────────────────────────────
+    def _twin(self) -> B:
+        return self._backend.twin()
+
+    def _make_beat(self) -> Beat:
+        """The thread that renews; a scheduler lends its own."""
+        return Keeper(self._twin, clock=self._clock)
+
+    def _end_beat(self, beat: Beat) -> None:
+        beat.stop()
+
+    def _renew(self, tx: Any, name: str, owner: str, ttl: int) -> bool:
+        """Renew once in a transaction of a scheduler's heartbeat thread."""
+        raise NotImplementedError
+
+    def _ready(self) -> None:
+        """Raise `NotStarted` where the back end is not open in this event loop."""
+        if self._loop is None:
+            words = "opened with `with`, so use `with` on its locks" if self._opened_sync else "not open"
+            raise NotStarted(f"these locks are {words}; `async with locks:` opens them in an event loop")
+        if asyncio.get_running_loop() is not self._loop:
+            raise NotStarted(
+                "these locks were opened in another event loop; open others here, or use `with` on a lock in a thread"
+            )
+
+    # ── for the lock objects ──────────────────────────────────────────────────────────────────────────────────────────
+    async def acquire(self, asked: Asking) -> HeldLease | None:
+        """Wait as asked; None: the time is over."""
+        task = asyncio.current_task()
+        assert task is not None
+        backend = self._usable()
+        hold = await self._wait(backend, asked, task, lambda: not task.done())
+        return None if hold is None else HeldLease(backend, hold, give_back=self._give_back, abandon=self._abandon)
+
+    def acquire_sync(self, asked: Asking) -> HeldSyncLease | None:
+        """As `acquire`, blocking."""
+        thread = threading.current_thread()
+        backend = self._portal.backend()
+        hold = self._portal.run(self._wait(backend, asked, thread, thread.is_alive))
+        return None if hold is None else HeldSyncLease(self._portal, hold, self._give_back)
+
+    def _usable(self) -> B:
+        self._ready()
+        return self._backend
+
+    async def _wait(self, backend: B, asked: Asking, who: object, alive: Callable[[], bool]) -> Hold | None:
+        self._refuse_nested(asked.name, who)
+        until = None if asked.wait is None else self._clock.boot() + asked.wait
+        tries = 0
+        with self._bells.waiting(asked.name) as bell:
+            while True:
+                hold = await self._try(backend, asked, who, alive)
+                if hold is not None:
+                    return hold
+                tries += 1
+                nap = jittered(tries)
+                if until is not None:
+                    left = (until - self._clock.boot()) / SECOND
+                    if left <= 0:
+                        return None
+                    nap = min(nap, left)
+                await bell.sleep(nap)
+
+    async def _try(self, backend: B, asked: Asking, who: object, alive: Callable[[], bool]) -> Hold | None:
+        """One attempt; when the caller goes away in mid-call, what it may still be granted is given back."""
+        owner = secrets.token_hex(16)
+        sent = self._clock.boot()
+        asking_now = asyncio.ensure_future(backend.acquire(asked.name, owner, asked.ttl, holder()))
+        try:
+            fence = await asyncio.shield(asking_now)
+        except BaseException:
+            self._in_background(self._undo(backend, asking_now, asked.name, owner))
+            raise
+        if fence is None:
+            return None
+        hold = Hold(
+            name=asked.name, owner=owner, fence=fence, ttl=asked.ttl, sent=sent, leased=backend.leased,
+            clock=self._clock, alive=alive, renewal=self._renew, holder=who,
+        )  # fmt: skip
+        if not hold.trusted:  # the answer took longer than the lease is trusted
+            await self._release(backend, asked.name, owner)
+            return None
+        self._keep(hold)
+        return hold
+
+    def _keep(self, hold: Hold) -> None:
+        with self._mutex:
+            self._held.add(hold)
+            if self._beat is None:
+                self._beat = self._make_beat()
+            beat = self._beat
+        beat.add(hold)
+
+    def _forget(self, hold: Hold) -> None:
+        with self._mutex:
+            self._held.discard(hold)
+            beat = self._beat
+        if beat is not None:
+            beat.remove(hold)
+
+    async def _give_back(self, backend: Backend, hold: Hold) -> bool:
+        """Release at the back end, whatever becomes of the caller."""
+        self._forget(hold)
+        return await asyncio.shield(self._in_background(self._release(backend, hold.name, hold.owner)))
+
+    def _abandon(self, backend: Backend, hold: Hold) -> None:
+        """A lost lease may still lie there until it ends: try to free it, expect nothing."""
+        self._forget(hold)
+        self._in_background(self._release(backend, hold.name, hold.owner))
+
+    async def _release(self, backend: Backend, name: str, owner: str) -> bool:
+        kept = await backend.release(name, owner)
+        self.look(name)
+        return kept
+
+    async def _undo(self, backend: B, asking_now: asyncio.Future[int | None], name: str, owner: str) -> None:
+        await asyncio.wait([asking_now])
+        if asking_now.cancelled() or asking_now.exception() is not None or asking_now.result() is not None:
+            await self._release(backend, name, owner)
+
+    def _in_background(self, work: Any) -> asyncio.Task[Any]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and isinstance(task.exception(), OnebeatError):
+            log.debug("a lock could not be given back and ends with its lease: %s", task.exception())
+
+    def _refuse_nested(self, name: str, who: object) -> None:
+        with self._mutex:
+            mine = [hold for hold in self._held if hold.name == name and hold.holder is who and hold.trusted]
+        if mine:
+            raise LockTimeout(
+                f"lock {name!r} is held by this very {'task' if isinstance(who, asyncio.Task) else 'thread'} "
+                f"(fence {mine[0].fence}), so waiting for it would never end; locks are not re-entrant"
+            )
+
+
+def _nothing() -> None:
+    return

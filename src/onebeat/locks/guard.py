@@ -1,0 +1,77 @@
+"""fence_guard: a stale writer is refused inside the user's own transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from functools import lru_cache
+from typing import TYPE_CHECKING, overload
+
+from sqlalchemy import Connection
+
+from onebeat.errors import ConfigurationError, LeaseLost
+from onebeat.locks.asking import lock_name
+from onebeat.store.locks import guard
+from onebeat.store.tables import Tables, build
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+    from sqlalchemy.orm import Session
+
+_tables = lru_cache(maxsize=16)(build)
+
+
+@overload
+def fence_guard(
+    session: AsyncSession | AsyncConnection,
+    resource: str,
+    fence: int,
+    *,
+    table_prefix: str = ...,
+    schema: str | None = ...,
+) -> Awaitable[None]: ...
+
+
+@overload
+def fence_guard(
+    session: Session | Connection, resource: str, fence: int, *, table_prefix: str = ..., schema: str | None = ...
+) -> None: ...
+
+
+def fence_guard(
+    session: AsyncSession | AsyncConnection | Session | Connection,
+    resource: str,
+    fence: int,
+    *,
+    table_prefix: str = "onebeat_",
+    schema: str | None = None,
+) -> Awaitable[None] | None:
+    """Refuse a stale writer: raises `LeaseLost` when a larger fence has been here before.
+
+    Call it in the transaction that does the writing, before or after the writes: ``await fence_guard(session, "report",
+    lease.fence)`` with an `AsyncSession` or `AsyncConnection`, without ``await`` with a `Session` or `Connection`.
+    It remembers the largest fence of each resource in onebeat's tables of that database (`table_prefix`, `schema`) and
+    keeps the row locked until the transaction ends, so guarded writers follow each other. When it raises, let the
+    transaction roll back. Fences of different locks must not guard one resource: they are not comparable.
+    """
+    if isinstance(fence, bool) or not isinstance(fence, int) or fence < 0:
+        raise ConfigurationError(f"a fence is the number `lease.fence`, and this is {fence!r:.80}")
+    tables, name = _tables(table_prefix, schema), lock_name(resource)
+    run_sync = getattr(session, "run_sync", None)
+    if run_sync is not None:
+
+        async def guarded() -> None:
+            await run_sync(_guard, tables, name, fence)
+
+        return guarded()
+    _guard(session, tables, name, fence)  # type: ignore[arg-type]  # the asynchronous kinds have run_sync
+    return None
+
+
+def _guard(session: Session | Connection, tables: Tables, resource: str, fence: int) -> None:
+    connection = session if isinstance(session, Connection) else session.connection()
+    largest = guard(connection, tables, resource, fence)
+    if largest > fence:
+        raise LeaseLost(
+            f"{resource!r} was written under fence {largest}, and this writer holds fence {fence}: "
+            "its lease was lost and somebody else has been here since; let this transaction roll back"
+        )

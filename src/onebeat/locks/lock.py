@@ -1,0 +1,98 @@
+"""A lock by name on some back end: `async with`, `with`, and trying once."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from dataclasses import replace
+from types import TracebackType
+from typing import Protocol
+
+from onebeat.errors import LockTimeout
+from onebeat.locks.asking import Asking
+from onebeat.locks.lease import HeldLease
+from onebeat.locks.portal import HeldSyncLease
+from onebeat.timing.clock import SECOND
+
+
+class Acquirer(Protocol):
+    """What a lock asks of its `LocksOn`."""
+
+    async def acquire(self, asked: Asking) -> HeldLease | None:
+        """Wait as asked; None: the time is over."""
+
+    def acquire_sync(self, asked: Asking) -> HeldSyncLease | None:
+        """As `acquire`, blocking."""
+
+
+class BackendLock:
+    """The `Lock` of every back end here; it may be used again, and by several tasks and threads."""
+
+    def __init__(self, locks: Acquirer, asked: Asking) -> None:
+        self._locks = locks
+        self._asked = asked
+        self._entered: dict[object, HeldLease | HeldSyncLease] = {}  # by the task or thread that is inside
+
+    @property
+    def name(self) -> str:
+        """What excludes whom."""
+        return self._asked.name
+
+    def __repr__(self) -> str:
+        return f"<Lock {self.name!r} of {self._locks!r}>"
+
+    async def acquire(self) -> HeldLease:
+        """Wait for the lock; raises `LockTimeout` when `wait` is over, or when this very task holds it."""
+        lease = await self._locks.acquire(self._asked)
+        if lease is None:
+            raise self._too_late()
+        return lease
+
+    async def try_acquire(self) -> HeldLease | None:
+        """Try once, whatever `wait` says; None: somebody holds it."""
+        try:
+            return await self._locks.acquire(replace(self._asked, wait=0))
+        except LockTimeout:  # this very task holds it
+            return None
+
+    def acquire_sync(self) -> HeldSyncLease:
+        """As `acquire`, blocking, for threads and scripts."""
+        lease = self._locks.acquire_sync(self._asked)
+        if lease is None:
+            raise self._too_late()
+        return lease
+
+    def try_acquire_sync(self) -> HeldSyncLease | None:
+        """As `try_acquire`, blocking, for threads and scripts."""
+        try:
+            return self._locks.acquire_sync(replace(self._asked, wait=0))
+        except LockTimeout:  # this very thread holds it
+            return None
+
+    async def __aenter__(self) -> HeldLease:
+        lease = await self.acquire()
+        self._entered[asyncio.current_task()] = lease
+        return await lease.__aenter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        lease = self._entered.pop(asyncio.current_task())
+        assert isinstance(lease, HeldLease)
+        await lease.__aexit__(kind, error, trace)
+
+    def __enter__(self) -> HeldSyncLease:
+        lease = self.acquire_sync()
+        self._entered[threading.current_thread()] = lease
+        return lease.__enter__()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        lease = self._entered.pop(threading.current_thread())
+        assert isinstance(lease, HeldSyncLease)
+        lease.__exit__(kind, error, trace)
+
+    def _too_late(self) -> LockTimeout:
+        waited = "it was tried once" if not self._asked.wait else f"waited {self._asked.wait / SECOND:g} s"
+        return LockTimeout(f"lock {self.name!r} is held by somebody else ({waited}); `locks.list()` says by whom")

@@ -1,0 +1,148 @@
+"""What the engine announces, in words: which event is worth which level."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from onebeat.model import events as e
+from onebeat.model.seams import Unit
+from onebeat.timing.clock import from_us
+from onebeat.tracking.context import Cell, Tracking
+
+log = logging.getLogger("onebeat")
+jobs = logging.getLogger("onebeat.jobs")
+schedules = logging.getLogger("onebeat.schedules")
+
+
+def word(event: e.Event) -> None:
+    """Write the event to its logger; an event without words here is not logged.
+
+    >>> word(e.QueueUnserved(task="charge", queue="billing"))
+    """
+    wording = _WORDS.get(type(event))
+    if wording is not None:
+        wording(event)
+
+
+def _about(event: e.JobEvent) -> dict[str, Any]:
+    """The job as the unit of the record, so that its ids stand where they stand on the job's own records."""
+    job = str(event.job_id)
+    unit = Unit(
+        kind="job", id=job, task=event.task, attempt=event.attempt, queue=event.queue, schedule_id=event.schedule_id
+    )
+    return {"onebeat_unit": Tracking(event.tracking_id, "job", job, Cell(), job=unit)}
+
+
+def _settled(event: e.JobSettled) -> None:
+    level = logging.INFO
+    if event.state == "failed":
+        level = logging.ERROR
+    elif event.ending in ("error", "timeout", "lost", "undecodable"):
+        level = logging.WARNING
+    if not jobs.isEnabledFor(level):
+        return
+    words = f"job {event.task} {event.ending} after {event.seconds:.3f} s"
+    if event.state not in ("succeeded", event.ending):
+        words += f", now {event.state}" + (f" ({event.reason})" if event.reason else "")
+    if event.retry_in is not None:
+        words += f", again in {event.retry_in:.1f} s"
+    if event.error:
+        words += f": {event.error}"
+    jobs.log(level, "%s", words, extra=_about(event) | _outcome(event))
+
+
+def _outcome(event: e.JobSettled) -> dict[str, Any]:
+    values = {"state": event.state, "ending": event.ending, "reason": event.reason, "duration_ms": event.seconds * 1000}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _fired(event: e.ScheduleFired) -> None:
+    level = logging.INFO if event.decision == "started" else logging.WARNING
+    if schedules.isEnabledFor(level):
+        about: dict[str, Any] = {
+            "schedule_id": event.schedule_id,
+            "fire_key": event.fire_key,
+            "decision": event.decision,
+        }
+        if event.tracking_id is not None:
+            about["onebeat_unit"] = Tracking(event.tracking_id, "fire", event.fire_key, Cell())
+        words = f"schedule {event.schedule_id} {event.decision} for {from_us(event.fire_us).isoformat()}"
+        schedules.log(level, "%s", words + (f": {event.reason}" if event.reason else ""), extra=about)
+
+
+def _said(logger: logging.Logger, level: int, text: Callable[[Any], str]) -> Callable[[Any], None]:
+    def wording(event: Any) -> None:
+        if logger.isEnabledFor(level):
+            extra = _about(event) if isinstance(event, e.JobEvent) else None
+            logger.log(level, "%s", text(event), extra=extra)
+
+    return wording
+
+
+_WORDS: dict[type[e.Event], Callable[[Any], None]] = {
+    e.WorkerStarted: _said(
+        log,
+        logging.INFO,
+        lambda v: (
+            f"worker {v.worker_id} serves {v.tasks} tasks and {v.schedules} schedules on {v.database}, "
+            f"{v.slots} slots, up to {v.connections} connections"
+        ),
+    ),
+    e.WorkerDraining: _said(
+        log, logging.INFO, lambda v: f"waiting for {v.running} running jobs: {', '.join(v.waiting_for)}"
+    ),
+    e.WorkerStopped: _said(log, logging.INFO, lambda v: f"worker {v.worker_id} stopped; {v.returned} jobs given back"),
+    e.WorkerLost: _said(
+        log, logging.ERROR, lambda v: f"worker {v.worker_id} lost its lease ({v.reason}); its jobs here were stopped"
+    ),
+    e.WorkerDied: _said(
+        log, logging.WARNING, lambda v: f"worker {v.worker_id} on {v.host} (pid {v.pid}) is dead; rescuing its jobs"
+    ),
+    e.ScheduleFired: _fired,
+    e.FireConflict: _said(
+        schedules,
+        logging.ERROR,
+        lambda v: (
+            f"schedule {v.schedule_id}: {v.fire_key} has a record already though the schedule had not moved; "
+            "was a table restored or edited? it was not fired again"
+        ),
+    ),
+    e.ScheduleSkipping: _said(schedules, logging.WARNING, lambda v: v.warning),
+    e.ScheduleUnreadable: _said(
+        schedules,
+        logging.ERROR,
+        lambda v: f"schedule {v.schedule_id} is due and cannot be read here ({v.problem}); it waits for code that can",
+    ),
+    e.JobSettled: _settled,
+    e.SettlementLost: _said(
+        jobs,
+        logging.WARNING,
+        lambda v: f"job {v.task} ended here ({v.ending}), but it is no longer ours; nothing was written",
+    ),
+    e.JobRescued: _said(
+        jobs,
+        logging.WARNING,
+        lambda v: f"job {v.task} of dead worker {v.from_worker}: {v.state}" + (f" ({v.reason})" if v.reason else ""),
+    ),
+    e.ThreadOverran: _said(
+        jobs,
+        logging.WARNING,
+        lambda v: (
+            f"job {v.task} ran past its timeout of {v.timeout:g} s in a thread, which cannot be ended; "
+            "its slot stays taken and the retry waits until it returns"
+        ),
+    ),
+    e.ValueDropped: _said(
+        jobs, logging.WARNING, lambda v: f"the value of {v.task} was not stored, the job succeeded: {v.problem}"
+    ),
+    e.DatabaseTrouble: _said(
+        log, logging.WARNING, lambda v: f"{v.part}: {v.problem}; trying again in {v.retry_in:.1f} s"
+    ),
+    e.DatabaseBack: _said(log, logging.INFO, lambda v: f"{v.part}: the database answers again after {v.after:.1f} s"),
+    e.PartFailed: _said(log, logging.ERROR, lambda v: f"{v.part} failed, trying again: {v.problem}"),
+    e.QueueUnserved: _said(
+        log, logging.WARNING, lambda v: f"no live worker serves queue {v.queue!r}, which task {v.task!r} uses"
+    ),
+}

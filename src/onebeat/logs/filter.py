@@ -1,0 +1,56 @@
+"""TrackingFilter: the tracking id on every record, for handlers and formatters that are not onebeat's."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+from onebeat.tracking.context import Tracking, current, tracking_of
+
+SERVERS = ("uvicorn", "gunicorn", "hypercorn")
+
+
+class TrackingFilter(logging.Filter):
+    """Gives each record `tracking_id`, for formats such as `"%(tracking_id)s %(message)s"`; `missing` outside any unit.
+
+    >>> record = logging.makeLogRecord({})
+    >>> TrackingFilter().filter(record), record.tracking_id
+    (True, '-')
+    """
+
+    def __init__(self, missing: str = "-") -> None:
+        super().__init__()
+        self._missing = missing
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Always True: it adds, and drops nothing."""
+        unit = unit_of(record)
+        record.onebeat_unit = unit  # onebeat's own handler reads it, also behind someone else's queue
+        record.tracking_id = self._missing if unit is None else unit.tracking_id
+        return True
+
+
+def unit_of(record: logging.LogRecord) -> Tracking | None:
+    """The unit a record belongs to.
+
+    An exception remembers the unit it left, so a server's traceback belongs to its request. Without an exception, what
+    a server says after a request has ended is not about that request, even where its context still holds it.
+    """
+    attributes = record.__dict__
+    if "onebeat_unit" in attributes:
+        noted = attributes["onebeat_unit"]
+        return noted if isinstance(noted, Tracking) else None
+    unit = current()
+    if unit is not None and not unit.cell.closed:
+        return unit
+    return _after_the_unit(record, unit)
+
+
+def _after_the_unit(record: logging.LogRecord, unit: Tracking | None) -> Tracking | None:
+    info = record.exc_info
+    if info:
+        error = info[1] if isinstance(info, tuple) and len(info) == 3 else sys.exc_info()[1]
+        return tracking_of(error) or unit
+    if unit is not None and str(record.name).startswith(SERVERS):
+        return None
+    return unit

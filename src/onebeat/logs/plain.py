@@ -1,0 +1,141 @@
+"""Any object as plain JSON values, within limits of depth, length and number; never an exception."""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections.abc import Callable, Mapping, Set as AbstractSet
+from dataclasses import fields, is_dataclass
+from datetime import date, datetime, time, timedelta
+from typing import Any, Final
+
+from onebeat.logs.redact import REDACTED, without_secrets
+
+FIELD_LIMIT: Final = 8 * 1024  # characters of one text value
+DEPTH_LIMIT: Final = 8  # containers within containers
+ITEM_LIMIT: Final = 128  # members of one container
+NODE_LIMIT: Final = 2_000  # values in one record, so that wide cycles end
+_BIG = 1 << 63  # numbers beyond 64 bits lose digits in most readers of JSON
+
+Secret = Callable[[str, object], bool]
+
+
+def plain(value: object, secret: Secret) -> Any:
+    """The value as null, boolean, number, text, list or mapping; secrets replaced, long things cut with a marker.
+
+    >>> from onebeat.logs.redact import Redactor
+    >>> plain({"user": 7, "password": "x", "at": float("nan"), "raw": b"\\xff"}, Redactor())
+    {'user': 7, 'password': '[redacted]', 'at': None, 'raw': '\\\\xff'}
+    """
+    return _Plain(secret).value(value, 0)
+
+
+def clip(text: str, limit: int = FIELD_LIMIT) -> str:
+    """At most `limit` characters and a marker that says how many are missing.
+
+    >>> clip("abcdef", 4)
+    'abcd…[+2 characters]'
+    """
+    if len(text) <= limit:
+        return text
+    return f"{text[:limit]}…[+{len(text) - limit} characters]"
+
+
+def described(value: object) -> str:
+    """`str(value)`; if that fails, what the value is and how it failed."""
+    try:
+        return str.__str__(str(value))
+    except Exception as error:  # noqa: BLE001 - whatever a user's __str__ raises must not lose the record
+        return f"<{kind(value)}: __str__ raised {kind(error)}>"
+
+
+def shown(value: object) -> str:
+    """`repr(value)`; if that fails, what the value is and how it failed."""
+    try:
+        return str.__str__(repr(value))
+    except Exception as error:  # noqa: BLE001 - whatever a user's __repr__ raises must not lose the record
+        return f"<{kind(value)}: __repr__ raised {kind(error)}>"
+
+
+def kind(value: object) -> str:
+    """The name of the value's class, which hostile metaclasses cannot make fail."""
+    return str(type.__getattribute__(type(value), "__name__"))
+
+
+class _Plain:
+    """One conversion; counts its values so that it ends."""
+
+    __slots__ = ("_left", "_secret")
+
+    def __init__(self, secret: Secret) -> None:
+        self._secret = secret
+        self._left = NODE_LIMIT
+
+    def value(self, value: object, depth: int) -> Any:
+        self._left -= 1
+        if value is None or value is True or value is False:
+            return value
+        if self._left < 0:
+            return "…[too many values]"
+        try:
+            return self._scalar(value, depth)
+        except Exception as error:  # noqa: BLE001 - hostile subclasses of anything may raise anything
+            return f"<{kind(value)}: {kind(error)}>"
+
+    def _scalar(self, value: object, depth: int) -> Any:
+        if isinstance(value, enum.Enum):
+            return self.value(value.value, depth + 1) if depth < DEPTH_LIMIT else described(value)
+        if isinstance(value, str):
+            return clip(without_secrets(str.__str__(value)))
+        if isinstance(value, int):
+            return int(value) if -_BIG <= value < _BIG else _number(value)
+        if isinstance(value, float):
+            return float(value) if math.isfinite(value) else None
+        if isinstance(value, (bytes, bytearray, memoryview)):
+            raw = bytes(value[: FIELD_LIMIT + 1])
+            return clip(without_secrets(raw.decode("utf-8", "backslashreplace")))
+        if isinstance(value, (datetime, date, time)):
+            return value.isoformat()
+        if isinstance(value, timedelta):
+            return value.total_seconds()
+        if isinstance(value, BaseException):
+            return clip(without_secrets(f"{kind(value)}: {described(value)}"))
+        return self._container(value, depth)
+
+    def _container(self, value: object, depth: int) -> Any:
+        is_record = is_dataclass(value) and not isinstance(value, type)
+        is_mapping = isinstance(value, Mapping)
+        is_list = isinstance(value, (list, tuple, AbstractSet))
+        if not (is_record or is_mapping or is_list):
+            return clip(without_secrets(described(value)))
+        if depth >= DEPTH_LIMIT:
+            return f"…[{kind(value)} too deep]"
+        if is_record:
+            return self._mapping(((field.name, getattr(value, field.name, None)) for field in fields(value)), depth)  # type: ignore[arg-type]  # is_dataclass was asked above
+        if is_mapping:
+            return self._mapping(value.items(), depth)  # type: ignore[attr-defined]  # isinstance was asked above
+        return self._list(value, depth)
+
+    def _mapping(self, pairs: Any, depth: int) -> dict[str, Any]:
+        result: dict[str, Any] = {}
+        for key, value in pairs:
+            if len(result) >= ITEM_LIMIT or self._left < 0:
+                result["…"] = "[more left out]"
+                break
+            name = clip(key if type(key) is str else described(key), 256)
+            result[name] = REDACTED if self._secret(name, value) else self.value(value, depth + 1)
+        return result
+
+    def _list(self, values: Any, depth: int) -> list[Any]:
+        result: list[Any] = []
+        for value in values:
+            if len(result) >= ITEM_LIMIT or self._left < 0:
+                result.append("…[more left out]")
+                break
+            result.append(self.value(value, depth + 1))
+        return result
+
+
+def _number(value: int) -> str:
+    bits = int.bit_length(value)
+    return int.__repr__(value) if bits < 4_000 else f"<integer of {bits} bits>"

@@ -1,0 +1,294 @@
+"""A log record as one line of JSON of a documented schema, made in the caller, whatever the record holds."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+import time
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from onebeat.logs.access import recognised
+from onebeat.logs.encoder import decode, encode, quote, to_json, to_line
+from onebeat.logs.factory import Record
+from onebeat.logs.failure import Failure, captured
+from onebeat.logs.filter import unit_of
+from onebeat.logs.plain import FIELD_LIMIT, clip, described, kind, plain, shown
+from onebeat.logs.queue import Entry
+from onebeat.logs.redact import REDACTED, SECRET_WORDS, Redactor, without_secrets
+from onebeat.tracking.context import Tracking, current
+from onebeat.tracking.otel import active_span
+from onebeat.tracking.traceparent import Trace
+
+ALWAYS: Final = ("ts", "level", "logger", "msg", "tracking_id", "src", "func", "pid", "process", "thread")
+"""Fields that every record has; null where there is nothing to say."""
+
+MESSAGE_LIMIT: Final = 32 * 1024  # characters
+LINE_LIMIT: Final = 48 * 1024  # bytes of a line without its exception
+_NESTED = 3  # log calls inside a __str__ inside a log call …; deeper ones are not formatted
+
+_STANDARD = frozenset(logging.LogRecord("", 0, "", 0, "", (), None).__dict__) | {"taskName"}
+_STANDARD_COUNT = len(logging.LogRecord("", 0, "", 0, "", (), None).__dict__)
+_UNWANTED = _STANDARD | {"message", "asctime", "color_message", "onebeat_unit"}
+_KNOWN = frozenset((logging.LogRecord, Record))
+_SCALARS = frozenset((str, int, float, bool, type(None)))
+_BIG = 1 << 63
+_REMEMBERED = 2_000  # places in the code, and names of fields
+
+
+_UnitText = tuple[str, frozenset[str]]  # JSON that begins with a comma, and the names in it
+_NOTHING: frozenset[str] = frozenset()
+
+
+class RecordEncoder:
+    """Makes entries for the queue. Reads the tracking context and every argument now, so that nothing changes later.
+
+    `fields` renames fields of the schema (`{"ts": "@timestamp"}`) or leaves them out (`{"func": None}`).
+    `redact` are the words that make a key secret. Never raises.
+    """
+
+    def __init__(self, *, fields: Mapping[str, str | None] | None = None, redact: Iterable[str] = SECRET_WORDS) -> None:
+        self.names = dict(fields or {})
+        self._secret = Redactor(redact)
+        self._taken = frozenset(self._name(field) for field in (*ALWAYS, "exc", "stack"))
+        self._no_unit = (self._pairs((("tracking_id", None),)), _NOTHING)
+        self._open = f'{{{quote(self._name("ts"))}:"'.replace("%", "%%")
+        self._second = (0, "")  # a second, and its line up to the point
+        self._sites: dict[Any, tuple[str, str]] = {}
+        self._leads: dict[str, str] = {}  # of fields that are no secret and need no other name: ',"user_id":'
+        self._nesting = threading.local()
+
+    def encode(self, record: logging.LogRecord) -> Entry:
+        """The record's moment, level and line, with its exception if it has one."""
+        try:
+            return self._encode(record)
+        except Exception as error:  # noqa: BLE001 - a record that cannot be encoded must neither raise nor vanish
+            return self._last_resort(record, error)
+
+    def losses(self, lost: Mapping[int, int], sink: str) -> Entry:
+        """The record that tells how many lines a sink could not take, by level."""
+        counts = {logging.getLevelName(level): count for level, count in sorted(lost.items())}
+        record = logging.LogRecord("onebeat.logs", logging.WARNING, __file__, 0, "", (), None, "losses")
+        record.msg = f"{sum(lost.values())} log records were dropped: the {sink} could not keep up"
+        record.__dict__.update(dropped=counts, sink=sink)
+        return self.encode(record)
+
+    # ── the way of nearly every record: text put together from fragments that repeat ──────────────────────────────────
+    def _encode(self, record: logging.LogRecord) -> Entry:
+        if record.name == "uvicorn.access":
+            record = recognised(record)
+        created = record.created
+        second, stamp = self._second
+        micros = (created - second) * 1_000_000
+        if not 0 <= micros < 1_000_000:
+            second, stamp = self._second = self._stamp(created)
+            micros = (created - second) * 1_000_000
+        attributes = record.__dict__
+        head, tail = self._site(attributes)
+        message, args = record.msg, record.args
+        if type(message) is not str or (args and not (type(args) is tuple and _SCALARS.issuperset(map(type, args)))):
+            message = self._merged(record)
+        elif args:
+            try:
+                message = message % args
+            except Exception:  # noqa: BLE001 - arguments that do not fit the message: both are shown
+                message = self._merged(record)
+        if len(message) > MESSAGE_LIMIT or "://" in message or "earer" in message:
+            message = without_secrets(clip(message, MESSAGE_LIMIT))
+        failed = record.exc_info or record.exc_text or record.stack_info
+        more = len(attributes) > _STANDARD_COUNT
+        unit, taken = self._no_unit
+        found = current()
+        if "onebeat_unit" in attributes or (failed if found is None else found.cell.closed):
+            found = unit_of(record)  # it came with the record, or with an exception, or may be over
+        if found is not None:
+            unit, taken = self._unit(found)
+        extras = self._extras(record, attributes, taken) if more else ""
+        failure = None
+        if failed:
+            rest, failure = self._failure(record)
+            extras += rest
+        text = f"{stamp % micros}{head}{quote(message)}{unit}{tail}{extras}}}\n"
+        line = text.encode() if text.isascii() and "\x7f" not in text else to_line(text)
+        if len(line) > LINE_LIMIT:
+            line = encode(self._shrunk(decode(line)))
+        return created, record.levelno, line, failure
+
+    def _merged(self, record: logging.LogRecord) -> str:
+        """The message with its arguments; formatting that fails shows both instead."""
+        depth = getattr(self._nesting, "depth", 0)
+        if depth >= _NESTED:
+            return record.msg if type(record.msg) is str else f"<{kind(record.msg)}>"
+        self._nesting.depth = depth + 1
+        try:
+            return str.__str__(record.getMessage())
+        except Exception:  # noqa: BLE001 - wrong arguments, or a __str__ that raises: the record is worth more than its form
+            return f"{described(record.msg)} {shown(record.args)}"
+        finally:
+            self._nesting.depth = depth
+
+    def _site(self, of: dict[str, Any]) -> tuple[str, str]:
+        """What a place in the code repeats with each of its records: level and logger; source, process and thread."""
+        key = (
+            of["name"], of["levelname"], of["pathname"], of["lineno"],
+            of["funcName"], of["process"], of["processName"], of["threadName"],
+        )  # fmt: skip  # one line each would hide that it is one key
+        site = self._sites.get(key)
+        if site is None:
+            if len(self._sites) > _REMEMBERED:
+                self._sites.clear()
+            head = self._pairs((("level", key[1]), ("logger", key[0])))
+            tail = (("src", f"{_short(key[2])}:{key[3]}"), ("func", key[4]), ("pid", key[5]))
+            more = (("process", key[6]), ("thread", key[7]))
+            site = self._sites[key] = (f'Z"{head},{quote(self._name("msg"))}:', self._pairs(tail + more))
+        return site
+
+    def _stamp(self, created: float) -> tuple[int, str]:
+        """The second and a template for the moments in it: RFC 3339, UTC, microseconds."""
+        second = int(created // 1)
+        return second, f"{self._open}{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(second))}.%06d"
+
+    def _pairs(self, values: Iterable[tuple[str, Any]]) -> str:
+        """Fields of the schema as JSON, under the names the user wants, each led by a comma."""
+        names = self.names
+        secret = self._secret
+        return "".join(
+            f",{quote(name)}:{to_json(plain(value, secret))}"
+            for key, value in values
+            if (name := names.get(key, key)) is not None
+        )
+
+    def _name(self, field: str) -> str:
+        return self.names.get(field) or field
+
+    def _unit(self, unit: Tracking) -> _UnitText:
+        """The unit's ids, its trace, and the fields bound to it; the names they take."""
+        cell = unit.cell
+        memo = cell.memo
+        if memo is None or memo[0] is not self or memo[2] is not cell.fields or memo[3] is not cell.closed:
+            fields, closed = cell.fields, cell.closed
+            memo = cell.memo = (self, self._unit_text(unit, cell.span or unit.trace), fields, closed)
+        if (
+            "opentelemetry.trace" in sys.modules
+            and (span := active_span()) is not None
+            and span != (cell.span or unit.trace)
+        ):
+            return self._unit_text(unit, span)  # spans change within a unit
+        text: _UnitText = memo[1]
+        return text
+
+    def _unit_text(self, unit: Tracking, span: Trace | None) -> _UnitText:
+        values = unit.identity()
+        if span is not None:
+            values |= {"trace_id": span.trace_id, "span_id": span.span_id}
+        text = self._pairs(values.items())
+        taken = frozenset(self._name(field) for field in values)
+        for key, value in unit.fields.items():
+            text += self._extra(key, value, unit.fields, taken)
+        return text, taken | unit.fields.keys()
+
+    def _extras(self, record: logging.LogRecord, attributes: dict[str, Any], taken: frozenset[str]) -> str:
+        """The user's own fields: without secrets, within limits, under another name if theirs is taken."""
+        text = ""
+        known = type(record) in _KNOWN
+        for key in reversed(attributes) if known else tuple(attributes):
+            lead = self._leads.get(key)
+            if lead is None or key in taken:
+                if key in _STANDARD:
+                    if known:
+                        break  # what is added to a record stands behind what every record has
+                    continue
+                if key not in _UNWANTED and not (key == "tracking_id" and "onebeat_unit" in attributes):
+                    text = self._extra(key, attributes[key], attributes, taken) + text
+                continue
+            value = attributes[key]
+            kind_ = type(value)
+            if kind_ is str and len(value) <= FIELD_LIMIT and "://" not in value and "earer" not in value:
+                text = lead + quote(value) + text
+            elif kind_ is int and -_BIG <= value < _BIG:
+                text = f"{lead}{value}{text}"
+            else:
+                text = lead + self._json(value) + text
+        return text
+
+    def _extra(self, key: Any, value: Any, others: Mapping[str, Any], taken: frozenset[str]) -> str:
+        """A field seen for the first time, a secret, or one whose name is taken or left out."""
+        name = key if type(key) is str and len(key) <= 256 else clip(described(key), 256)
+        if self._secret(name, value):
+            value = REDACTED
+        renamed = self.names.get(name, name)
+        if renamed is None:
+            return ""
+        free = renamed
+        while free in self._taken or free in taken or (free != renamed and free in others):
+            free += "_"
+        lead = f",{quote(free)}:"
+        if free == key and not self._secret(name, "") and len(self._leads) < _REMEMBERED:
+            self._leads[name] = lead
+        return lead + self._json(value)
+
+    def _json(self, value: Any) -> str:
+        return to_json(plain(value, self._secret))
+
+    def _failure(self, record: logging.LogRecord) -> tuple[str, Failure | None]:
+        """The stack, and last the place where the writer will render the exception."""
+        text = self._pairs((("stack", described(record.stack_info)),)) if record.stack_info else ""
+        name = self.names.get("exc", "exc")
+        if name is None:
+            return text, None
+        info = record.exc_info
+        if isinstance(info, tuple) and len(info) == 3 and isinstance(info[1], BaseException):
+            return f"{text},{quote(name)}:null", captured(info[1], info[2])
+        if record.exc_text:  # rendered by someone before us (a stock queue handler)
+            value = {"type": None, "msg": None, "text": clip(without_secrets(described(record.exc_text)))}
+            return f"{text},{quote(name)}:{to_json(value)}", None
+        return text, None
+
+    # ── the way of records that are too large or too strange ──────────────────────────────────────────────────────────
+    def _shrunk(self, values: dict[str, Any]) -> dict[str, Any]:
+        """The same with the message cut and the largest fields replaced by a marker; the place of `exc` stays last."""
+        small: dict[str, Any] = {}
+        room = LINE_LIMIT // 2
+        message = self.names.get("msg", "msg")
+        for key, value in values.items():
+            if key == message and isinstance(value, str):
+                value = clip(value, FIELD_LIMIT // 2)
+            size = len(to_json(value).encode())
+            if size > 256 and size > room:
+                value = f"…[{size} bytes left out]"
+            else:
+                room -= size
+            small[key] = value
+        return small
+
+    def _last_resort(self, record: logging.LogRecord, error: Exception) -> Entry:
+        """A record whose own attributes are no text and no numbers."""
+        attributes = vars(record)
+        created = attributes.get("created")
+        created = created if isinstance(created, (int, float)) and 0 <= created < 1e11 else time.time()
+        level = attributes.get("levelno")
+        values = {
+            "ts": datetime.fromtimestamp(created, UTC).isoformat(timespec="microseconds")[:-6] + "Z",
+            "level": described(attributes.get("levelname")),
+            "logger": described(attributes.get("name")),
+            "msg": clip(without_secrets(described(attributes.get("msg")))),
+            "tracking_id": None,
+            "src": f"{described(attributes.get('pathname'))}:{described(attributes.get('lineno'))}",
+            "func": described(attributes.get("funcName")),
+            "pid": plain(attributes.get("process"), self._secret),
+            "process": described(attributes.get("processName")),
+            "thread": described(attributes.get("threadName")),
+            "encoding_error": clip(f"{kind(error)}: {described(error)}", 512),
+        }
+        values = {key: clip(value, 1024) if isinstance(value, str) else value for key, value in values.items()}
+        names = self.names
+        renamed = {name: value for key, value in values.items() if (name := names.get(key, key)) is not None}
+        return created, level if isinstance(level, int) else logging.ERROR, encode(renamed), None
+
+
+def _short(path: object) -> str:
+    text = clip(described(path), 1024)
+    roots = [root for root in sys.path if root and text.startswith(root.rstrip("/\\") + "/")]
+    return text[len(max(roots, key=len).rstrip("/\\")) + 1 :] if roots else text

@@ -1,0 +1,308 @@
+"""Setting logs up, flushing them, and ending them with the server."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from onebeat.errors import ConfigurationError
+from onebeat.logs import access as access_log, exits, factory
+from onebeat.logs.console import Console, is_terminal
+from onebeat.logs.files import DatedFiles
+from onebeat.logs.handler import LogHandler
+from onebeat.logs.queue import BYTES, RECORDS
+from onebeat.logs.record import RecordEncoder
+from onebeat.logs.redact import SECRET_WORDS
+from onebeat.logs.text import TextView
+from onebeat.logs.writer import Sink, Writer, WriterStats
+
+ConsoleKind = Literal["auto", "json", "text"]
+SERVER_LOGGERS = (
+    "uvicorn",
+    "uvicorn.error",
+    "uvicorn.access",
+    "uvicorn.asgi",
+    "gunicorn.error",
+    "gunicorn.access",
+    "hypercorn.error",
+    "hypercorn.access",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Active:
+    """The handler in use and what it was made from."""
+
+    handler: LogHandler
+    options: dict[str, Any]
+    words: str  # for the start line
+
+
+_active: _Active | None = None
+_open = 0  # lifespans that are running
+
+
+def setup_logging(
+    *,
+    level: int | str = "INFO",
+    console: ConsoleKind | None = "auto",
+    directory: str | os.PathLike[str] | None = None,
+    keep_days: int | None = 7,
+    per_process: bool = False,
+    fields: Mapping[str, str | None] | None = None,
+    name: str = "app",
+    stream: Literal["stderr", "stdout"] = "stderr",
+    utc: bool = True,
+    access: bool = True,
+    access_exclude: Sequence[str] = (),
+    redact: Sequence[str] = SECRET_WORDS,
+    write_through: int | str | None = None,
+    queue_records: int = RECORDS,
+    queue_bytes: int = BYTES,
+    finish_at_sigterm: bool = False,
+) -> None:
+    """Send everything logged through `logging` to JSON lines, written by a thread, so that no log call does I/O.
+
+    Calling it again replaces the former setup. Handlers for the terminal that others put on the root logger and on the
+    loggers of uvicorn, gunicorn and hypercorn are removed, so that each record appears once; other handlers stay.
+
+    - `console`: `"auto"` is text on a terminal and JSON elsewhere; `None` is no console. `stream` says which.
+    - `directory`: files `<name>-<date>.log`, made if missing; `None` is no files. No sink at all is no error.
+    - `keep_days`: full days kept before today; `None` keeps all. Dates are UTC, or local with `utc=False`.
+    - `per_process`: a file of its own for each process, also chosen where the disk is not known to be local.
+    - `fields`: other names for fields of the schema, `None` leaves one out: `{"ts": "@timestamp", "msg": "message"}`.
+    - `access`: onebeat's access log takes the place of the server's, once `install(app)` is used; successful requests
+      of the paths in `access_exclude` are left out.
+    - `redact`: words that make a key secret.
+    - `write_through`: records of this level and above are written before the log call returns.
+    - `queue_records`, `queue_bytes`: the bounds of what may wait for each sink.
+    - `finish_at_sigterm`: write what waits before SIGTERM ends a script; under `install(app)` this is not needed.
+
+    Raises `ConfigurationError` for values that cannot work.
+
+    >>> setup_logging(console=None)  # valid: nothing is written anywhere
+    >>> logging.getLogger("shop").info("nobody hears this")
+    >>> reset_logging()
+    """
+    options = {key: value for key, value in locals().items() if value is not None or key in ("console", "keep_days")}
+    options["directory"] = None if directory is None else os.fspath(directory)
+    root = logging.getLogger()
+    handler = configured_handler(**{key: value for key, value in options.items() if key != "level"})
+    for old in list(root.handlers):
+        if _is_terminal_handler(old):
+            root.removeHandler(old)
+    root.addHandler(handler)
+    root.setLevel(_level(level))
+    adopt_server_loggers()
+
+
+def configured_handler(
+    *,
+    console: ConsoleKind | None = "auto",
+    directory: str | os.PathLike[str] | None = None,
+    keep_days: int | None = 7,
+    per_process: bool = False,
+    fields: Mapping[str, str | None] | None = None,
+    name: str = "app",
+    stream: Literal["stderr", "stdout"] = "stderr",
+    utc: bool = True,
+    access: bool = True,
+    access_exclude: Sequence[str] = (),
+    redact: Sequence[str] = SECRET_WORDS,
+    write_through: int | str | None = None,
+    queue_records: int = RECORDS,
+    queue_bytes: int = BYTES,
+    finish_at_sigterm: bool = False,
+) -> LogHandler:
+    """The handler of `setup_logging` for use in `logging.config.dictConfig`, as `uvicorn_log_config` does."""
+    global _active
+    options = dict(locals())
+    _check(options)
+    encoder = RecordEncoder(fields=fields, redact=redact)
+    sinks: list[Sink] = []
+    words: list[str] = []
+    if console is not None:
+        text = console == "text" or (console == "auto" and is_terminal(stream))
+        view = TextView(encoder.names, colour=_wants_colour(stream)) if text else None
+        sinks.append(Console(stream, render=view.render if view else None))
+        words.append(f"{'text' if text else 'JSON'} on {stream}")
+    if directory is not None:
+        files = DatedFiles(directory, name=name, keep_days=keep_days, per_process=per_process, utc=utc)
+        sinks.append(files)
+        kept = "all kept" if keep_days is None else f"{keep_days} days kept"
+        own = ", a file a process" if files.per_process else ""
+        words.append(f"files {files.directory / name}-<date>.log ({kept}{own})")
+    writers = [
+        Writer(sink, report=encoder.losses, records=queue_records, max_bytes=queue_bytes, started=exits.watch_child)
+        for sink in sinks
+    ]
+    through = None if write_through is None else _level(write_through)
+    handler = LogHandler(encoder, writers, write_through=through)
+    _replace(handler)
+    _active = _Active(handler, options, " and ".join(words) or "nowhere")
+    access_log.want(access, access_exclude)
+    exits.watch(handler)
+    factory.use()
+    if finish_at_sigterm:
+        exits.finish_at_sigterm()
+    return handler
+
+
+def uvicorn_log_config(*, level: int | str = "INFO", **options: Any) -> dict[str, Any]:
+    """The options of `setup_logging` as a configuration for uvicorn: its own lines are JSON too, from the first on.
+
+    A plain mapping: give it to `uvicorn.run(log_config=…)`, or write it to a file for `uvicorn --log-config log.json`.
+    What waits is written before SIGTERM ends a process, the supervisor of `--workers` included.
+
+    >>> import json
+    >>> config = json.loads(json.dumps(uvicorn_log_config(console="json", directory="logs")))
+    >>> config["handlers"]["onebeat"]["directory"]
+    'logs'
+    """
+    if options.get("directory") is not None:
+        options["directory"] = os.fspath(options["directory"])
+    options.setdefault("finish_at_sigterm", True)
+    _check(options)
+    follow: dict[str, Any] = {"handlers": [], "level": "INFO", "propagate": True}
+    return {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "formatters": {
+            "default": {"format": "%(message)s"},
+            "access": {"format": "%(message)s"},
+        },  # uvicorn sets colours in them
+        "handlers": {"onebeat": {"()": "onebeat.logs.setup.configured_handler", **options}},
+        "root": {"handlers": ["onebeat"], "level": _level(level)},
+        "loggers": {name: dict(follow) for name in ("uvicorn", "uvicorn.error", "uvicorn.access")},
+    }
+
+
+def flush_logs(timeout: float = 5.0) -> bool:
+    """Wait until everything logged so far is written; False when `timeout` seconds did not suffice.
+
+    >>> flush_logs(timeout=1)
+    True
+    """
+    return _active is None or _active.handler.flush(timeout)
+
+
+def log_stats() -> list[WriterStats]:
+    """For each sink: lines waiting, written and lost, and errors, since the process started.
+
+    >>> log_stats()  # before setup_logging
+    []
+    """
+    return [] if _active is None else _active.handler.stats()
+
+
+def log_options() -> dict[str, Any] | None:
+    """The options of the present setup, to repeat it in a child process; None before `setup_logging`."""
+    return None if _active is None else {"level": logging.getLogger().level, **_active.options}
+
+
+def reset_logging() -> None:
+    """Write what waits and take onebeat's handler away again; for tests and embeddings."""
+    global _active
+    if _active is not None:
+        _replace(None)
+        _active = None
+        access_log.want(False)
+        factory.leave()
+
+
+# ── with the server ───────────────────────────────────────────────────────────────────────────────────────────────────
+def open_logs(*, access_layer: bool = False) -> None:
+    """At the start of a lifespan: take over the server's loggers, and its access log if our layer is in place."""
+    global _open
+    _open += 1
+    if _active is None:
+        return
+    _active.handler.resume()
+    adopt_server_loggers()
+    ours = access_layer and access_log.is_wanted()
+    if ours:
+        server = logging.getLogger("uvicorn.access")
+        server.handlers.clear()
+        server.propagate = False
+    access = "by onebeat, the server's is off" if ours else "the server's own"
+    logging.getLogger("onebeat.logs").info("logs go to %s; access log: %s", _active.words, access)
+
+
+def close_logs(timeout: float = exits.DEADLINE) -> None:
+    """At the end of the last lifespan: write what waits; later records are written by their callers.
+
+    Blocks up to `timeout` seconds for each sink: call it in a thread.
+    """
+    global _open
+    _open = max(0, _open - 1)
+    if _open == 0 and _active is not None:
+        exits.finish(timeout)
+
+
+def adopt_server_loggers() -> None:
+    """Let what uvicorn, gunicorn and hypercorn log reach the root logger, once, instead of handlers of their own."""
+    known = logging.root.manager.loggerDict
+    for name in SERVER_LOGGERS:
+        logger = known.get(name)
+        if not isinstance(logger, logging.Logger):
+            continue
+        own = [handler for handler in logger.handlers if _is_terminal_handler(handler)]
+        for handler in own:
+            logger.removeHandler(handler)
+        if own:
+            logger.propagate = True
+
+
+# ── helpers ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+def _replace(new: LogHandler | None) -> None:
+    """Write out and remove the handler in use."""
+    if _active is None:
+        return
+    old = _active.handler
+    root = logging.getLogger()
+    if old in root.handlers:
+        root.removeHandler(old)
+    old.retire(exits.DEADLINE)
+    exits.unwatch(old)
+
+
+def _is_terminal_handler(handler: logging.Handler) -> bool:
+    return type(handler) is logging.StreamHandler
+
+
+def _wants_colour(stream: str) -> bool:
+    return is_terminal(stream) and not os.environ.get("NO_COLOR")
+
+
+def _level(level: int | str) -> int:
+    number = logging.getLevelNamesMapping().get(level.upper()) if isinstance(level, str) else level
+    if not isinstance(number, int):
+        known = ", ".join(logging.getLevelNamesMapping())
+        raise ConfigurationError(f"unknown log level {level!r}; known are {known}, or a number")
+    return number
+
+
+def _check(options: Mapping[str, Any]) -> None:
+    """Raise `ConfigurationError` for what cannot work, before anything is changed."""
+    console, stream, keep = options.get("console", "auto"), options.get("stream", "stderr"), options.get("keep_days", 7)
+    if console not in ("auto", "json", "text", None):
+        raise ConfigurationError(f'console={console!r} is unknown; use "auto", "json", "text" or None')
+    if stream not in ("stderr", "stdout"):
+        raise ConfigurationError(f'stream={stream!r} is unknown; use "stderr" or "stdout"')
+    if keep is not None and (not isinstance(keep, int) or keep < 0):
+        raise ConfigurationError(f"keep_days={keep!r} cannot work; use a number of days from 0 on, or None to keep all")
+    name = options.get("name", "app")
+    if not name or Path(name).name != name:
+        raise ConfigurationError(f"name={name!r} cannot begin a file name; use letters, digits, '-' and '_'")
+    for key, least in (("queue_records", 10), ("queue_bytes", 128 * 1024)):
+        if options.get(key, least) < least:
+            raise ConfigurationError(f"{key}={options[key]!r} is too small to be of use; at least {least}")
+    if options.get("write_through") is not None:
+        _level(options["write_through"])
+    names = [new for new in (options.get("fields") or {}).values() if new is not None]
+    if len(set(names)) < len(names):
+        raise ConfigurationError(f"fields={dict(options['fields'])!r} gives two fields one name")

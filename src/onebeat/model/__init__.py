@@ -1,0 +1,1 @@
+"""Words: pure values, their decisions, and the protocols between rooms."""

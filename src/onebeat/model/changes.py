@@ -1,0 +1,141 @@
+"""Every other change of a schedule's fires: first fire, edit, resume, new zone data, fire_now, backfill."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from onebeat.errors import InvalidArguments, InvalidTrigger
+from onebeat.model.policies import Origin, Overlap
+from onebeat.model.schedule import PlannedFire, Schedule, Unfinished, gap_row, meet, started, waits_for
+from onebeat.timing.clock import MINUTE
+from onebeat.timing.rule import DueFire, Rule
+from onebeat.timing.triggers import At
+from onebeat.timing.zones import changed, fingerprint, stale
+
+AT_GRACE = MINUTE  # how far in the past an `At` may lie when it is declared
+BACKFILL = 1_000  # fires of one backfill without a `limit`
+
+
+def first_fire(trigger: Rule, now_us: int) -> int:
+    """`next_fire_us` of a new schedule: nothing before its creation is due, but an `At` at most a minute ago.
+
+    Raises `InvalidTrigger` when the trigger will never fire.
+    """
+    if isinstance(trigger, At) and now_us - AT_GRACE <= trigger.at_us:
+        return trigger.at_us
+    following = trigger.next_fire(now_us)
+    if following is None:
+        raise InvalidTrigger(f"{trigger.words()} lies in the past: it would never fire; give a time after now")
+    return following.at
+
+
+def edited(schedule: Schedule, trigger: Rule, now_us: int) -> int | None:
+    """`next_fire_us` after an edit: as it was, or for another trigger or zone the first after now and the last fire.
+
+    Raises `InvalidTrigger` when the new trigger will never fire.
+    """
+    if trigger == schedule.trigger:
+        return schedule.next_fire_us
+    return first_fire(trigger, max(now_us, schedule.last_fire_us or now_us))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resumption:
+    """What resuming a paused schedule does: its next fire, and the one row for what the pause left out."""
+
+    next_fire_us: int | None
+    finished: bool
+    fires: tuple[PlannedFire, ...]
+
+
+def resumed(schedule: Schedule, now_us: int) -> Resumption:
+    """Decide a resume at `now_us`: one gap row with reason `paused` where fires were left out; none is caught up."""
+    following = schedule.trigger.next_fire(now_us)
+    next_us = None if following is None else following.at
+    fires: tuple[PlannedFire, ...] = ()
+    since = schedule.next_fire_us
+    if since is not None and since <= now_us:
+        first = schedule.trigger.next_fire(since - 1)
+        last = schedule.trigger.previous_fire(now_us + 1)
+        if first is not None and last is not None and first.at <= last.at:
+            count = schedule.trigger.count(since - 1, now_us)
+            fires = (gap_row(first, last.at, count, "paused"),)
+    return Resumption(next_fire_us=next_us, finished=next_us is None, fires=fires)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rezoning:
+    """What a look at the zone's data says: the fingerprint to store, and the next fire under today's data."""
+
+    fingerprint: str
+    next_fire_us: int | None
+
+
+def rezoned(schedule: Schedule, stored: str | None, now_us: int, *, since_us: int) -> Rezoning | None:
+    """Compare the zone's data with the stored fingerprint; None: nothing to write.
+
+    `since_us`: all before this instant is decided (the latest of creation, edit and resume). An overdue schedule keeps
+    its due fires: the new next fire is the first after its last one.
+    """
+    name = schedule.trigger.timezone or "UTC"
+    if stored is not None and not changed(name, stored):
+        if not stale(stored, now_us):
+            return None
+        return Rezoning(fingerprint=fingerprint(name, now_us), next_fire_us=schedule.next_fire_us)
+    current = schedule.next_fire_us
+    if stored is not None and current is not None:
+        decided = max(since_us, schedule.last_fire_us or since_us)
+        following = schedule.trigger.next_fire(decided if current <= now_us else max(decided, now_us))
+        current = None if following is None else following.at
+    return Rezoning(fingerprint=fingerprint(name, now_us), next_fire_us=current)
+
+
+def fire_now(
+    schedule: Schedule, now_us: int, unfinished: tuple[Unfinished, ...], *, unique: str, force: bool = False
+) -> PlannedFire:
+    """One fire by hand, keyed `manual:<unique>`; it moves neither the next fire nor a counter.
+
+    It meets `overlap` as any other fire does, unless `force`; it works on paused and finished schedules.
+    """
+    due = DueFire(now_us, f"manual:{unique}")
+    if force:
+        return started(due, Origin.MANUAL, now_us, "asked for, by force")
+    return meet(schedule, due, Origin.MANUAL, now_us, "asked for", list(unfinished))
+
+
+def backfill(
+    schedule: Schedule,
+    start_us: int,
+    end_us: int,
+    now_us: int,
+    unfinished: tuple[Unfinished, ...] = (),
+    *,
+    limit: int | None = None,
+    again: str | None = None,
+) -> tuple[PlannedFire, ...]:
+    """The fires from `start_us` up to, not including, `end_us` once more, keyed `backfill:<key>`.
+
+    The store leaves out keys that exist, so a second backfill of a range makes nothing; `again` (unique text) makes new
+    keys. With `overlap="allow"` all jobs may run at once, else they run one after the other. `limit` takes the oldest.
+    Raises `InvalidArguments` for an empty or future range and for more than 1,000 fires without a `limit`.
+    """
+    if start_us >= end_us:
+        raise InvalidArguments("backfill: the range is empty; start must lie before end")
+    if end_us > now_us:
+        raise InvalidArguments("backfill: the range reaches into the future; end it at now")
+    if limit is not None and not 1 <= limit <= 10 * BACKFILL:
+        raise InvalidArguments(f"backfill: limit={limit!r:.20} must be from 1 to {10 * BACKFILL}")
+    most = BACKFILL if limit is None else limit
+    fires: list[PlannedFire] = []
+    held = bool(unfinished)
+    alone = schedule.policies.overlap is not Overlap.ALLOW
+    for due in schedule.trigger.fires_after(start_us - 1, end_us - 1):
+        if len(fires) == most:
+            if limit is None:
+                raise InvalidArguments(f"backfill: over {BACKFILL} fires in the range; give limit=, or a shorter range")
+            break
+        key = f"backfill:{due.key}" + (f";again:{again}" if again else "")
+        wait = waits_for(schedule.id) if alone and (held or fires) else None
+        named = DueFire(due.at, key, due.mark)
+        fires.append(started(named, Origin.BACKFILL, now_us, "asked for", waits=wait))
+    return tuple(fires)

@@ -1,0 +1,218 @@
+"""What the engine announces."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+from uuid import UUID
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """The root of what the engine announces; `scheduler.on(EventType)` hears it and its subclasses."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerStarted(Event):
+    """This process serves jobs now."""
+
+    worker_id: str
+    database: str  # without its password
+    connections: int
+    tasks: int
+    schedules: int
+    slots: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerDraining(Event):
+    """No more fires and claims; `running` jobs are still at work, named by `waiting_for`."""
+
+    worker_id: str
+    running: int
+    waiting_for: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerStopped(Event):
+    """The last thing a worker says."""
+
+    worker_id: str
+    returned: int  # jobs given back for others to run
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerLost(Event):
+    """This process may no longer act under its worker id: the lease ran out or was taken."""
+
+    worker_id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerDied(Event):
+    """Another worker was found dead; its jobs are rescued."""
+
+    worker_id: str
+    host: str
+    pid: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScheduleFired(Event):
+    """One due instant was decided, by this process."""
+
+    schedule_id: str
+    fire_key: str
+    fire_us: int
+    decision: str
+    reason: str | None
+    job_id: UUID | None
+    late_us: int
+    tracking_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FireConflict(Event):
+    """A due instant already had a record though the schedule had not moved: restored tables or edited rows."""
+
+    schedule_id: str
+    fire_key: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScheduleSkipping(Event):
+    """Three skips in a row: the task takes longer than its period."""
+
+    schedule_id: str
+    warning: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScheduleUnreadable(Event):
+    """A due schedule's row makes no sense to this code; it stays due, and the other schedules go on."""
+
+    schedule_id: str
+    problem: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobEvent(Event):
+    """Something happened to one job."""
+
+    job_id: UUID
+    task: str
+    attempt: int
+    tracking_id: str
+    queue: str = "default"
+    schedule_id: str | None = None
+
+
+class AboutJob(Protocol):
+    """What every event of a job repeats."""
+
+    @property
+    def id(self) -> UUID: ...
+    @property
+    def task(self) -> str: ...
+    @property
+    def attempt(self) -> int: ...
+    @property
+    def tracking_id(self) -> str: ...
+    @property
+    def queue(self) -> str: ...
+    @property
+    def schedule_id(self) -> str | None: ...
+
+
+def about(job: AboutJob) -> dict[str, Any]:
+    """The fields of `JobEvent` for this job."""
+    return {
+        "job_id": job.id,
+        "task": job.task,
+        "attempt": job.attempt,
+        "tracking_id": job.tracking_id,
+        "queue": job.queue,
+        "schedule_id": job.schedule_id,
+    }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobStarted(JobEvent):
+    """An attempt begins."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobSettled(JobEvent):
+    """An attempt ended and its end is in the database."""
+
+    ending: str
+    state: str
+    reason: str | None
+    seconds: float
+    error: str | None = None
+    retry_in: float | None = None  # seconds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SettlementLost(JobEvent):
+    """An attempt ended here, but the job was no longer ours; nothing was written."""
+
+    ending: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobRescued(JobEvent):
+    """A dead worker's job was taken back."""
+
+    state: str
+    reason: str | None
+    from_worker: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ThreadOverran(JobEvent):
+    """A thread ran past its timeout; it cannot be ended, keeps its slot, and the retry waits for it."""
+
+    timeout: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ValueDropped(JobEvent):
+    """The function's value could not be stored; the job succeeded all the same."""
+
+    problem: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatabaseTrouble(Event):
+    """A part could not reach the database and will try again."""
+
+    part: str
+    problem: str
+    retry_in: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatabaseBack(Event):
+    """The part reached the database again."""
+
+    part: str
+    after: float  # seconds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueueUnserved(Event):
+    """A task's queue is served by no live worker."""
+
+    task: str
+    queue: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartFailed(Event):
+    """A part of the engine raised something that is no database trouble: a defect worth reporting."""
+
+    part: str
+    problem: str  # the traceback
+    retry_in: float

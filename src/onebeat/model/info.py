@@ -1,0 +1,164 @@
+"""What people see: snapshots of jobs, schedules and fires, with the verbs of a job."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Any, Generic, Protocol, TypeVar
+from uuid import UUID
+
+from onebeat.errors import JobCancelled, JobFailed
+from onebeat.model.job import FINAL, JobState
+from onebeat.model.seams import Trigger
+
+T = TypeVar("T")
+
+
+class JobVerbs(Protocol):
+    """Where a snapshot's verbs go: `scheduler.jobs`."""
+
+    async def get(self, id: UUID | str) -> JobInfo:
+        """The job as it is now."""
+
+    async def wait(self, id: UUID | str, timeout: float | None = None) -> JobInfo:
+        """Return when the job has ended."""
+
+    async def cancel(self, id: UUID | str) -> JobInfo:
+        """Cancel it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobInfo:
+    """A job at one moment. Instants are aware, UTC; `value` is what the function returned, as plain JSON data."""
+
+    id: UUID
+    task: str
+    state: JobState
+    reason: str | None
+    queue: str
+    priority: int
+    attempt: int
+    worker: str | None
+    run_at: datetime
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    tracking_id: str
+    schedule_id: str | None = None
+    fire_time: datetime | None = None
+    progress: dict[str, Any] | None = None
+    tags: tuple[str, ...] = ()
+    value: Any = None
+    error: str | None = None
+    duplicate: bool = False
+    _jobs: JobVerbs | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the job has ended, well or not."""
+        return self.state in FINAL
+
+    def bound(self, jobs: JobVerbs) -> JobInfo:
+        """The same snapshot with verbs."""
+        return replace(self, _jobs=jobs)
+
+    async def wait(self, timeout: float | None = None) -> JobInfo:
+        """Return the snapshot of the ended job; `TimeoutError` after `timeout` seconds."""
+        return await self._verbs().wait(self.id, timeout)
+
+    async def result(self, timeout: float | None = None) -> Any:
+        """Wait and return the value; raises `JobFailed`, `JobCancelled` or `TimeoutError`."""
+        ended = await self.wait(timeout)
+        if ended.state is JobState.FAILED:
+            raise JobFailed(
+                f"job {ended.id} ({ended.task}) failed, {ended.reason}: {ended.error or 'no error was kept'}"
+            )
+        if ended.state is JobState.CANCELLED:
+            raise JobCancelled(f"job {ended.id} ({ended.task}) was cancelled: {ended.reason}")
+        return ended.value
+
+    async def refresh(self) -> JobInfo:
+        """The job as it is now; raises `JobNotFound` when it was pruned."""
+        return await self._verbs().get(self.id)
+
+    async def cancel(self) -> JobInfo:
+        """Cancel: at once when not started, else the running function is asked to stop."""
+        return await self._verbs().cancel(self.id)
+
+    def _verbs(self) -> JobVerbs:
+        assert self._jobs is not None, "a JobInfo made by hand has no verbs"
+        return self._jobs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptInfo:
+    """One try of a job that is worth remembering: all but a success at the first."""
+
+    job_id: UUID
+    attempt: int
+    worker: str | None
+    started_at: datetime | None
+    finished_at: datetime | None
+    outcome: str
+    error: str | None
+    traceback: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScheduleInfo:
+    """A schedule at one moment. `rev` counts edits; `source` is `code` or `api`."""
+
+    id: str
+    task: str
+    trigger: Trigger
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    state: str
+    next_fire: datetime | None
+    last_fire: datetime | None
+    last_status: str | None
+    last_error: str | None
+    rev: int
+    source: str
+    tags: tuple[str, ...]
+    note: str | None
+    paused_reason: str | None
+    created_at: datetime
+    updated_at: datetime
+    policies: Any = None
+    fires_count: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fire:
+    """What became of one due instant; a `gap` row stands for `count` of them, up to `until`."""
+
+    schedule_id: str
+    fire_time: datetime
+    key: str
+    origin: str
+    decision: str
+    reason: str | None
+    job_id: UUID | None
+    decided_by: str
+    decided_at: datetime
+    until: datetime | None = None
+    count: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Page(Generic[T]):
+    """Some of many, and the cursor for the next ones (None at the end)."""
+
+    items: tuple[T, ...]
+    cursor: str | None = None
+
+    def __iter__(self) -> Iterator[T]:
+        return iter(self.items)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> T:
+        return self.items[index]

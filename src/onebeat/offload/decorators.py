@@ -1,0 +1,105 @@
+"""@blocking and @cpu_bound: a plain function becomes one that is awaited, on a thread or in a process."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Coroutine
+from typing import Any, Literal, ParamSpec, TypeVar, overload
+
+from onebeat.errors import ConfigurationError
+from onebeat.offload.lanes import Lane, name_of
+from onebeat.offload.processes import to_process
+from onebeat.offload.threads import to_thread
+
+P = ParamSpec("P")
+R = TypeVar("R")
+Asynchronous = Callable[P, Coroutine[Any, Any, R]]
+
+
+@overload
+def blocking(function: Callable[P, R], /) -> Asynchronous[P, R]: ...
+@overload
+def blocking(
+    *, lane: Lane | None = None, timeout: float | None = None, on_timeout: Literal["abandon", "wait"] = "abandon"
+) -> Callable[[Callable[P, R]], Asynchronous[P, R]]: ...
+def blocking(
+    function: Callable[..., Any] | None = None,
+    /,
+    *,
+    lane: Lane | None = None,
+    timeout: float | None = None,
+    on_timeout: Literal["abandon", "wait"] = "abandon",
+) -> Any:
+    """Make a blocking function one that is awaited: each call runs on a thread, as with `to_thread`.
+
+    Keyword arguments of the call are the function's own. The plain function is `__wrapped__`. Under a route decorator
+    it gives a ``def`` route a lane of its own instead of Starlette's forty shared threads.
+
+    >>> @blocking(timeout=5)
+    ... def read(text: str, *, upper: bool = False) -> str:
+    ...     return text.upper() if upper else text
+    >>> import asyncio
+    >>> asyncio.run(read("hi", upper=True))
+    'HI'
+    """
+
+    def decorate(plain: Callable[..., Any]) -> Callable[..., Any]:
+        _refuse_asynchronous("blocking", plain)
+
+        @functools.wraps(plain)
+        async def call(*args: Any, **kwargs: Any) -> Any:
+            bound = functools.partial(plain, **kwargs) if kwargs else plain
+            return await to_thread(bound, *args, timeout=timeout, lane=lane, on_timeout=on_timeout)
+
+        return call
+
+    return decorate if function is None else decorate(function)
+
+
+@overload
+def cpu_bound(function: Callable[P, R], /) -> Asynchronous[P, R]: ...
+@overload
+def cpu_bound(
+    *, timeout: float | None = None, cancel: Literal["end", "wait"] = "end"
+) -> Callable[[Callable[P, R]], Asynchronous[P, R]]: ...
+def cpu_bound(
+    function: Callable[..., Any] | None = None,
+    /,
+    *,
+    timeout: float | None = None,
+    cancel: Literal["end", "wait"] = "end",
+) -> Any:
+    """Make a computing function one that is awaited: each call runs in a child process, as with `to_process`.
+
+    The function must stand in a module under its own name, so that a child finds it; one made inside a function is
+    refused here (`ConfigurationError`) rather than at its first call. The plain function is `__wrapped__`.
+
+    >>> @cpu_bound(timeout=30)
+    ... def add(a: int, b: int) -> int:
+    ...     return a + b
+    >>> add.__wrapped__(1, 2)
+    3
+    """
+
+    def decorate(plain: Callable[..., Any]) -> Callable[..., Any]:
+        _refuse_asynchronous("cpu_bound", plain)
+        if "<" in getattr(plain, "__qualname__", "<"):
+            raise ConfigurationError(
+                f"@cpu_bound: {name_of(plain)} is made inside a function or is a lambda, so a child process cannot "
+                "find it: define it at the top of a module"
+            )
+
+        @functools.wraps(plain)
+        async def call(*args: Any, **kwargs: Any) -> Any:
+            bound = functools.partial(plain, **kwargs) if kwargs else plain
+            return await to_process(bound, *args, timeout=timeout, cancel=cancel)
+
+        return call
+
+    return decorate if function is None else decorate(function)
+
+
+def _refuse_asynchronous(decorator: str, plain: Callable[..., Any]) -> None:
+    if inspect.iscoroutinefunction(plain) or inspect.isgeneratorfunction(plain) or inspect.isasyncgenfunction(plain):
+        raise ConfigurationError(f"@{decorator} takes a plain function; {name_of(plain)} is a coroutine or generator")

@@ -1,0 +1,74 @@
+"""The room's settings for one process, before first use, and its orderly end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Literal
+
+from onebeat.errors import ConfigurationError
+from onebeat.offload.lanes import Held, Lane, all_lanes, log
+from onebeat.offload.processes import ProcessLane, close_processes, default_lane, default_settings, set_processes
+from onebeat.offload.threads import DEFAULT_LANE, to_thread
+
+
+def setup_offload(
+    *,
+    threads: int = 16,
+    processes: int | None = None,
+    queue: int = 256,
+    recycle: int | None = None,
+    preload: Sequence[str] = (),
+    warm: bool = False,
+    start: Literal["auto", "spawn"] = "auto",
+) -> None:
+    """Set what `to_thread` and `to_process` use in this process; call it before the first `to_process`.
+
+    `threads`: width of the default lane. `processes`: how many children this process may have; None: as many as
+    there are processors, all beyond the first shared with the other workers of the server. `queue`: calls that may
+    wait for either. `recycle`: a child is replaced after so many calls. `preload`: modules imported once, before
+    children are forked (they must start no threads). `warm=True` starts the children now instead of on first use, so
+    call it in the application's lifespan then. `start="spawn"`: a new interpreter for each child instead of a fork
+    of the seed, which is what happens anyway outside Linux.
+
+    Raises `ConfigurationError` when it comes too late or a number is below 1.
+
+    >>> setup_offload(threads=32, processes=2, recycle=1000)
+    >>> setup_offload()
+    """
+    for name, value in (("threads", threads), ("processes", processes), ("recycle", recycle)):
+        if value is not None and value < 1:
+            raise ConfigurationError(f"setup_offload({name}={value}): at least 1")
+    if queue < 0:
+        raise ConfigurationError(f"setup_offload(queue={queue}): at least 0")
+    settings = default_settings(processes)
+    settings |= {"queue": queue, "recycle": recycle, "preload": tuple(preload)}
+    if start == "spawn":
+        settings["spawn"] = True
+    set_processes(settings)
+    DEFAULT_LANE.width, DEFAULT_LANE.queue = threads, queue
+    if warm:
+        default_lane().warm()
+
+
+async def close_offload(timeout: float = 5.0) -> list[Held]:
+    """Wait at most `timeout` seconds for what runs on open lanes, then end the child processes of `to_process`.
+
+    Threads that do not end are named in the log and returned; they are daemons and hold up nothing. What comes later
+    starts anew.
+
+    >>> asyncio.run(close_offload())
+    []
+    """
+    loop = asyncio.get_running_loop()
+    until = loop.time() + timeout
+    left: list[Held] = []
+    for lane in all_lanes():
+        if not isinstance(lane, ProcessLane) and not lane.closed:
+            left += await lane.drain(max(0.0, until - loop.time()))
+    for held in left:
+        log.warning(
+            "%s still runs after %.1f s and is left behind, now at:\n%s", held.function, held.seconds, held.stack
+        )
+    await to_thread(close_processes, lane=Lane("closing", width=1))
+    return left

@@ -1,0 +1,88 @@
+"""How many child processes all workers of one server have together: tokens that end with whoever holds them."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from pathlib import Path
+from typing import Protocol
+
+
+class Token(Protocol):
+    """Held until it is closed, or until this process ends, however it ends."""
+
+    def close(self) -> None: ...
+
+
+class Share:
+    """`count` tokens for all processes that have one parent: the workers of one `uvicorn --workers 4`.
+
+    A token is a name bound in Linux' abstract socket namespace: there is no file to clean up, and the kernel frees it
+    when its holder ends. Elsewhere each process has a quarter of them to itself.
+
+    >>> share = Share(1)
+    >>> first, second = share.take(), share.take()
+    >>> first is not None, second
+    (True, None)
+    >>> first.close()
+    >>> with share.take():
+    ...     pass
+    """
+
+    def __init__(self, count: int, family: str | None = None) -> None:
+        self._count = count
+        self._family = family
+        self._taken = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def take(self) -> socket.socket | None:
+        """A token, or None when all are held."""
+        if sys.platform != "linux":
+            self._taken += 1
+            return socket.socket() if self._taken <= self._count // 4 else None
+        family = self._family or _family()
+        for number in range(self._count):
+            token = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+            try:
+                token.bind(f"\0onebeat-processes-{family}-{number}")
+            except OSError:  # EADDRINUSE: somebody holds it
+                token.close()
+            else:
+                return token
+        return None
+
+
+def processors() -> int:
+    """Processors this process may use: by affinity and by the container's quota, at least 1.
+
+    >>> 1 <= processors() <= (os.cpu_count() or 1)
+    True
+    """
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = _quota()
+    return max(1, count if quota is None else min(count, int(quota + 0.5)))
+
+
+def _family() -> str:
+    """User and parent process; a parent's number is used again only after all its children are gone or adopted."""
+    return f"{os.getuid()}-{os.getppid()}"
+
+
+def _quota() -> float | None:
+    """The container's share of processors: cpu.max (cgroup v2) or cpu.cfs_quota_us (v1); None without a limit."""
+    root = Path("/sys/fs/cgroup")
+    try:
+        if (root / "cpu.max").exists():
+            quota, period = (root / "cpu.max").read_text().split()
+        else:
+            quota = (root / "cpu/cpu.cfs_quota_us").read_text().strip()
+            period = (root / "cpu/cpu.cfs_period_us").read_text()
+        return float(quota) / float(period) if quota not in ("max", "-1") else None
+    except (OSError, ValueError):
+        return None
+
+
+PROCESSORS = processors()  # read once at import: two small files, which must not be read on an event loop

@@ -1,0 +1,238 @@
+"""A slot: one thread, two pipes, one child; it sends a call and waits for whatever comes first: value, end, time."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from onebeat.errors import RemoteError, Stopped, WorkerProcessDied
+from onebeat.offload import remote, wire
+from onebeat.offload.lanes import Call, log, name_of
+from onebeat.offload.launch import Child, End, Launcher
+from onebeat.offload.reference import culprit, reference
+from onebeat.offload.wire import Channel, Closed, Packed, Unreadable
+from onebeat.tracking import carrying
+from onebeat.tracking.context import tracking_id
+
+STARTING = 60.0  # seconds a child may take from its start to its first word
+
+
+class Slot:
+    """Runs one call at a time in its child. Everything here happens on the slot's thread, except `end`."""
+
+    def __init__(self, launcher: Launcher, recycle: int | None) -> None:
+        self._launcher, self._recycle = launcher, recycle
+        self._lock = threading.Lock()
+        self._child: Child | None = None
+        self._channel: Channel | None = None
+        self._call: Call | None = None
+        self._ending: threading.Thread | None = None
+        self._main_sent = self._replace = False
+        self._calls = 0
+
+    def run(self, call: Call) -> Any:
+        """What the function returns, from the child. Runs in the caller's context."""
+        packed = _pack(call)
+        with self._lock:
+            self._call = call
+        call.slot = self
+        try:
+            return self._receive(self._send(packed, call), call)
+        except Closed:
+            raise self._died(call) from None
+        finally:
+            call.slot = None
+            self._finish()
+
+    def end(self, call: Call) -> None:
+        """End the child if it still runs this call; from any thread, at once."""
+        with self._lock:
+            if self._call is call and self._ending is None and (child := self._child) is not None:
+                self._ending = threading.Thread(target=child.end, name="onebeat-ending", daemon=True)
+                self._ending.start()
+
+    def warm(self) -> Channel:
+        """The channel to a child that is ready for a call."""
+        if self._recycle is not None and self._calls >= self._recycle:
+            self._dismiss()
+        if self._channel is None:
+            self._start()
+        assert self._channel is not None, "just started"
+        return self._channel
+
+    def tidy(self) -> None:
+        """Between calls: replace a child that was ended or has run its number of calls."""
+        if self._replace or (self._recycle is not None and self._calls >= self._recycle):
+            try:
+                self.warm()
+            except (OSError, Closed):
+                log.warning("a child process could not be started; the next call tries again", exc_info=True)
+
+    def close(self) -> None:
+        """Let the child end, and end it if it does not."""
+        self._dismiss()
+
+    def _send(self, packed: Packed, call: Call) -> Channel:
+        """Send the call; a child that died between calls is replaced, for the call has not begun there."""
+        for again in (True, False):
+            channel = self.warm()
+            if call.limit.reason is not None:  # told while there was no child to end
+                raise Stopped(call.limit.reason)
+            try:
+                if not self._main_sent and packed.mentions(b"__main__"):
+                    channel.send(Packed(wire.HELLO, _main()))
+                    self._main_sent = True
+                channel.send(packed)
+                break
+            except Closed:
+                if not again or self._ending is not None:
+                    raise
+                log.warning("a child process ended between calls: %s", self._ended())
+                self._bury()
+        return channel
+
+    def _receive(self, channel: Channel, call: Call) -> Any:
+        while True:
+            try:
+                kind, value = channel.receive()
+            except Unreadable as unreadable:
+                words = f"what {name_of(call.function)} returned cannot be rebuilt here: {unreadable.__cause__}"
+                raise RemoteError(words) from unreadable.__cause__
+            if kind == wire.VALUE:
+                return value
+            if kind == wire.ERROR:
+                raise remote.unpack(value)
+            _record(value)
+
+    def _finish(self) -> None:
+        """No longer to be ended for this call; if that has begun, see it through."""
+        with self._lock:
+            self._call, ending, self._ending = None, self._ending, None
+        self._calls += 1
+        if ending is not None:
+            ending.join()
+            self._bury()
+
+    def _start(self) -> None:
+        child = self._launcher.start()
+        with self._lock:
+            self._child = child
+        assert child.reader is not None, "a new child's pipes are open"
+        assert child.writer is not None, "a new child's pipes are open"
+        channel = Channel(child.reader, child.writer)
+        self._main_sent = self._replace = False
+        self._calls = 0
+        channel.send(Packed(wire.HELLO, _hello(watch=child.alone)))
+        while child.says_something(STARTING):
+            kind, value = channel.receive()
+            if kind == wire.READY:
+                self._channel = channel
+                return
+            _record(value)
+        child.end(0)
+        raise Closed
+
+    def _died(self, call: Call) -> Exception:
+        """The child is gone in the midst of a call: because it was told to, or by itself. End what it left behind."""
+        with self._lock:
+            asked, pid = self._ending is not None, self._child.pid if self._child is not None else 0
+        if asked:
+            return Stopped(call.limit.reason or "told to end")
+        end = self._ended()
+        after = time.monotonic() - call.started
+        self._end()
+        words = f"the process of {name_of(call.function)} ended by {end} after {after:.2f} s"
+        if (tracking := tracking_id()) is not None:
+            words += f"; tracking id {tracking}"
+        error = WorkerProcessDied(f"{words} (process {pid})", exit_code=end.exit_code, signal=end.signal)
+        log.warning("%s", error)
+        return error
+
+    def _ended(self) -> End:
+        return (self._child.ended(2) if self._child is not None else None) or End()
+
+    def _dismiss(self) -> None:
+        """Let an idle child end by itself, so that what it registered for its exit runs; else end it."""
+        if self._child is not None:
+            self._child.hang_up()
+            self._child.ended(1)
+        self._end()
+
+    def _end(self) -> None:
+        if self._child is not None:
+            self._child.end()
+        self._bury()
+
+    def _bury(self) -> None:
+        """Forget a child; the next one starts without waiting for a call."""
+        with self._lock:
+            child, self._child, self._channel = self._child, None, None
+        if child is not None:
+            child.close()
+        self._replace = True
+
+
+def _pack(call: Call) -> Packed:
+    """The call as a frame; `TypeError` names the part that cannot be sent."""
+    function: Any = call.function
+    args, kwargs = call.args, call.kwargs
+    if isinstance(function, partial):  # also of a decorated function, which only its name can bring across
+        function, args, kwargs = function.func, function.args + args, {**function.keywords, **kwargs}
+    where = reference(function) or function
+    left = None if call.limit.deadline is None else call.limit.deadline - time.monotonic()
+    carried = carrying.pack()
+    try:
+        return Packed(wire.CALL, (where, args, kwargs, carried, left))
+    except Exception as error:
+        raise TypeError(_refused(function, args, kwargs)) from error
+
+
+def _refused(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+    parts: list[tuple[str, Any]] = [("the function", reference(function) or function)]
+    parts += [(f"argument {number}", value) for number, value in enumerate(args, 1)]
+    parts += [(f"argument {name!r}", value) for name, value in kwargs.items()]
+    sentences = (culprit(value, path) for path, value in parts)
+    found = next((sentence for sentence in sentences if not sentence.endswith(" can be pickled")), "pickle refuses it")
+    return (
+        f"{name_of(function)} cannot be sent to a process: {found}. "
+        "A process gets what pickle can take: functions of a module, plain values."
+    )
+
+
+def _record(sent: tuple[dict[str, Any], str | None]) -> None:
+    """Hand a child's log record to this process's logging: in the caller's context, or in the one it was made in."""
+    fields, carried = sent
+    logger = logging.getLogger(fields.get("name"))
+    if logger.isEnabledFor(fields.get("levelno", logging.INFO)):
+        with carrying.unpacked(carried):
+            logger.handle(logging.makeLogRecord(fields))
+
+
+def _hello(watch: bool) -> dict[str, Any]:
+    levels = {"": logging.getLogger().level} | {
+        name: logger.level
+        for name, logger in list(logging.Logger.manager.loggerDict.items())
+        if isinstance(logger, logging.Logger) and logger.level
+    }
+    return {
+        "path": sys.path,
+        "argv": sys.argv,
+        "environ": dict(os.environ),
+        "cwd": os.getcwd(),
+        "levels": levels,
+        "watch": watch,
+    }
+
+
+def _main() -> tuple[str | None, str | None]:
+    """Name or path of this process's main module."""
+    module = sys.modules["__main__"]
+    spec = getattr(module, "__spec__", None)
+    path = getattr(module, "__file__", None)
+    return (spec.name if spec is not None else None), (os.path.abspath(path) if path else None)

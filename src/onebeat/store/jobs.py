@@ -1,0 +1,232 @@
+"""Jobs up to their start: insert, promote, claim."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import starmap
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import ColumnElement, Row, Select, Update, and_, bindparam, exists, func, select, update
+from sqlalchemy.sql.dml import ReturningUpdate
+
+from onebeat.model import payload
+from onebeat.model.job import SUSPECT_CRASHES, Claimed, JobState, NewJob
+from onebeat.store.database import Tx
+from onebeat.store.words import QUEUED, SCHEDULED, padded, word
+
+PROMOTED_AT_ONCE = 500  # one batch stays a short transaction
+
+
+def add(tx: Tx, jobs: Sequence[NewJob]) -> None:
+    """Store the jobs. Running it again after a commit whose answer was lost stores nothing twice."""
+    table = tx.tables.jobs
+    if len(jobs) == 1:
+        row = _row(jobs[0])
+        row["created_us"] = tx.clock
+        if jobs[0].run_at is None:
+            row["run_at_us"] = tx.clock
+        tx.execute(tx.dialect.insert_ignore(table).values(row))
+    elif jobs:
+        now = tx.now()
+        rows = [_row(job) | {"created_us": now} for job in jobs]
+        for row in rows:
+            row["run_at_us"] = now if row["run_at_us"] is None else row["run_at_us"]
+        tx.execute(tx.dialect.insert_ignore(table), rows)
+    tags = [{"job_id": job.id, "tag": tag} for job in jobs for tag in dict.fromkeys(job.tags)]
+    if tags:
+        tx.execute(tx.dialect.insert_ignore(tx.tables.job_tags), tags)
+
+
+def _row(job: NewJob) -> dict[str, Any]:
+    return {
+        "id": job.id,
+        "task": job.task,
+        "signature": job.signature,
+        "args": job.args,
+        "queue": job.queue,
+        "rank": -job.priority,
+        "state": str(job.state),
+        "run_at_us": job.run_at,
+        "waits_for": job.waits_for,
+        "max_attempts": job.max_attempts,
+        "retry": job.retry,
+        "timeout_us": job.timeout,
+        "at_most_once": job.at_most_once,
+        "schedule_id": job.schedule_id,
+        "fire_us": job.fire_us,
+        "tracking_id": job.tracking_id,
+        "carried": job.carried,
+        "tags": payload.encode(list(job.tags)) if job.tags else None,
+    }
+
+
+def promote(tx: Tx, limit: int = PROMOTED_AT_ONCE) -> tuple[int, int | None]:
+    """Queue up to `limit` scheduled jobs whose time has come; the count, and the earliest `run_at_us` that is left."""
+    table = tx.tables.jobs
+    due = tx.dialect.skip_locked(
+        select(table.c.id)
+        .where(table.c.state == SCHEDULED, table.c.run_at_us <= tx.clock)
+        .order_by(table.c.run_at_us)
+        .limit(limit)
+    )
+    ids = [row.id for row in tx.execute(due)]
+    if ids:
+        tx.execute(
+            update(table)
+            .where(table.c.id.in_(padded(ids)), table.c.state == SCHEDULED)
+            .values(state=str(JobState.QUEUED))
+        )
+    return len(ids), next_run_at(tx)
+
+
+def next_run_at(tx: Tx) -> int | None:
+    """The earliest `run_at_us` of the scheduled jobs."""
+    table = tx.tables.jobs
+    earliest = select(func.min(table.c.run_at_us)).where(table.c.state == SCHEDULED)
+    value: int | None = tx.execute(earliest).scalar()
+    return value
+
+
+# ── claim ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+def alive(tx: Tx, worker_id: ColumnElement[str] | str) -> ColumnElement[bool]:
+    """The worker's row says that it may claim: alive, and its lease has not run out by the database's clock."""
+    workers = tx.tables.workers
+    return exists().where(
+        workers.c.id == worker_id, workers.c.state == word("alive"), workers.c.lease_until_us > tx.clock
+    )
+
+
+def claim(
+    tx: Tx,
+    *,
+    worker_id: str,
+    token: str,
+    limit: int,
+    tasks: Sequence[str],
+    queues: Sequence[str] | None = None,
+    excluded: Sequence[str] = (),
+    suspects: bool = False,
+) -> list[Claimed]:
+    """Claim up to `limit` queued jobs for this worker under one lease token; two workers never receive the same job.
+
+    `queues` None: every queue but the `excluded`. `suspects`: only jobs that were running when a worker died, twice.
+    A worker that is not alive in the database receives nothing.
+    """
+    values: dict[str, Any] = {"b_worker": worker_id, "b_limit": limit, "b_tasks": padded(tasks or [""])}
+    if queues is not None:
+        values["b_queues"] = padded(queues)
+    elif excluded:
+        values["b_excluded"] = padded(excluded)
+    shape = (queues is not None, bool(excluded) and queues is None, suspects)
+    if tx.dialect.update_returning:
+        statement = tx.prepared(_claim_in_one, *shape)
+        rows = tx.execute(statement, values | {"b_token": token}).all()
+        return sorted(starmap(Claimed, rows), key=_order)
+    return _claim_in_steps(tx, tx.prepared(_claimable, *shape), values, token)
+
+
+def _order(job: Claimed) -> tuple[int, int, UUID]:
+    return job.rank, job.run_at_us, job.id
+
+
+def _claimable(tx: Tx, only: bool, excluding: bool, suspects: bool) -> Select[Any]:
+    """The ids to claim, in order, locked."""
+    c = tx.tables.jobs.c
+    condition = and_(
+        c.state == QUEUED,
+        c.task.in_(bindparam("b_tasks", expanding=True)),
+        c.crashes >= SUSPECT_CRASHES if suspects else c.crashes < SUSPECT_CRASHES,
+        alive(tx, bindparam("b_worker")),
+    )
+    if only:
+        condition = and_(condition, c.queue.in_(bindparam("b_queues", expanding=True)))
+    if excluding:
+        condition = and_(condition, c.queue.not_in(bindparam("b_excluded", expanding=True)))
+    query = select(c.id).where(condition).order_by(c.rank, c.run_at_us, c.id).limit(bindparam("b_limit"))
+    return tx.dialect.skip_locked(query)
+
+
+def _claim_in_one(tx: Tx, *shape: bool) -> ReturningUpdate[Any]:
+    table = tx.tables.jobs
+    chosen = (
+        _claimable(tx, *shape).cte("chosen").prefix_with("MATERIALIZED")
+    )  # a sub-query may be run again for each row, and lock more than the limit
+    return (
+        update(table)
+        .where(table.c.id.in_(select(chosen.c.id)))
+        .values(
+            state=str(JobState.RUNNING),
+            attempt=table.c.attempt + 1,
+            worker_id=bindparam("b_worker"),
+            lease_token=bindparam("b_token"),
+            fence=next_fence(tx),
+            claimed_us=tx.clock,
+            started_us=tx.clock,
+        )
+        .returning(*_columns(tx))
+    )
+
+
+def _claim_in_steps(tx: Tx, chosen: Select[Any], values: dict[str, Any], token: str) -> list[Claimed]:
+    """Where an update cannot return rows: lock, update, read back."""
+    c = tx.tables.jobs.c
+    ids = [row.id for row in tx.execute(chosen, values)]
+    if not ids:
+        return []
+    some = {"b_ids": padded(ids), "b_token": token}
+    tx.execute(tx.prepared(_take), some | {"b_worker": values["b_worker"]})
+    back = select(*_columns(tx)).where(c.id.in_(some["b_ids"]), c.lease_token == token)
+    return sorted(starmap(Claimed, tx.execute(back)), key=_order)
+
+
+def _take(tx: Tx) -> Update:
+    table = tx.tables.jobs
+    return (
+        update(table)
+        .where(table.c.id.in_(bindparam("b_ids", expanding=True)), table.c.state == QUEUED)
+        .values(
+            state=str(JobState.RUNNING),
+            attempt=table.c.attempt + 1,
+            worker_id=bindparam("b_worker"),
+            lease_token=bindparam("b_token"),
+            fence=next_fence(tx),
+            claimed_us=tx.clock,
+            started_us=tx.clock,
+        )
+    )
+
+
+def next_fence(tx: Tx) -> ColumnElement[int]:
+    """Grows with every claim and never falls behind the clock, so that it survives deletion and restored back-ups."""
+    return tx.dialect.greatest(tx.tables.jobs.c.fence + 1, tx.clock)
+
+
+def _columns(tx: Tx) -> list[ColumnElement[Any]]:
+    """In the order of `Claimed`'s fields."""
+    return [tx.tables.jobs.c[name] for name in Claimed._fields]
+
+
+def held_by(tx: Tx, worker_id: str) -> list[Row[Any]]:
+    """What the database says this worker is running: id, lease_token, cancel_requested_us."""
+    c = tx.tables.jobs.c
+    query = select(c.id, c.lease_token, c.cancel_requested_us).where(
+        c.worker_id == worker_id, c.state == word(JobState.RUNNING)
+    )
+    return list(tx.execute(query).all())
+
+
+def suspects_wait(tx: Tx, tasks: Sequence[str], older_than: int) -> bool:
+    """Whether a job that may kill its worker has waited longer than `older_than` microseconds to be run alone."""
+    c = tx.tables.jobs.c
+    query = (
+        select(c.id)
+        .where(
+            c.state == QUEUED,
+            c.crashes >= SUSPECT_CRASHES,
+            c.task.in_(padded(tasks or [""])),
+            c.run_at_us <= tx.clock - older_than,
+        )
+        .limit(1)
+    )
+    return tx.execute(query).first() is not None

@@ -1,0 +1,148 @@
+"""Locks: acquire, renew, release, fence."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import ColumnElement, Connection, Row, and_, case, delete, or_, select, update
+
+from onebeat.store.dialects import dialect_for
+from onebeat.store.tables import Tables
+from onebeat.store.transaction import Tx
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeldRow:
+    """A lock that is held, as its row says; instants in UTC microseconds."""
+
+    name: str
+    fence: int
+    holder: str | None
+    acquired_us: int | None
+    expires_us: int
+
+
+def acquire(tx: Tx, name: str, owner: str, ttl: int, holder: str) -> int | None:
+    """Take the lock if its lease is over, for `ttl` microseconds; its fence, or None: somebody holds it.
+
+    One statement decides and writes. The fence is the row's last one plus one, or the database's clock if that is
+    more: so it grows although the row was deleted, and although the clock was set back. An owner that finds itself
+    in the row asks again after a lost answer, and is granted anew.
+    """
+    locks, now = tx.tables.locks, tx.clock
+    free = or_(locks.c.expires_us <= now, locks.c.owner == owner)
+    fresh = {"owner": owner, "fence": now, "acquired_us": now, "holder": holder, "expires_us": now + ttl}
+    change = {**fresh, "fence": tx.dialect.greatest(locks.c.fence + 1, now)}
+    insert = {"name": name, **fresh}
+    if tx.dialect.update_returning:
+        statement = tx.dialect.upsert(locks, insert, key=["name"], update=change, where=free)
+        return tx.execute(statement.returning(locks.c.fence)).scalar_one_or_none()
+    # Assignments go from left to right: once `owner` is decided, it decides the rest.
+    ours = locks.c.owner == owner
+    decided = {
+        column: case((free if column == "owner" else ours, value), else_=locks.c[column])
+        for column, value in change.items()
+    }
+    tx.execute(tx.dialect.upsert(locks, insert, key=["name"], update=decided))
+    return tx.execute(select(locks.c.fence).where(_mine(tx, name, owner))).scalar_one_or_none()
+
+
+def renew(tx: Tx, name: str, owner: str, ttl: int) -> bool:
+    """Let the lease end no earlier than `ttl` microseconds from now; False: it has ended or was taken, for good."""
+    locks = tx.tables.locks
+    result = tx.execute(
+        update(locks)
+        .where(_mine(tx, name, owner))
+        .values(expires_us=tx.dialect.greatest(locks.c.expires_us, tx.clock + ttl))
+    )
+    return bool(result.rowcount)
+
+
+def release(tx: Tx, name: str, owner: str) -> bool:
+    """Give it back; False: it was not this owner's any more. The row and its fence stay, and so does the owner's name:
+    asking again after a lost answer is recognised."""
+    locks = tx.tables.locks
+    result = tx.execute(update(locks).where(locks.c.name == name, locks.c.owner == owner).values(expires_us=0))
+    return bool(result.rowcount)
+
+
+def holds(tx: Tx, name: str, owner: str) -> bool:
+    """Whether this owner's lease is in force."""
+    return tx.execute(select(tx.tables.locks.c.name).where(_mine(tx, name, owner))).first() is not None
+
+
+def held(tx: Tx) -> list[HeldRow]:
+    """The locks in force, by name."""
+    locks = tx.tables.locks
+    return [_row(row) for row in tx.execute(select(locks).where(locks.c.expires_us > tx.clock).order_by(locks.c.name))]
+
+
+def force_release(tx: Tx, name: str, reason: str, who: str, audit_id: UUID) -> HeldRow | None:
+    """Take the lock from its holder and write an audit row in the same transaction; None: nobody held it.
+
+    `audit_id` is made by the caller, once: running again after a lost answer finds it and answers as before.
+    """
+    locks, audit = tx.tables.locks, tx.tables.audit
+    before = tx.execute(select(audit.c.before_json).where(audit.c.id == audit_id)).scalar_one_or_none()
+    if before is not None:
+        return HeldRow(**json.loads(before))
+    row = tx.execute(
+        tx.dialect.lock_rows(select(locks).where(locks.c.name == name, locks.c.expires_us > tx.clock))
+    ).first()
+    if row is None:
+        return None
+    found = _row(row)
+    tx.execute(update(locks).where(locks.c.name == name).values(owner=None, expires_us=0))
+    tx.execute(
+        audit.insert().values(
+            id=audit_id,
+            at_us=tx.now(),
+            who=who[:255],
+            what="lock.force_release",
+            subject=name,
+            before_json=json.dumps({field: getattr(found, field) for field in HeldRow.__slots__}),
+            reason=reason[:2000],
+        )
+    )
+    return found
+
+
+def prune(tx: Tx, age: int) -> int:
+    """Delete locks nobody has taken for `age` microseconds; later fences are larger all the same, by the clock."""
+    locks, now = tx.tables.locks, tx.now()
+    old = and_(locks.c.expires_us < now - age, locks.c.acquired_us < now - age, locks.c.fence < now - age)
+    return tx.execute(delete(locks).where(old)).rowcount
+
+
+def guard(connection: Connection, tables: Tables, resource: str, fence: int) -> int:
+    """Raise the resource's fence to at least this one and answer what it is now; its row stays locked until the
+    caller's transaction ends, so that guarded writers follow each other."""
+    dialect, fences = dialect_for(connection.engine.url), tables.fences
+    connection.execute(
+        dialect.upsert(
+            fences,
+            {"resource": resource, "fence": fence},
+            key=["resource"],
+            update={"fence": dialect.greatest(fences.c.fence, fence)},
+        )
+    )
+    locked = dialect.lock_rows(select(fences.c.fence).where(fences.c.resource == resource))
+    return int(connection.execute(locked).scalar_one())
+
+
+def _mine(tx: Tx, name: str, owner: str) -> ColumnElement[bool]:
+    c = tx.tables.locks.c
+    return and_(c.name == name, c.owner == owner, c.expires_us > tx.clock)
+
+
+def _row(row: Row[Any]) -> HeldRow:
+    return HeldRow(
+        name=row.name,
+        fence=row.fence,
+        holder=row.holder,
+        acquired_us=row.acquired_us,
+        expires_us=row.expires_us,
+    )

@@ -1,0 +1,171 @@
+"""Read-only questions of the API, the dashboard and the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Row, and_, func, or_, select
+
+from onebeat.errors import JobNotFound
+from onebeat.model import payload
+from onebeat.model.info import AttemptInfo, Fire, JobInfo, Page
+from onebeat.model.job import JobState
+from onebeat.store.database import Tx
+from onebeat.store.words import padded
+from onebeat.timing.clock import from_us
+
+
+def job(tx: Tx, id: UUID) -> JobInfo:
+    """The job as it is now; raises `JobNotFound`."""
+    table = tx.tables.jobs
+    row = tx.execute(select(table).where(table.c.id == id)).first()
+    if row is None:
+        raise JobNotFound(f"no job {id}; it may have been pruned (see `retention`)")
+    return _job(row)
+
+
+def jobs_by_id(tx: Tx, ids: Sequence[UUID]) -> dict[UUID, JobInfo]:
+    """Those of the jobs that exist."""
+    table = tx.tables.jobs
+    return {row.id: _job(row) for row in tx.execute(select(table).where(table.c.id.in_(padded(ids))))} if ids else {}
+
+
+def states(tx: Tx, ids: Sequence[UUID]) -> dict[UUID, str]:
+    """The state of each of the jobs that exists."""
+    table = tx.tables.jobs
+    query = select(table.c.id, table.c.state).where(table.c.id.in_(padded(ids)))
+    return {row.id: row.state for row in tx.execute(query)} if ids else {}
+
+
+def _filters(tx: Tx, wanted: dict[str, Any]) -> list[Any]:
+    c = tx.tables.jobs.c
+    conditions: list[Any] = []
+    for name in ("state", "task", "queue", "schedule_id", "tracking_id"):
+        if wanted.get(name) is not None:
+            conditions.append(c[name] == str(wanted[name]))
+    if wanted.get("tag") is not None:
+        tags = tx.tables.job_tags.c
+        conditions.append(c.id.in_(select(tags.job_id).where(tags.tag == wanted["tag"])))
+    return conditions
+
+
+def jobs(tx: Tx, /, *, limit: int, cursor: str | None, **wanted: Any) -> Page[JobInfo]:
+    """Jobs, newest first, that fit every filter given."""
+    table = tx.tables.jobs
+    query = select(table).where(*_filters(tx, wanted)).order_by(table.c.id.desc()).limit(limit + 1)
+    if cursor is not None:
+        query = query.where(table.c.id < UUID(cursor))
+    rows = tx.execute(query).all()
+    items = tuple(_job(row) for row in rows[:limit])
+    return Page(items, str(items[-1].id) if len(rows) > limit else None)
+
+
+def count_jobs(tx: Tx, /, **wanted: Any) -> dict[str, int]:
+    """State → how many jobs that fit every filter given."""
+    table = tx.tables.jobs
+    query = select(table.c.state, func.count().label("many")).where(*_filters(tx, wanted)).group_by(table.c.state)
+    return {str(row.state): int(row.many) for row in tx.execute(query)}
+
+
+def attempts(tx: Tx, id: UUID) -> list[AttemptInfo]:
+    """The attempts worth remembering, in order."""
+    table = tx.tables.attempts
+    rows = tx.execute(select(table).where(table.c.job_id == id).order_by(table.c.attempt))
+    return [
+        AttemptInfo(
+            job_id=row.job_id,
+            attempt=row.attempt,
+            worker=row.worker_id,
+            started_at=_moment(row.started_us),
+            finished_at=_moment(row.finished_us),
+            outcome=row.outcome,
+            error=row.error,
+            traceback=row.traceback,
+        )
+        for row in rows
+    ]
+
+
+def fires(
+    tx: Tx,
+    *,
+    schedule_id: str,
+    decision: str | None,
+    start: int | None,
+    end: int | None,
+    limit: int,
+    cursor: str | None,
+) -> Page[Fire]:
+    """What became of a schedule's due instants, newest first; `start` ≤ instant < `end`, in microseconds."""
+    c = tx.tables.fires.c
+    query = select(tx.tables.fires).where(c.schedule_id == schedule_id)
+    query = query.order_by(c.fire_us.desc(), c.fire_key.desc()).limit(limit + 1)
+    if decision is not None:
+        query = query.where(c.decision == decision)
+    if start is not None:
+        query = query.where(c.fire_us >= start)
+    if end is not None:
+        query = query.where(c.fire_us < end)
+    if cursor is not None:
+        at, _, key = cursor.partition("/")
+        query = query.where(or_(c.fire_us < int(at), and_(c.fire_us == int(at), c.fire_key < key)))
+    rows = tx.execute(query).all()
+    last = rows[limit - 1] if len(rows) > limit else None
+    return Page(tuple(fire(row) for row in rows[:limit]), f"{last.fire_us}/{last.fire_key}" if last else None)
+
+
+def fires_around(tx: Tx, schedule_id: str, at: int) -> list[Fire]:
+    """The rows that say something about one instant: its own, and gaps that contain it."""
+    c = tx.tables.fires.c
+    query = select(tx.tables.fires).where(
+        c.schedule_id == schedule_id, or_(c.fire_us == at, and_(c.fire_us <= at, c.until_us >= at))
+    )
+    return [fire(row) for row in tx.execute(query.order_by(c.decided_us))]
+
+
+def fire(row: Row[Any]) -> Fire:
+    """A row of the fires table as a value."""
+    return Fire(
+        schedule_id=row.schedule_id,
+        fire_time=from_us(row.fire_us),
+        key=row.fire_key,
+        origin=row.origin,
+        decision=row.decision,
+        reason=row.reason,
+        job_id=row.job_id,
+        decided_by=row.decided_by,
+        decided_at=from_us(row.decided_us),
+        until=_moment(row.until_us),
+        count=row.instants,
+    )
+
+
+def _moment(us: int | None) -> datetime | None:
+    return None if us is None else from_us(us)
+
+
+def _job(row: Row[Any]) -> JobInfo:
+    return JobInfo(
+        id=row.id,
+        task=row.task,
+        state=JobState(row.state),
+        reason=row.reason,
+        queue=row.queue,
+        priority=-row.rank,
+        attempt=row.attempt,
+        worker=row.worker_id,
+        run_at=from_us(row.run_at_us),
+        created_at=from_us(row.created_us),
+        started_at=_moment(row.started_us),
+        finished_at=_moment(row.finished_us),
+        tracking_id=row.tracking_id,
+        schedule_id=row.schedule_id,
+        fire_time=_moment(row.fire_us),
+        progress=None if row.progress is None else payload.decode(row.progress),
+        tags=() if row.tags is None else tuple(payload.decode(row.tags)),
+        value=None if row.value is None else payload.decode(row.value),
+        error=row.error,
+    )

@@ -1,0 +1,332 @@
+"""Jobs from their end: settle, give back, rescue, and the release of those that waited."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from random import random
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import ColumnElement, Row, Select, Update, and_, bindparam, case, null, or_, select, update
+
+from onebeat.model import payload
+from onebeat.model.job import FINAL, Claimed, Ending, JobState, Outcome, Settlement, settle as decide
+from onebeat.model.schedule import waits_for
+from onebeat.store.database import Tx
+from onebeat.store.words import QUEUED, RUNNING, SCHEDULED, WAITING, padded, word
+from onebeat.timing.backoff import Retry
+
+RESCUED_AT_ONCE = 200  # one batch stays a short transaction
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """An attempt that ended here and what should become of its job."""
+
+    job: Claimed
+    outcome: Outcome
+    settlement: Settlement
+
+    @property
+    def plain(self) -> bool:
+        """A success without anything to write but that."""
+        return self.settlement.state is JobState.SUCCEEDED and self.outcome.value is None and not self.settlement.reason
+
+
+def mine(tx: Tx, token: ColumnElement[str] | str) -> ColumnElement[bool]:
+    """The claim still holds: nobody took the job since it was claimed under this token."""
+    c = tx.tables.jobs.c
+    return and_(c.state == RUNNING, c.lease_token == token)
+
+
+def settle(tx: Tx, ended: Sequence[Ended], *, worker_id: str) -> set[UUID]:
+    """Write the ends of attempts whose claim still holds; the ids that were written, the others are lost to us."""
+    kept: set[UUID] = set()
+    plain: dict[str, list[UUID]] = {}
+    for item in ended:
+        if item.plain:
+            plain.setdefault(item.job.lease_token, []).append(item.job.id)
+    for token, ids in plain.items():
+        kept |= _succeed(tx, token, ids)
+    worded = [item for item in ended if not item.plain]
+    if worded:
+        kept |= _write(tx, worded)
+    _remember(tx, [item for item in ended if item.job.id in kept], worker_id)
+    release(tx, {e.job.schedule_id for e in ended if e.job.schedule_id and e.job.id in kept and e.settlement.final})
+    return kept
+
+
+def _succeed(tx: Tx, token: str, ids: list[UUID]) -> set[UUID]:
+    result = tx.execute(tx.prepared(_success), {"b_ids": padded(ids), "b_token": token})
+    if result.rowcount == len(ids):
+        return set(ids)
+    return _ours(tx, [token], ids)
+
+
+def _success(tx: Tx) -> Update:
+    table = tx.tables.jobs
+    return (
+        update(table)
+        .where(table.c.id.in_(bindparam("b_ids", expanding=True)), mine(tx, bindparam("b_token")))
+        .values(
+            state=str(JobState.SUCCEEDED),
+            reason=case((table.c.cancel_requested_us.is_not(None), "cancel ignored"), else_=null()),
+            unique_slot=null(),
+            finished_us=tx.clock,
+        )
+    )
+
+
+def _ours(tx: Tx, tokens: Sequence[str], ids: Sequence[UUID]) -> set[UUID]:
+    """Which of the jobs left `running` under our token: what we have just written, or wrote before a lost answer."""
+    values = {"b_ids": padded(ids), "b_tokens": padded(tokens)}
+    return {row.id for row in tx.execute(tx.prepared(_left_running), values)}
+
+
+def _left_running(tx: Tx) -> Select[Any]:
+    c = tx.tables.jobs.c
+    return select(c.id).where(
+        c.id.in_(bindparam("b_ids", expanding=True)),
+        c.lease_token.in_(bindparam("b_tokens", expanding=True)),
+        c.state != RUNNING,
+    )
+
+
+def _write(tx: Tx, ended: Sequence[Ended]) -> set[UUID]:
+    final = [item for item in ended if item.settlement.state in FINAL]
+    again = [item for item in ended if item.settlement.state not in FINAL]
+    if final:
+        tx.execute(tx.prepared(_end), [_words(item) | {"b_value": item.outcome.value} for item in final])
+    if again:
+        tx.execute(tx.prepared(_requeue), [_words(item) | _wait(item.settlement) for item in again])
+    tokens = list({item.job.lease_token for item in ended})
+    return _ours(tx, tokens, [item.job.id for item in ended])
+
+
+def _claim_holds(tx: Tx) -> ColumnElement[bool]:
+    return and_(tx.tables.jobs.c.id == bindparam("b_id"), mine(tx, bindparam("b_token")))
+
+
+def _end(tx: Tx) -> Update:
+    """Final states, with what is to be remembered."""
+    table = tx.tables.jobs
+    ignored = and_(
+        table.c.cancel_requested_us.is_not(None),
+        bindparam("b_state", type_=table.c.state.type) == str(JobState.SUCCEEDED),
+    )
+    return (
+        update(table)
+        .where(_claim_holds(tx))
+        .values(
+            state=bindparam("b_state"),
+            reason=case((ignored, "cancel ignored"), else_=bindparam("b_reason", type_=table.c.reason.type)),
+            value=bindparam("b_value"),
+            error=bindparam("b_error"),
+            errors=bindparam("b_errors"),
+            crashes=bindparam("b_crashes"),
+            unique_slot=null(),
+            finished_us=tx.clock,
+        )
+    )
+
+
+def _requeue(tx: Tx) -> Update:
+    """Back to the queue, now or later; cancelled instead when somebody asked for that in the meantime."""
+    table = tx.tables.jobs
+    asked_to_end = table.c.cancel_requested_us.is_not(None)
+    return (
+        update(table)
+        .where(_claim_holds(tx))
+        .values(
+            state=case((asked_to_end, str(JobState.CANCELLED)), else_=bindparam("b_state", type_=table.c.state.type)),
+            reason=case((asked_to_end, "requested"), else_=bindparam("b_reason", type_=table.c.reason.type)),
+            finished_us=case((asked_to_end, tx.clock), else_=null()),
+            run_at_us=tx.clock + bindparam("b_delay", type_=table.c.run_at_us.type),
+            attempt=table.c.attempt - bindparam("b_refund", type_=table.c.attempt.type),
+            error=bindparam("b_error"),
+            errors=bindparam("b_errors"),
+            crashes=bindparam("b_crashes"),
+        )
+    )
+
+
+def _words(item: Ended) -> dict[str, Any]:
+    return {
+        "b_id": item.job.id,
+        "b_token": item.job.lease_token,
+        "b_state": str(item.settlement.state),
+        "b_reason": item.settlement.reason,
+        "b_error": item.outcome.error,
+        "b_errors": item.settlement.errors,
+        "b_crashes": item.settlement.crashes,
+    }
+
+
+def _wait(settlement: Settlement) -> dict[str, Any]:
+    return {"b_delay": settlement.delay or 0, "b_refund": int(settlement.refund)}
+
+
+def _remember(tx: Tx, ended: Sequence[Ended], worker_id: str) -> None:
+    """History of attempts; a job that succeeds at the first keeps its facts on its own row."""
+    told = [
+        item
+        for item in ended
+        if not item.settlement.refund and (item.outcome.ending is not Ending.SUCCEEDED or item.job.attempt > 1)
+    ]
+    if not told:
+        return
+    now = tx.now()
+    rows = [
+        {
+            "job_id": item.job.id,
+            "attempt": item.job.attempt,
+            "worker_id": worker_id,
+            "started_us": item.job.claimed_us,
+            "finished_us": now,
+            "outcome": str(item.outcome.ending),
+            "error": item.outcome.error,
+            "traceback": item.outcome.traceback,
+        }
+        for item in told
+    ]
+    tx.execute(tx.dialect.insert_ignore(tx.tables.attempts), rows)
+
+
+# ── those that waited ─────────────────────────────────────────────────────────────────────────────────────────────────
+def release(tx: Tx, schedule_ids: Collection[str]) -> int:
+    """Let the oldest waiting job of each schedule go, where no other job of it is on its way; how many went.
+
+    Called in the transaction that ends a job of the schedule.
+    """
+    if not schedule_ids:
+        return 0
+    c = tx.tables.jobs.c
+    keys = [waits_for(id) for id in sorted(schedule_ids)]
+    query = select(c.id, c.schedule_id).where(c.state == WAITING, c.waits_for.in_(padded(keys))).order_by(c.id.desc())
+    oldest = {row.schedule_id: row.id for row in tx.execute(query)}
+    if not oldest:
+        return 0
+    on_its_way = c.state.in_([SCHEDULED, QUEUED, RUNNING])
+    busy = select(c.schedule_id).where(c.schedule_id.in_(padded(sorted(oldest))), on_its_way).distinct()
+    for row in tx.execute(busy).all():
+        del oldest[row.schedule_id]
+    if oldest:
+        tx.execute(
+            update(tx.tables.jobs)
+            .where(c.id.in_(padded(list(oldest.values()))), c.state == WAITING)
+            .values(
+                state=case((c.run_at_us <= tx.clock, str(JobState.QUEUED)), else_=str(JobState.SCHEDULED)),
+                waits_for=null(),
+            )
+        )
+    return len(oldest)
+
+
+def heal_releases(tx: Tx) -> int:
+    """The sweeper's repeat of `release`, for every schedule that has a waiting job."""
+    c = tx.tables.jobs.c
+    held = select(c.schedule_id).where(c.state == WAITING, c.schedule_id.is_not(None)).distinct().limit(1000)
+    return release(tx, {row.schedule_id for row in tx.execute(held)})
+
+
+# ── rescue ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rescued:
+    """A job taken back from a worker that died or stopped under it."""
+
+    id: UUID
+    task: str
+    attempt: int
+    tracking_id: str
+    queue: str
+    schedule_id: str | None
+    from_worker: str
+    state: str
+    reason: str | None
+
+
+def rescue(tx: Tx, limit: int = RESCUED_AT_ONCE) -> list[Rescued]:
+    """Give the running jobs of dead workers back: by the lease, never by age, and only under the token seen."""
+    jobs, workers = tx.tables.jobs, tx.tables.workers
+    gone = select(workers.c.id).where(workers.c.state.in_([word("dead"), word("stopped")]))
+    query = select(jobs).where(jobs.c.state == RUNNING, jobs.c.worker_id.in_(gone)).order_by(jobs.c.id).limit(limit)
+    return _take_back(tx, tx.execute(tx.dialect.skip_locked(query)).all(), Ending.LOST)
+
+
+def give_back(tx: Tx, claims: Sequence[tuple[UUID, str]]) -> list[Rescued]:
+    """Return claimed jobs that never started: id and token of each; their attempt is not counted."""
+    if not claims:
+        return []
+    jobs = tx.tables.jobs
+    held = or_(*(and_(jobs.c.id == id, mine(tx, token)) for id, token in claims))
+    return _take_back(tx, tx.execute(tx.dialect.lock_rows(select(jobs).where(held))).all(), Ending.RETURNED)
+
+
+def _take_back(tx: Tx, rows: Sequence[Row[Any]], ending: Ending) -> list[Rescued]:
+    taken: list[Rescued] = []
+    over: set[str] = set()
+    for row in rows:
+        outcome = Outcome(ending=ending, error="its worker died" if ending is Ending.LOST else None)
+        decision = decide(
+            errors=row.errors,
+            crashes=row.crashes,
+            max_attempts=row.max_attempts,
+            at_most_once=bool(row.at_most_once),
+            outcome=outcome,
+            retry=Retry.from_json(payload.decode(row.retry)) if row.retry else Retry(),
+            random=random(),  # noqa: S311 - jitter, not a secret
+            cancel_requested=row.cancel_requested_us is not None,
+        )
+        if _apply(tx, row, decision) and ending is Ending.LOST:
+            _remember_loss(tx, row)
+        if decision.state in FINAL and row.schedule_id:
+            over.add(row.schedule_id)
+        taken.append(
+            Rescued(
+                id=row.id,
+                task=row.task,
+                attempt=row.attempt,
+                tracking_id=row.tracking_id,
+                queue=row.queue,
+                schedule_id=row.schedule_id,
+                from_worker=row.worker_id,
+                state=str(decision.state),
+                reason=decision.reason,
+            )
+        )
+    release(tx, over)
+    return taken
+
+
+def _apply(tx: Tx, row: Row[Any], decision: Settlement) -> bool:
+    table = tx.tables.jobs
+    final = decision.state in FINAL
+    values: dict[str, Any] = {
+        "state": str(decision.state),
+        "reason": decision.reason,
+        "errors": decision.errors,
+        "crashes": decision.crashes,
+        "lease_token": null(),
+        "attempt": row.attempt - int(decision.refund),
+    }
+    if final:
+        values |= {"finished_us": tx.clock, "unique_slot": null(), "error": "its worker died"}
+    elif decision.delay:
+        values["run_at_us"] = tx.clock + decision.delay
+    result = tx.execute(update(table).where(table.c.id == row.id, mine(tx, row.lease_token)).values(**values))
+    return bool(result.rowcount)
+
+
+def _remember_loss(tx: Tx, row: Row[Any]) -> None:
+    tx.execute(
+        tx.dialect.insert_ignore(tx.tables.attempts).values(
+            job_id=row.id,
+            attempt=row.attempt,
+            worker_id=row.worker_id,
+            started_us=row.claimed_us,
+            finished_us=tx.now(),
+            outcome=str(Ending.LOST),
+            error="its worker died",
+        )
+    )

@@ -1,0 +1,174 @@
+"""The SQLite file: where it may lie, how it is opened, and `configure_sqlite` for the application's own engine."""
+
+from __future__ import annotations
+
+import os
+import re
+import sqlite3
+import sys
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import create_engine, event
+from sqlalchemy.engine import URL, Engine
+from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.pool import NullPool
+
+from onebeat.errors import ConfigurationError
+
+OLDEST = (3, 35)  # UPDATE … RETURNING
+SAFE = (3, 51, 3)  # before it a rare race between checkpoints could damage a WAL (https://www.sqlite.org/wal.html)
+BUSY_TIMEOUT = 5.0  # seconds
+SYNCHRONOUS = ("FULL", "NORMAL", "EXTRA")
+
+# Kinds of file system that do not share memory between hosts, or lie about locks.
+_NETWORK = re.compile(
+    r"nfs\d?|cifs|smb\w*|9p|fuse(\..*)?|fuseblk|virtiofs|ceph|glusterfs|lustre|afs|ncpfs|vboxsf|prl_fs|vmhgfs.*"
+)
+
+
+def configure_sqlite(engine: Engine | AsyncEngine, *, synchronous: str = "FULL") -> None:
+    """Let the application's own SQLite engine live beside onebeat: WAL, busy timeout, `BEGIN IMMEDIATE`.
+
+    Call it once, before the engine's first connection. From then on each transaction of this engine takes the write
+    lock at its begin and waits up to 5 seconds for it; without that a transaction that reads and then writes fails at
+    once ("database is locked") beside any other writer. `engine` is an `Engine` or an `AsyncEngine` on SQLite, else
+    `ConfigurationError`.
+
+    >>> from sqlalchemy import create_engine
+    >>> engine = create_engine("sqlite://")
+    >>> configure_sqlite(engine)
+    >>> with engine.begin() as connection:
+    ...     connection.exec_driver_sql("PRAGMA synchronous").scalar()
+    2
+    """
+    target = engine.sync_engine if isinstance(engine, AsyncEngine) else engine
+    if target.dialect.dbapi is None or not hasattr(target.dialect.dbapi, "sqlite_version"):
+        raise ConfigurationError(
+            f"configure_sqlite got an engine for {target.dialect.dialect_description}; it is for SQLite only"
+        )
+    level = _synchronous(synchronous)
+
+    def prepare(connection: Any, _record: object) -> None:
+        connection.isolation_level = None  # the driver begins nothing by itself
+        cursor = connection.cursor()
+        cursor.execute(f"PRAGMA busy_timeout = {int(BUSY_TIMEOUT * 1000)}")
+        cursor.execute("PRAGMA journal_mode = WAL")
+        cursor.execute(f"PRAGMA synchronous = {level}")
+        cursor.close()
+
+    def begin(connection: Any) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    event.listen(target, "connect", prepare)
+    event.listen(target, "begin", begin)
+
+
+def open_engine(url: URL) -> Engine:
+    """onebeat's own engine on the file, in driver autocommit: transactions are begun and ended in text."""
+    return create_engine(
+        url,
+        poolclass=NullPool,
+        hide_parameters=True,
+        connect_args={
+            "isolation_level": None,
+            "check_same_thread": False,
+            "timeout": BUSY_TIMEOUT,
+            "cached_statements": 256,
+        },
+    )
+
+
+def prepare_writer(connection: sqlite3.Connection, synchronous: str) -> None:
+    """WAL and durable commits; raises what SQLite raises when the file cannot be written."""
+    connection.execute("PRAGMA journal_mode = WAL").fetchall()
+    connection.execute(f"PRAGMA synchronous = {_synchronous(synchronous)}")
+    connection.execute("PRAGMA journal_size_limit = 67108864")  # bytes; a burst does not keep its disk for ever
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    connection.execute("BEGIN IMMEDIATE")  # on a read-only file a mere read transaction, so try a change and undo it
+    try:
+        connection.execute(f"PRAGMA user_version = {int(version)}")
+    finally:
+        connection.execute("ROLLBACK")
+    connection.execute("PRAGMA busy_timeout = 0")  # from here on `Dialect.begin` does the waiting
+
+
+def prepare_reader(connection: sqlite3.Connection) -> None:
+    """A reader that could not write by mistake."""
+    connection.execute("PRAGMA query_only = ON")
+
+
+def require_version(found: tuple[int, ...]) -> None:
+    """Raise `ConfigurationError` for a SQLite library too old to serve."""
+    if found < OLDEST:
+        raise ConfigurationError(
+            f"Python was built with SQLite {_dotted(found)}; onebeat needs {_dotted(OLDEST)} or later "
+            "(a newer Python image has it), or another database"
+        )
+
+
+def cautions(found: tuple[int, ...]) -> list[str]:
+    """What an operator should know about this library, in words."""
+    if found >= SAFE:
+        return []
+    return [
+        f"SQLite {_dotted(found)} has a very rare race that can damage a WAL file while several processes write; "
+        f"{_dotted(SAFE)} does not"
+    ]
+
+
+def file_of(url: URL) -> Path | None:
+    """The file a URL names, made absolute; None for a database in memory."""
+    name = url.database or ""
+    if name.startswith("file:"):
+        name = name.removeprefix("file:").partition("?")[0]
+    if name in ("", ":memory:") or url.query.get("mode") == "memory":
+        return None
+    return Path(name).absolute()
+
+
+def require_place(path: Path, *, allow_network: bool, mountinfo: Path = Path("/proc/self/mountinfo")) -> None:
+    """Raise `ConfigurationError` where the file could not be used safely, or not at all."""
+    if not path.parent.is_dir():
+        raise ConfigurationError(f"the directory of {path} does not exist; create it, or correct the database URL")
+    if path.is_dir():
+        raise ConfigurationError(f"{path} is a directory; name a file in the database URL")
+    kind = filesystem_of(path, mountinfo)
+    if kind is not None and _NETWORK.fullmatch(kind) and not allow_network:
+        raise ConfigurationError(
+            f"{path} lies on a network or shared file system ({kind}), where SQLite's write-ahead log can be damaged "
+            "by a second host; put the file on a local disk, use PostgreSQL or MariaDB, or, if only one host ever "
+            "opens it, set sqlite_allow_network=True"
+        )
+
+
+def filesystem_of(path: Path, mountinfo: Path = Path("/proc/self/mountinfo")) -> str | None:
+    """The kind of file system below a path, from Linux's list of mounts (proc(5)); None where there is no such list."""
+    if not sys.platform.startswith("linux"):
+        return None
+    try:
+        lines = mountinfo.read_text("utf-8", "surrogateescape").splitlines()
+    except OSError:
+        return None
+    real = os.path.realpath(path)
+    best, kind = "", None
+    for line in lines:
+        head, separator, tail = line.partition(" - ")
+        fields = head.split(" ")
+        if not separator or len(fields) < 5:
+            continue
+        mount = re.sub(r"\\(\d{3})", lambda match: chr(int(match[1], 8)), fields[4])
+        inside = real == mount or real.startswith(mount.rstrip("/") + "/")
+        if inside and len(mount) >= len(best):  # of two mounts on one point the later covers the earlier
+            best, kind = mount, tail.split(" ")[0]
+    return kind
+
+
+def _synchronous(level: str) -> str:
+    if level.upper() not in SYNCHRONOUS:
+        raise ConfigurationError(f"sqlite_synchronous is {level[:20]!r}; use one of {', '.join(SYNCHRONOUS)}")
+    return level.upper()
+
+
+def _dotted(version: tuple[int, ...]) -> str:
+    return ".".join(str(part) for part in version)

@@ -1,0 +1,35 @@
+"""Small pieces of SQL that several store rooms share: literal states, padded lists, waiting keys."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+from sqlalchemy import ColumnElement, String, literal_column
+
+from onebeat.model.job import JobState
+
+T = TypeVar("T")
+
+
+def word(state: str) -> ColumnElement[str]:
+    """One of onebeat's own words, written into the statement so that partial indexes on it can be used."""
+    if not str(state).isalpha():
+        raise ValueError(f"{state!r} is no state; only onebeat's own words are written into statements")
+    return literal_column(f"'{state}'", String)
+
+
+QUEUED = word(JobState.QUEUED)
+SCHEDULED = word(JobState.SCHEDULED)
+WAITING = word(JobState.WAITING)
+RUNNING = word(JobState.RUNNING)
+
+
+def padded(values: Sequence[T]) -> list[T]:
+    """`values` with its last one repeated up to a power of two, so that few statement texts serve every length.
+
+    >>> padded([1, 2, 3])
+    [1, 2, 3, 3]
+    """
+    size = 1 << max(0, len(values) - 1).bit_length()
+    return [*values, *[values[-1]] * (size - len(values))]

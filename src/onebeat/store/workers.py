@@ -1,0 +1,198 @@
+"""Workers: register, renew, mark dead."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import ColumnElement, Row, and_, delete, exists, select, update
+
+from onebeat.model import payload
+from onebeat.store.database import Tx
+from onebeat.store.words import RUNNING, padded, word
+
+ALIVE = word("alive")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewWorker:
+    """One start of one process."""
+
+    id: str
+    host: str
+    boot_id: str | None
+    pid: int
+    tasks: Sequence[str]
+    definitions: Mapping[str, str]  # schedule id → definition hash
+    queues: Sequence[str] | None
+    slots: int
+    version: str
+    lease: int  # microseconds
+    wake_address: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerInfo:
+    """A worker's row."""
+
+    id: str
+    host: str
+    pid: int
+    state: str
+    started_us: int
+    heartbeat_us: int
+    lease_until_us: int
+    tasks: tuple[str, ...]
+    queues: tuple[str, ...] | None
+    slots: int
+    version: str
+    boot_id: str | None = None
+
+
+def register(tx: Tx, worker: NewWorker) -> int:
+    """Make the worker's row, alive under its lease; the database's now."""
+    now = tx.now()
+    tx.execute(
+        tx.dialect.insert_ignore(tx.tables.workers).values(
+            id=worker.id,
+            host=worker.host[:255],
+            boot_id=worker.boot_id,
+            pid=worker.pid,
+            started_us=now,
+            heartbeat_us=now,
+            lease_until_us=now + worker.lease,
+            state="alive",
+            tasks=payload.canonical(list(worker.tasks)),
+            definitions=payload.canonical(dict(worker.definitions)),
+            queues=None if worker.queues is None else payload.canonical(list(worker.queues)),
+            slots=worker.slots,
+            version=worker.version,
+            wake_address=worker.wake_address,
+        )
+    )
+    return now
+
+
+def not_expired(tx: Tx) -> ColumnElement[bool]:
+    """A lease that has run out is never renewed: dead is sticky."""
+    c = tx.tables.workers.c
+    return and_(c.state == ALIVE, c.lease_until_us > tx.clock)
+
+
+def renew(tx: Tx, worker_id: str, lease: int) -> bool:
+    """Prolong the lease by `lease` microseconds from now; False: it ran out or was taken, for good."""
+    table = tx.tables.workers
+    result = tx.execute(
+        update(table)
+        .where(table.c.id == worker_id, not_expired(tx))
+        .values(lease_until_us=tx.dialect.greatest(table.c.lease_until_us, tx.clock + lease), heartbeat_us=tx.clock)
+    )
+    return bool(result.rowcount)
+
+
+def expired(tx: Tx) -> ColumnElement[bool]:
+    """Who may be marked dead: alive by its row, but its lease has run out by the database's clock."""
+    c = tx.tables.workers.c
+    return and_(c.state == ALIVE, c.lease_until_us <= tx.clock)
+
+
+def any_expired(tx: Tx) -> bool:
+    """Whether a worker waits to be marked dead."""
+    table = tx.tables.workers
+    return tx.execute(select(table.c.id).where(expired(tx)).limit(1)).first() is not None
+
+
+def mark_dead(tx: Tx) -> list[WorkerInfo]:
+    """Mark the workers whose lease has run out dead, for good; those that this call marked."""
+    table = tx.tables.workers
+    rows = tx.execute(tx.dialect.skip_locked(select(table).where(expired(tx)).limit(100))).all()
+    return _mark(tx, [_info(row) for row in rows])
+
+
+def mark_dead_by_id(tx: Tx, ids: Sequence[str]) -> list[WorkerInfo]:
+    """Mark these workers dead: their processes are known to be gone from this host."""
+    if not ids:
+        return []
+    table = tx.tables.workers
+    rows = tx.execute(tx.dialect.skip_locked(select(table).where(table.c.id.in_(padded(ids)), table.c.state == ALIVE)))
+    return _mark(tx, [_info(row) for row in rows.all()])
+
+
+def _mark(tx: Tx, found: list[WorkerInfo]) -> list[WorkerInfo]:
+    if found:
+        table = tx.tables.workers
+        tx.execute(
+            update(table)
+            .where(table.c.id.in_(padded([w.id for w in found])), table.c.state == ALIVE)
+            .values(state="dead", stopped_us=tx.clock)
+        )
+    return found
+
+
+def stop(tx: Tx, worker_id: str) -> bool:
+    """Mark the worker stopped, the last thing it does."""
+    table = tx.tables.workers
+    result = tx.execute(
+        update(table)
+        .where(table.c.id == worker_id, table.c.state == ALIVE)
+        .values(state="stopped", stopped_us=tx.clock)
+    )
+    return bool(result.rowcount)
+
+
+def live(tx: Tx) -> list[WorkerInfo]:
+    """The workers that are alive by the database's clock."""
+    table = tx.tables.workers
+    return [_info(row) for row in tx.execute(select(table).where(not_expired(tx)).order_by(table.c.started_us))]
+
+
+def every(tx: Tx, limit: int = 1000) -> list[WorkerInfo]:
+    """Workers of any state, newest first."""
+    table = tx.tables.workers
+    return [_info(row) for row in tx.execute(select(table).order_by(table.c.started_us.desc()).limit(limit))]
+
+
+def advertised(tx: Tx) -> dict[str, set[str]]:
+    """Schedule id → the definition hashes that live workers advertise."""
+    table = tx.tables.workers
+    hashes: dict[str, set[str]] = {}
+    for row in tx.execute(select(table.c.definitions).where(not_expired(tx))):
+        for schedule_id, digest in payload.decode(row.definitions).items():
+            hashes.setdefault(schedule_id, set()).add(digest)
+    return hashes
+
+
+def prune(tx: Tx, age: int, limit: int = 1000) -> int:
+    """Delete dead and stopped workers that ended more than `age` microseconds ago and hold no job."""
+    workers, jobs = tx.tables.workers, tx.tables.jobs
+    query = (
+        select(workers.c.id)
+        .where(
+            workers.c.state.in_([word("dead"), word("stopped")]),
+            workers.c.stopped_us < tx.now() - age,
+            ~exists().where(jobs.c.worker_id == workers.c.id, jobs.c.state == RUNNING),
+        )
+        .limit(limit)
+    )
+    ids = [row.id for row in tx.execute(query)]
+    if ids:
+        tx.execute(delete(workers).where(workers.c.id.in_(padded(ids))))
+    return len(ids)
+
+
+def _info(row: Row[Any]) -> WorkerInfo:
+    return WorkerInfo(
+        id=row.id,
+        host=row.host,
+        pid=row.pid,
+        state=row.state,
+        started_us=row.started_us,
+        heartbeat_us=row.heartbeat_us,
+        lease_until_us=row.lease_until_us,
+        tasks=tuple(payload.decode(row.tasks)),
+        queues=None if row.queues is None else tuple(payload.decode(row.queues)),
+        slots=row.slots,
+        version=row.version,
+        boot_id=row.boot_id,
+    )

@@ -1,0 +1,1 @@
+"""For users' tests: fake clock, manual worker, assertions."""

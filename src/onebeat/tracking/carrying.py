@@ -1,0 +1,165 @@
+"""Carrying the context by hand: to threads of other libraries, to process pools, to child processes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import inspect
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial, update_wrapper
+from typing import Any, Generic, ParamSpec, TypeVar
+
+from onebeat.model.seams import Unit
+from onebeat.tracking import payload
+from onebeat.tracking.context import VARIABLE, Cell, Tracking, leave
+from onebeat.tracking.ids import is_valid
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Carried(Generic[P, R]):
+    """A function bound to the context in which `carry` was called; it can be called often, anywhere, also at once.
+
+    Pickled for a process pool it takes the tracking id and the propagated variables along, at most 8 KiB.
+    """
+
+    def __init__(self, function: Callable[P, R]) -> None:
+        self._function = function
+        self._context = contextvars.copy_context()
+        update_wrapper(self, function)
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        context = self._context.copy()  # one context runs one call at a time
+        if inspect.iscoroutinefunction(self._function):
+            return _in_task(self._function, context, args, kwargs)  # type: ignore[return-value]  # R is the coroutine
+        return context.run(self._function, *args, **kwargs)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Arrived, (self._function, self._context.copy().run(pack))
+
+
+class Arrived:
+    """What a `Carried` function is in another process."""
+
+    def __init__(self, function: Callable[..., Any], packed: str | None) -> None:
+        self._function = function
+        self._packed = packed
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with unpacked(self._packed):
+            return self._function(*args, **kwargs)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Arrived, (self._function, self._packed)
+
+
+def carry(function: Callable[P, R], /) -> Carried[P, R]:
+    """The function, bound to the present context: every context variable in threads, the tracking id in processes.
+
+    asyncio tasks, `asyncio.to_thread`, `onebeat.offload` and sync routes need no help; `run_in_executor`,
+    `threading.Thread`, `Timer`, and pools of other libraries do.
+
+    >>> from concurrent.futures import ThreadPoolExecutor
+    >>> from onebeat.tracking import tracking, tracking_id
+    >>> with ThreadPoolExecutor() as pool, tracking("order-7"):
+    ...     pool.submit(tracking_id).result(), pool.submit(carry(tracking_id)).result()
+    (None, 'order-7')
+    """
+    return Carried(function)
+
+
+class ContextThreadPoolExecutor(ThreadPoolExecutor):
+    """A `ThreadPoolExecutor` whose calls run in the context of their `submit`.
+
+    >>> from onebeat.tracking import tracking, tracking_id
+    >>> with ContextThreadPoolExecutor() as pool, tracking("order-7"):
+    ...     pool.submit(tracking_id).result()
+    'order-7'
+    """
+
+    def submit(self, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
+        return super().submit(contextvars.copy_context().run, partial(function, *args, **kwargs))
+
+
+def pack() -> str | None:
+    """The present context's share of what a child process needs, as JSON text of at most 8 KiB; None if there is none.
+
+    Raises `InvalidArguments` when the propagated variables do not fit.
+    """
+    unit = VARIABLE.get()
+    if unit is None:
+        return payload.write(None)
+    job = unit.job
+    own: dict[str, Any] = {"id": unit.tracking_id, "kind": unit.kind, "unit": unit.unit_id, "above": unit.parent_id}
+    if job is not None:
+        own["job"] = [job.id, job.task, job.attempt, job.queue, job.schedule_id, job.fire_time]
+    return payload.write(unit, own=own)
+
+
+@contextmanager
+def unpacked(packed: str | None) -> Iterator[None]:
+    """Set in a child process what `pack` gave in the parent: the same unit, for the duration of one call.
+
+    >>> from onebeat.tracking import tracking, tracking_id
+    >>> with tracking("order-7"):
+    ...     packed = pack()
+    >>> with unpacked(packed):
+    ...     tracking_id()
+    'order-7'
+    """
+    if packed is None:
+        yield
+        return
+    arrived = payload.read_payload(packed)
+    tokens = payload.set_variables(arrived.variables)
+    unit = _same_unit(arrived)
+    token = VARIABLE.set(unit)
+    try:
+        yield
+    except BaseException as error:
+        if unit is not None:
+            leave(unit, token, error)
+        raise
+    else:
+        if unit is not None:
+            leave(unit, token)
+    finally:
+        payload.reset_variables(tokens)
+
+
+def _same_unit(arrived: payload.Payload) -> Tracking | None:
+    own = arrived.own
+    if not is_valid(own.get("id")) or not is_valid(own.get("unit")):
+        return None
+    job = own.get("job")
+    return Tracking(
+        tracking_id=own["id"],
+        kind=str(own.get("kind")),
+        unit_id=own["unit"],
+        cell=Cell(arrived.fields),
+        parent_id=own["above"] if is_valid(own.get("above")) else None,
+        origin="parent",
+        trace=arrived.trace,
+        job=_job(str(own.get("kind")), *job) if isinstance(job, list) and len(job) == 6 else None,
+    )
+
+
+def _job(
+    kind: str,
+    id: str,
+    task: str | None,
+    attempt: int | None,
+    queue: str | None,
+    schedule_id: str | None,
+    fire_time: str | None,
+) -> Unit:
+    return Unit(kind=kind, id=id, task=task, attempt=attempt, queue=queue, schedule_id=schedule_id, fire_time=fire_time)
+
+
+async def _in_task(
+    function: Callable[..., Any], context: contextvars.Context, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    return await asyncio.get_running_loop().create_task(function(*args, **kwargs), context=context)

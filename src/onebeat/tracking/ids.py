@@ -1,0 +1,67 @@
+"""Tracking ids: made here, or checked byte for byte when they come from somewhere else."""
+
+from __future__ import annotations
+
+import os
+import re
+import struct
+from time import time_ns
+
+MAX_LENGTH = 128  # characters; a UUID, an ULID, AWS, nginx, Cloudflare and base64 ids all fit
+
+STANDARD = re.compile(rb"[!#-+\--\[\]-~]{1,128}")
+"""Visible ASCII except double quote, comma and backslash: no space, no control, no high byte, no list of ids."""
+
+STRICT = re.compile(rb"[A-Za-z0-9._-]{1,128}")
+
+_LOW_62 = (1 << 62) - 1
+_VERSION_AND_VARIANT = 0x7 << 76 | 0b10 << 62
+_BATCH = 512  # numbers drawn at once: one system call for some hundred requests
+
+_numbers: list[int] = []  # 64 random bits each; a list's pop is atomic, so threads need no lock
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_numbers.clear)  # a child never repeats what its parent drew
+
+
+def _number() -> int:
+    try:
+        return _numbers.pop()
+    except IndexError:
+        _numbers.extend(struct.unpack(f"{_BATCH}Q", os.urandom(8 * _BATCH)))
+        return _numbers.pop()
+
+
+def new_id() -> str:
+    """A new tracking id: 32 lower-case hex digits in the layout of a UUIDv7, so ids sort by the time they were made.
+
+    It is a valid W3C trace id as well.
+
+    >>> len(new_id()), new_id()[12]
+    (32, '7')
+    """
+    try:
+        high, low = _numbers.pop() & 0xFFF, _numbers.pop() & _LOW_62
+    except IndexError:
+        high, low = _number() & 0xFFF, _number() & _LOW_62
+    return f"{time_ns() // 1_000_000 << 80 | _VERSION_AND_VARIANT | high << 64 | low:032x}"
+
+
+def new_unit_id() -> str:
+    """A new unit id: 16 hex digits, made here always, so two requests with one tracking id stay two.
+
+    >>> len(new_unit_id())
+    16
+    """
+    try:
+        return f"{_numbers.pop():016x}"
+    except IndexError:
+        return f"{_number():016x}"
+
+
+def is_valid(text: object) -> bool:
+    """Whether a text may be a tracking id: 1 to 128 visible ASCII characters, none of them `"`, `,` or a backslash.
+
+    >>> is_valid("Root=1-67891233-abcdef012345678912345678"), is_valid("a\\x1b[2J"), is_valid("é")
+    (True, False, False)
+    """
+    return isinstance(text, str) and text.isascii() and STANDARD.fullmatch(text.encode("ascii")) is not None

@@ -1,0 +1,191 @@
+"""The tracking layer: pure ASGI, one id in, one id on every response, outside of everything else."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from sys import modules as _modules
+from typing import Any, Final
+
+from onebeat.tracking.context import VARIABLE, Cell, Tracking, leave
+from onebeat.tracking.denials import DENIED
+from onebeat.tracking.ids import new_unit_id
+from onebeat.tracking.otel import active_span
+from onebeat.tracking.rules import Inbound, TrackingRules
+
+Message = MutableMapping[str, Any]
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+Header = tuple[bytes, bytes]
+
+MARK: Final = "onebeat.tracking"  # the key of the unit in the ASGI scope; an inner layer that finds it does nothing
+_STARTS: Final = frozenset(("http.response.start", "websocket.accept", "websocket.http.response.start"))
+_ALLOW_ORIGIN: Final = b"access-control-allow-origin"
+_tuple = tuple.__new__  # makes a named tuple in half the time of its class, once a request
+_PLAIN: Final = (b"content-type", b"text/plain; charset=utf-8")
+_DENIAL: Final = "websocket.http.response"  # the ASGI extension by which a handshake is answered with a response
+
+
+class TrackingMiddleware:
+    """Wraps any ASGI application; `install(app)` puts it around a FastAPI application and does more.
+
+    A request comes to the application with one tracking id: in the context, in `request.state.tracking_id` and in the
+    request's headers. Every response, error and handshake has it in one header. `TrackingRules` say what is accepted.
+
+    >>> async def application(scope, receive, send): ...
+    >>> application = TrackingMiddleware(application, TrackingRules(accept="never"))
+    """
+
+    def __init__(self, app: App, rules: TrackingRules | None = None) -> None:
+        rules = rules or TrackingRules()
+        self._app = app
+        inbound = Inbound(rules)
+        self._judge, self._make = inbound.judge, inbound.make
+        self._name = rules.header.lower().encode("ascii")
+        self._unit_name = rules.unit_header.lower().encode("ascii") if rules.unit_header else None
+        self._names = frozenset((*inbound.names, self._name))  # request headers that show an id
+        self._wanted = inbound.wanted | self._names
+        self._special = frozenset((self._name, self._unit_name, _ALLOW_ORIGIN))  # response headers to look at
+        self._expose = b", ".join(name.encode("ascii") for name in (rules.header, rules.unit_header) if name)
+        self._exposes = rules.expose
+        self._rewrites = rules.rewrite
+        self._rejects = rules.on_invalid == "reject"
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection."""
+        kind = scope["type"]
+        if (kind != "http" and kind != "websocket") or MARK in scope:
+            await self._app(scope, receive, send)
+            return
+        headers = scope["headers"]
+        wanted = self._wanted
+        offered = [pair for pair in headers if pair[0] in wanted]
+        if offered:
+            id, origin, trace, client_id, invalid = self._judge(scope, offered)
+        else:
+            id, origin, trace, client_id, invalid = self._make(), "generated", None, None, False
+        name = "request" if kind == "http" else "websocket"
+        unit = _tuple(Tracking, (id, name, new_unit_id(), Cell(), None, origin, trace, client_id, None))
+        encoded = (self._name, id.encode("ascii"))
+        scope[MARK] = unit
+        state = scope.get("state")
+        scope["state"] = {**state, "tracking_id": id} if state else {"tracking_id": id}
+        if self._rewrites:
+            scope["headers"] = self._shown(headers, offered, encoded) if offered else [*headers, encoded]
+        begun = False
+
+        def send_with_id(message: Message) -> Awaitable[None]:
+            nonlocal begun
+            if message["type"] in _STARTS:
+                begun = True
+                if kind != "http":
+                    DENIED.set(message["type"] != "websocket.accept")
+                if "opentelemetry.trace" in _modules:
+                    unit.cell.span = active_span()
+                message = {**message, "headers": self._with_id(message.get("headers") or (), encoded, unit)}
+            return send(message)
+
+        sender = send_with_id if kind == "http" else self._handshake(scope, send_with_id)
+        token = VARIABLE.set(unit)  # always: what a leaked context holds is not this request's
+        try:
+            if invalid and self._rejects:
+                await self._reject(scope, sender)
+            else:
+                await self._app(scope, receive, sender)
+        except BaseException as error:
+            try:
+                if not begun and isinstance(error, Exception):
+                    await self._fail(scope, sender)
+            finally:
+                leave(unit, token, error)
+            raise
+        leave(unit, token)
+
+    # ── in ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+    def _shown(self, headers: Iterable[Header], offered: list[Header], encoded: Header) -> Iterable[Header]:
+        """The request's headers with the effective id, and no other, under every name an id may come in."""
+        if len(offered) == 1 and offered[0] == encoded:
+            return headers
+        names = self._names
+        kept: list[Header] = []
+        seen: set[bytes] = set()
+        for key, value in headers:
+            if key not in names:
+                kept.append((key, value))
+            elif key not in seen:
+                seen.add(key)
+                kept.append((key, encoded[1]))
+        if self._name not in seen:
+            kept.append(encoded)
+        return kept
+
+    # ── out ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+    def _with_id(self, headers: Iterable[Header], encoded: Header, unit: Tracking) -> list[Header]:
+        """The response's headers with one id: ours, whatever the application set."""
+        found: list[Header] = []
+        special = self._special
+        cors = False
+        for pair in headers:
+            name = pair[0].lower()
+            if name not in special:
+                found.append(pair)
+            elif name == _ALLOW_ORIGIN:
+                found.append(pair)
+                cors = True
+        found.append(encoded)
+        if self._unit_name is not None:
+            found.append((self._unit_name, unit.unit_id.encode("ascii")))
+        if cors and self._exposes:
+            self._add_to_exposed(found)
+        return found
+
+    def _add_to_exposed(self, headers: list[Header]) -> None:
+        for index, (name, value) in enumerate(headers):
+            if name.lower() == b"access-control-expose-headers":
+                listed = {part.strip().lower() for part in value.split(b",")}
+                more = [part for part in self._expose.split(b", ") if part.lower() not in listed]
+                headers[index] = (name, b", ".join(filter(None, [value, *more])))
+                return
+        headers.append((b"access-control-expose-headers", self._expose))
+
+    def _handshake(self, scope: Scope, send: Send) -> Send:
+        """A refusal before the handshake becomes a response with the id, where the server can send one."""
+        if _DENIAL not in (scope.get("extensions") or ()):
+            return send
+        answered = False
+
+        async def send_or_deny(message: Message) -> None:
+            nonlocal answered
+            if message["type"] == "websocket.close" and not answered:
+                answered = True
+                await send({"type": f"{_DENIAL}.start", "status": 403, "headers": [(b"content-length", b"0")]})
+                message = {"type": f"{_DENIAL}.body", "body": b""}
+            answered = True
+            await send(message)
+
+        return send_or_deny
+
+    async def _fail(self, scope: Scope, send: Send) -> None:
+        """Answer what the application left unanswered when it raised; the server still gets the exception."""
+        prefix = "http.response" if scope["type"] == "http" else _DENIAL
+        if prefix == _DENIAL and _DENIAL not in (scope.get("extensions") or ()):
+            return
+        try:
+            await _answer(send, 500, b"Internal Server Error", prefix)
+        except Exception:  # noqa: BLE001 - the client is gone, or the connection was closed: the first error matters
+            return
+
+    async def _reject(self, scope: Scope, send: Send) -> None:
+        if scope["type"] == "http":
+            await _answer(send, 400, b"Invalid tracking id")
+        elif _DENIAL in (scope.get("extensions") or ()):
+            await _answer(send, 400, b"Invalid tracking id", prefix=_DENIAL)
+        else:
+            await send({"type": "websocket.close", "code": 1008, "reason": "Invalid tracking id"})
+
+
+async def _answer(send: Send, status: int, body: bytes, prefix: str = "http.response") -> None:
+    headers = [_PLAIN, (b"content-length", b"%d" % len(body))]
+    await send({"type": f"{prefix}.start", "status": status, "headers": headers})
+    await send({"type": f"{prefix}.body", "body": body})

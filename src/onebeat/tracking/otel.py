@@ -1,0 +1,22 @@
+"""OpenTelemetry, if the application uses it: the ids of the span that is active now."""
+
+from __future__ import annotations
+
+import sys
+
+from onebeat.tracking.traceparent import Trace
+
+
+def active_span() -> Trace | None:
+    """Ids of the active span, or None. OpenTelemetry is never imported here: only who uses it pays for it."""
+    trace = sys.modules.get("opentelemetry.trace")
+    if trace is None:
+        return None
+    try:
+        context = trace.get_current_span().get_span_context()
+        if not context.is_valid:
+            return None
+        state = context.trace_state.to_header() if context.trace_state else None
+    except AttributeError:  # half imported by another thread, or not the module we think it is
+        return None
+    return Trace(f"{context.trace_id:032x}", f"{context.span_id:016x}", f"{context.trace_flags & 0xFF:02x}", state)

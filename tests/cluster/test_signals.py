@@ -1,0 +1,88 @@
+"""SIGTERM and SIGINT drain; a second signal stops a worker at once; `uvicorn --workers 4` loses nothing."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.cluster import app
+from tests.cluster.work import Mix, enqueue, seeded
+from tests.support import rows
+from tests.support.cluster import UVICORN, Cluster, judge
+from tests.support.ledger import Line, until
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(150)]
+
+
+def started(count: int) -> Callable[[list[Line]], bool]:
+    return lambda lines: sum(line.event == "start" for line in lines) >= count
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+async def test_a_signal_drains_a_worker(number: signal.Signals, sqlite_url: str, tmp_path: Path) -> None:
+    """What runs is ended and settled, what waits keeps waiting, and the worker says goodbye."""
+    async with app.build(sqlite_url, role="client"):
+        await app.work.enqueue_many([(1.5, True)] * 20)
+    with Cluster(sqlite_url, tmp_path, count=1) as cluster:
+        until(cluster.ledger, started(8), 30)
+        assert await cluster.terminate(number) == [0]
+        left = await rows.read(sqlite_url)
+    states = sorted(job.state for job in left.jobs)
+    assert states == ["queued"] * 12 + ["succeeded"] * 8
+    assert left.attempts == []
+    with Cluster(sqlite_url, tmp_path, count=1) as cluster:
+        await cluster.quiet(30)
+        await cluster.terminate()
+        facts = await cluster.facts()
+    judge(facts)
+    assert [job.attempt for job in facts.jobs] == [1] * 20
+
+
+async def test_a_second_signal_stops_a_worker_at_once(sqlite_url: str, tmp_path: Path) -> None:
+    async with app.build(sqlite_url, role="client"):
+        await app.work.enqueue(60, True)
+        await app.work.enqueue(0, True)
+    with Cluster(sqlite_url, tmp_path, count=1, settings={"drain": 60}) as cluster:
+        until(
+            cluster.ledger, lambda lines: {"end", "start"} <= {line.event for line in lines} and started(2)(lines), 30
+        )
+        process = cluster.workers[0].process
+        process.send_signal(signal.SIGTERM)
+        until(cluster.ledger, lambda lines: any(line.note == "draining" for line in lines), 10)
+        assert process.poll() is None, "one signal drains: the job of a minute is still running"
+        process.send_signal(signal.SIGTERM)
+        process.wait(10)
+    left = await rows.read(sqlite_url)
+    assert sorted(job.state for job in left.jobs) in (["queued", "succeeded"], ["running", "succeeded"])
+
+
+async def test_a_drain_that_takes_too_long_gives_the_job_back(sqlite_url: str, tmp_path: Path) -> None:
+    """After `drain` seconds a coroutine is cancelled; the job is queued again at once, and no budget is used."""
+    async with app.build(sqlite_url, role="client"):
+        job = await app.work.enqueue(60, True)
+    with Cluster(sqlite_url, tmp_path, count=1, settings={"drain": 0.5}) as cluster:
+        until(cluster.ledger, started(1), 30)
+        assert await cluster.terminate(timeout=20) == [0]
+    left = (await rows.read(sqlite_url)).jobs
+    assert [(row.id, row.state, row.errors, row.crashes) for row in left] == [(job.id, "queued", 0, 0)]
+
+
+async def test_sigterm_to_uvicorn_with_four_workers_loses_nothing(url: str, tmp_path: Path) -> None:
+    mix = Mix(count=300, shortest=0.1, longest=0.5)
+    await enqueue(url, mix, seeded("uvicorn"))
+    with Cluster(url, tmp_path, count=1, command=UVICORN) as cluster:
+        await cluster.ready(children=4)
+        until(cluster.ledger, started(60), 30)
+        await cluster.terminate()
+    running = [job for job in (await rows.read(url)).jobs if job.state == "running"]
+    assert running == [], "a drained worker holds nothing"
+    with Cluster(url, tmp_path, count=1, settings={"slots": 50}) as rest:
+        await rest.quiet(60)
+        await rest.terminate()
+        facts = await cluster.facts()
+    judge(facts)
+    assert len(facts.jobs) == mix.count
+    assert [job for job in facts.jobs if job.crashes] == []

@@ -1,0 +1,126 @@
+"""Fixtures that all rooms share: a database of each kind that can be reached, and its name at the end."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from onebeat.store.database import Database
+from onebeat.store.tables import Tables, build
+from tests.support.databases import KINDS, RAN, SQL, Shelf, create_database, drop_database, find_servers
+
+SERVERS = find_servers()  # kind → version
+SLOW = (
+    "store",
+    "engine",
+    "guarantees",
+    "facade",
+    "locks",
+    "cli",
+    "examples",
+    "cluster",
+)  # what is not named comes first
+
+MakeDatabase = Callable[..., Awaitable[Database]]
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """A database that is required and missing is a failure of the whole run, never a skip."""
+    required = {name.strip() for name in os.environ.get("ONEBEAT_TEST_REQUIRE", "").split(",")} - {""}
+    unknown, missing = required - set(KINDS), required & set(KINDS) - set(SERVERS)
+    if unknown:
+        raise pytest.UsageError(f"ONEBEAT_TEST_REQUIRE names {sorted(unknown)}; known are {', '.join(KINDS)}")
+    if missing:
+        raise pytest.UsageError(
+            f"required and not reached: {', '.join(sorted(missing))}; start them with `make databases`"
+        )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Quick rooms first, whole processes last: a mistake shows early."""
+    items.sort(key=lambda item: SLOW.index(room) + 1 if (room := _room(item)) in SLOW else 0)
+
+
+def _room(item: pytest.Item) -> str:
+    return item.path.relative_to(Path(__file__).parent).parts[0]
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """The last words say on what the tests ran."""
+    ran = [f"{kind} {SERVERS[kind]}" for kind in KINDS if kind in RAN]
+    absent = [kind for kind in KINDS if kind not in SERVERS]
+    terminalreporter.write_line(
+        f"databases that ran: {', '.join(ran) or 'none'}; not reached: {', '.join(absent) or 'none'}"
+    )
+
+
+@pytest.fixture(scope="session")
+def shelf(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shelf]:
+    """The session's migrated databases."""
+    shelf = Shelf(tmp_path_factory.mktemp("databases"))
+    yield shelf
+    shelf.close()
+
+
+@pytest.fixture(params=[kind for kind in SQL if kind in SERVERS])
+def database_kind(request: pytest.FixtureRequest) -> str:
+    """sqlite, postgresql and mariadb in turn, as far as they can be reached."""
+    return str(request.param)
+
+
+@pytest.fixture
+def database_url(database_kind: str, shelf: Shelf, tmp_path: Path) -> str:
+    """A database with onebeat's tables and no rows."""
+    return shelf.take(database_kind, tmp_path)
+
+
+@pytest.fixture
+def fresh_database_url(database_kind: str, tmp_path: Path) -> Iterator[str]:
+    """A database with nothing in it."""
+    url = create_database(database_kind, tmp_path)
+    yield url
+    drop_database(url)
+
+
+@pytest.fixture
+def tables() -> Tables:
+    """onebeat's tables under the default prefix."""
+    return build()
+
+
+@pytest.fixture
+async def make_database(tables: Tables) -> AsyncIterator[MakeDatabase]:
+    """Opens databases, with any options of `Database`, and closes them at the end: `await make_database(url)`."""
+    made: list[Database] = []
+
+    async def make(target: Any, **options: Any) -> Database:
+        timeout = options.pop("timeout", 10)
+        database = Database(target, **{"tables": tables, **options})
+        made.append(database)
+        await database.open(timeout)
+        return database
+
+    yield make
+    for database in reversed(made):
+        await database.close()
+
+
+@pytest.fixture
+async def database(database_url: str, make_database: MakeDatabase) -> Database:
+    """An opened database with onebeat's tables and no rows."""
+    return await make_database(database_url)
+
+
+@pytest.fixture(scope="session")
+def redis_url() -> str:
+    """Redis, for the tests that need it; they are left out together where it cannot be reached."""
+    from tests.support.databases import ADDRESSES
+
+    if "redis" not in SERVERS:
+        pytest.skip("redis cannot be reached (ONEBEAT_TEST_REQUIRE makes that a failure)")
+    RAN.add("redis")
+    return ADDRESSES["redis"]

@@ -1,0 +1,1 @@
+"""Locks: the contract on each back end, the model, the histories."""

@@ -1,0 +1,84 @@
+"""The locks of a scheduler: its database, its heartbeat thread, its life."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+
+import pytest
+
+from onebeat import LeaseLost, NotStarted, Scheduler
+from onebeat.locks import DatabaseLocks
+from onebeat.testing.lock_contract import patiently
+
+WITHIN = 20.0  # seconds
+
+
+def heartbeats() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if "heartbeat" in thread.name]
+
+
+@pytest.mark.parametrize("role", ["all", "client"])
+async def test_a_schedulers_locks_are_renewed_by_its_own_heartbeat(database_url: str, role: str) -> None:
+    scheduler = Scheduler(database_url, role=role)
+    before = heartbeats()
+    async with scheduler, DatabaseLocks(database_url) as others:
+
+        async def renewed(ttl: float) -> None:
+            async with scheduler.lock("a", ttl=ttl) as lease:
+                assert sorted(heartbeats()) == sorted([*before, "onebeat-heartbeat"])
+                until = time.monotonic() + 1.5 * ttl
+                while time.monotonic() < until:
+                    assert await others.lock("a").try_acquire() is None or lease.lost.is_set()
+                    await asyncio.sleep(0.05)
+                await lease.check()
+            async with others.lock("a", wait=WITHIN) as later:
+                assert later.fence > lease.fence
+
+        await patiently(renewed)
+
+
+async def test_a_loss_reaches_the_body_through_the_schedulers_heartbeat(database_url: str) -> None:
+    scheduler = Scheduler(database_url, role="client")
+
+    async def work() -> None:
+        async with asyncio.timeout(WITHIN), scheduler.lock("a", ttl=1):
+            await scheduler.locks.force_release("a", reason="a test")
+            await asyncio.Event().wait()
+
+    async with scheduler:
+        with pytest.raises(LeaseLost, match="was lost"):
+            await work()
+
+
+async def test_locks_belong_to_a_running_scheduler_and_end_with_it(database_url: str) -> None:
+    scheduler = Scheduler(database_url, role="client")
+    lock = scheduler.lock("a", wait=0)
+    with pytest.raises(NotStarted, match="not running"):
+        await lock.acquire()
+    for _ in range(2):  # starting again is ordinary
+        async with scheduler:
+            lease = await lock.acquire()
+        assert lease.lost.is_set()
+        with pytest.raises(NotStarted):
+            await lock.acquire()
+
+
+async def test_a_plain_function_in_a_thread_uses_with(database_url: str) -> None:
+    scheduler = Scheduler(database_url, role="client")
+
+    @scheduler.locked("report-{user}", wait=0)
+    def report(user: str) -> int:
+        with scheduler.lock("inner") as lease:
+            lease.check()
+            return lease.fence
+
+    async with scheduler:
+        assert await asyncio.to_thread(report, "ann") > 0
+        assert await scheduler.locks.list() == []
+
+
+def test_a_script_holds_a_lock_without_an_event_loop(database_url: str) -> None:
+    with Scheduler(database_url, role="client") as scheduler, scheduler.lock("a", wait=0) as lease:
+        lease.check()

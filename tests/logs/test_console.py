@@ -1,0 +1,132 @@
+"""The console: text for people, JSON for machines, whole lines from several processes, no trouble when it is closed."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import subprocess
+import sys
+import threading
+
+from onebeat.logs.text import TextView
+from tests.logs.conftest import ROOT, Script, environment, parsed
+
+PIPES = """
+import logging, sys
+from onebeat.logs.setup import flush_logs, setup_logging
+setup_logging(console="json", directory=None)
+log = logging.getLogger(sys.argv[1])
+for number in range(60):
+    log.info("%d", number, extra={f"part{part}": sys.argv[1] * 7000 for part in range(3)})
+flush_logs(60)  # batches of a megabyte, of which a pipe takes 64 KiB at a time
+"""
+
+
+def test_four_processes_write_twenty_kilobyte_records_to_one_pipe_and_none_is_torn() -> None:
+    reader, writer = os.pipe()
+    command = [sys.executable, "-c", PIPES]
+    workers = [subprocess.Popen([*command, letter], stderr=writer, env=environment()) for letter in "abcd"]
+    os.close(writer)
+    with open(reader, "rb") as pipe:
+        records = parsed(pipe.read())
+    assert [worker.wait() for worker in workers] == [0] * 4
+    for letter in "abcd":
+        assert [record["msg"] for record in records if record["logger"] == letter] == [str(n) for n in range(60)]
+    assert all(len(record["part2"]) == 7000 for record in records)
+
+
+def test_a_console_nobody_reads_is_left_quietly_and_the_file_goes_on(script: Script) -> None:
+    source = """
+import logging, os, sys
+from onebeat.logs.setup import flush_logs, log_stats, setup_logging
+reader, writer = os.pipe()
+os.close(reader)
+os.dup2(writer, 1)
+setup_logging(console="json", stream="stdout", directory="logs")
+for number in range(100):
+    logging.warning("%d", number)
+    flush_logs()
+print(*[(stats.sink, stats.written, stats.lost) for stats in log_stats()], file=sys.stderr)
+os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+"""
+    assert script(source).stderr == "('console', 0, 100) ('file', 100, 0)\n"
+
+
+def test_a_blocked_console_does_not_stop_the_file(script: Script) -> None:
+    source = """
+import logging, os, sys
+from onebeat.logs.setup import flush_logs, log_stats, setup_logging
+reader, writer = os.pipe()  # nobody reads, nobody closes: a stuck log driver
+os.dup2(writer, 1)
+setup_logging(console="json", stream="stdout", directory="logs")
+for number in range(3000):
+    logging.warning("%d", number, extra={"filler": "x" * 100})
+while log_stats()[1].written < 3000:
+    flush_logs(0.01)
+console, file = log_stats()
+print(file.written, console.written < 3000, file=sys.stderr)
+os._exit(0)
+"""
+    assert script(source).stderr == "3000 True\n"
+
+
+def test_a_terminal_shows_coloured_text_and_a_pipe_json(script: Script) -> None:
+    source = "import logging, onebeat.logs as l; l.setup_logging()\nlogging.warning('héllo', extra={'n': 1})"
+    assert json.loads(script(source).stderr)["msg"] == "héllo"
+    primary, secondary = pty.openpty()
+    shown = b""
+
+    def listen() -> None:
+        nonlocal shown
+        while not shown.endswith(b"\n"):
+            shown += os.read(primary, 1000)
+
+    thread = threading.Thread(target=listen)
+    thread.start()
+    subprocess.run([sys.executable, "-c", source], stderr=secondary, check=True, env=environment(), cwd=ROOT)
+    thread.join(10)
+    os.close(secondary)
+    os.close(primary)
+    text = shown.decode()
+    assert "\x1b[33mWARNING \x1b[0m root: héllo" in text
+    assert "n=1" in text
+
+
+def test_text_escapes_what_could_drive_a_terminal_or_forge_a_line() -> None:
+    view = TextView({}, colour=False)
+    line = json.dumps(
+        {
+            "level": "INFO",
+            "logger": "a\n2026 forged",
+            "msg": "x\x1b[2J\r\n\x9b",
+            "k\x1b": "v\x07",
+            "exc": {"text": "T:\n  \x1b]0;"},
+        }
+    )
+    text = view.render(line.encode())
+    assert not set(text) & set("\x1b\x07\r\x9b")
+    assert text.count("\n") == 3
+    assert "x\\x1b[2J\\x0d\\x0a" in text
+
+
+def test_text_follows_renamed_fields_and_survives_what_is_no_record() -> None:
+    view = TextView({"msg": "message", "ts": "@timestamp", "func": None}, colour=False)
+    text = view.render(
+        b'{"@timestamp":"2026-01-02T03:04:05.678901Z","level":"INFO","logger":"l","message":"m","user":"a b"}'
+    )
+    assert text.endswith('.678 INFO     l: m user="a b"\n')
+    assert view.render(b"no json\n") == "no json\n"
+
+
+def test_a_console_without_a_descriptor_is_written_through_its_stream(script: Script) -> None:
+    source = """
+import io, logging, sys
+sys.stderr = io.StringIO()
+from onebeat.logs.setup import flush_logs, setup_logging
+setup_logging(console="json")
+logging.warning("to a notebook")
+flush_logs()
+print(sys.stderr.getvalue(), end="")
+"""
+    assert json.loads(script(source).stdout)["msg"] == "to a notebook"

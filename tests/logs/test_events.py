@@ -1,0 +1,95 @@
+"""Every event of the engine has words, a level and the ids of its job."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from collections.abc import Iterator
+from typing import Any, get_type_hints
+from uuid import UUID
+
+import pytest
+
+from onebeat.logs.events import _WORDS, word
+from onebeat.logs.record import RecordEncoder
+from onebeat.model import events
+
+SILENT = {
+    events.Event,
+    events.JobEvent,
+    events.JobStarted,
+}  # base classes; and the end of an attempt is told, not its start
+KINDS = [kind for kind in vars(events).values() if isinstance(kind, type) and kind not in SILENT]
+KINDS = [kind for kind in KINDS if issubclass(kind, events.Event)]
+SAMPLES: dict[Any, Any] = {str: "x", int: 7, float: 1.5, UUID: UUID(int=7), tuple[str, ...]: ("a", "b")}
+
+
+def sample(kind: type[events.Event], **given: Any) -> events.Event:
+    hints = get_type_hints(kind)
+    values = {field.name: SAMPLES.get(hints[field.name]) for field in dataclasses.fields(kind)}
+    return kind(**{**values, **given})
+
+
+@pytest.fixture
+def said(caplog: pytest.LogCaptureFixture) -> Iterator[list[dict[str, Any]]]:
+    lines: list[dict[str, Any]] = []
+    encoder = RecordEncoder()
+
+    class Keep(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            lines.append(json.loads(encoder.encode(record)[2]))
+
+    handler = Keep()
+    root = logging.getLogger("onebeat")
+    before = root.level
+    root.addHandler(handler)
+    root.setLevel(logging.DEBUG)
+    yield lines
+    root.removeHandler(handler)
+    root.setLevel(before)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_every_event_has_words(kind: type[events.Event], said: list[dict[str, Any]]) -> None:
+    assert kind in _WORDS
+    word(sample(kind))
+    assert len(said) == 1
+    assert said[0]["msg"]
+    assert "None" not in said[0]["msg"]
+    if issubclass(kind, events.JobEvent):
+        assert said[0]["tracking_id"] == "x"
+        assert said[0]["job_id"] == str(UUID(int=7))
+        assert (said[0]["task"], said[0]["attempt"], said[0]["queue"]) == ("x", 7, "x")
+        assert not [key for key in said[0] if key.endswith("_")]
+
+
+@pytest.mark.parametrize(
+    ("given", "level", "words"),
+    [
+        ({"state": "succeeded", "ending": "succeeded"}, "INFO", "job mail succeeded after 1.500 s"),
+        (
+            {"state": "scheduled", "ending": "error", "error": "ValueError: no", "retry_in": 10.0},
+            "WARNING",
+            "job mail error after 1.500 s, now scheduled, again in 10.0 s: ValueError: no",
+        ),
+        (
+            {"state": "failed", "ending": "timeout", "reason": "exhausted"},
+            "ERROR",
+            "job mail timeout after 1.500 s, now failed (exhausted)",
+        ),
+    ],
+)
+def test_the_end_of_an_attempt_is_told_by_what_becomes_of_the_job(
+    given: dict[str, Any], level: str, words: str, said: list[dict[str, Any]]
+) -> None:
+    word(sample(events.JobSettled, task="mail", attempt=2, **given))
+    assert (said[0]["level"], said[0]["msg"]) == (level, words)
+    assert said[0]["logger"] == "onebeat.jobs"
+    assert (said[0]["state"], said[0]["duration_ms"]) == (given["state"], 1500.0)
+
+
+def test_a_fire_carries_its_own_tracking_id(said: list[dict[str, Any]]) -> None:
+    word(sample(events.ScheduleFired, schedule_id="nightly", decision="started", late_us=2_500, tracking_id="t9"))
+    assert (said[0]["tracking_id"], said[0]["unit"], said[0]["schedule_id"]) == ("t9", "fire", "nightly")
+    assert said[0]["decision"] == "started"

@@ -1,0 +1,58 @@
+"""Virtual years of mixed schedules through plan(): the fires are those that a second reading of the rules finds."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import pytest
+import tzdata
+
+from onebeat.model.policies import Decision, Policies
+from onebeat.model.schedule import Schedule, plan
+from onebeat.timing.clock import SECOND, from_us, to_us
+from tests.timing.years import Plan, instants, plans
+
+ALLOW = Policies(overlap="allow", catch_up="all")
+
+
+def fired(item: Plan, start: datetime, end: datetime) -> list[datetime]:
+    """Every started fire of the rule, each tick a moment after its time; each must have a key of its own."""
+    first = item.cron.next_fire(to_us(start))
+    next_us = None if first is None else first.at
+    found: list[datetime] = []
+    keys: set[str] = set()
+    last = None
+    while next_us is not None and next_us <= to_us(end):
+        row = Schedule(id="s", trigger=item.cron, policies=ALLOW, next_fire_us=next_us, last_fire_us=last)
+        made = plan(row, next_us + SECOND)
+        for fire in made.fires:
+            assert fire.decision is Decision.STARTED
+            found.append(from_us(fire.fire_us))
+            keys.add(fire.key)
+        next_us, last = made.next_fire_us, made.last_fire_us
+    assert len(keys) == len(found)
+    return found
+
+
+def compare(count: int, start: datetime, end: datetime, seed: int) -> int:
+    total = 0
+    for item in plans(count, seed):
+        expected = list(instants(item, start, end))
+        assert fired(item, start, end) == expected, f"{item.cron!r}"
+        total += len(expected)
+    return total
+
+
+@pytest.mark.timeout(600)  # a few seconds, on a machine that may be busy
+def test_two_years_of_twelve_schedules_fire_as_a_second_reading_says() -> None:
+    assert compare(12, datetime(2011, 1, 1, tzinfo=UTC), datetime(2012, 12, 31, tzinfo=UTC), seed=3) > 10_000
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(7_200)
+def test_ten_years_of_three_hundred_schedules_fire_as_a_second_reading_says() -> None:
+    total = 0
+    for decade in (2010, 2026):
+        total += compare(150, datetime(decade, 1, 1, tzinfo=UTC), datetime(decade + 10, 1, 1, tzinfo=UTC), seed=decade)
+    print(f"tzdata {tzdata.IANA_VERSION}: {total} fires of 300 schedules over ten years each")
+    assert total > 1_000_000

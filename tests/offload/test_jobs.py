@@ -1,0 +1,82 @@
+"""Jobs off the event loop, through a real scheduler on SQLite."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from onebeat import JobInfo, Scheduler
+from onebeat.model.job import JobState
+from onebeat.tracking import tracking
+from tests.offload import jobs
+
+
+@pytest.fixture
+async def scheduler(tmp_path: Path) -> AsyncIterator[Scheduler]:
+    scheduler = Scheduler(f"sqlite:///{tmp_path / 'jobs.db'}", poll=0.1, drain=2)
+    scheduler.include(jobs.router)
+    async with scheduler:
+        yield scheduler
+
+
+async def until_running(job: JobInfo) -> None:
+    async with asyncio.timeout(30):
+        while (await job.refresh()).state is not JobState.RUNNING:
+            await asyncio.sleep(0.01)
+
+
+async def test_a_process_job_that_spins_for_ever_ends_at_its_timeout_and_its_neighbour_finishes(
+    scheduler: Scheduler, tmp_path: Path
+) -> None:
+    go = tmp_path / "go"
+    (tmp_path / "warm").touch()
+    with tracking("order-7"):
+        warm = await jobs.where.enqueue(str(tmp_path / "warm"))
+        neighbour = await jobs.where.enqueue(str(go))
+    await warm.result(30)
+    spinning = await jobs.spins.enqueue()
+    await until_running(spinning)
+    before = time.monotonic()
+    ended = await spinning.wait(30)
+    assert ended.state is JobState.FAILED
+    assert "timeout of 1 s" in (ended.error or "")
+    assert time.monotonic() - before < 1.5 + 2, "1.5 s are promised; 2 more for a loaded machine"
+    go.touch()
+    told = await neighbour.result(30)
+    assert told["tracking_id"] == "order-7"
+    assert told["pid"] != os.getpid()
+    again = await jobs.where.enqueue(str(go))
+    assert (await again.result(30))["pid"] > 0, "its place is back"
+
+
+async def test_a_process_that_dies_fails_its_job_alone(scheduler: Scheduler) -> None:
+    ended = await (await jobs.dies.enqueue()).wait(30)
+    assert ended.state is JobState.FAILED
+    assert "exit code 9" in (ended.error or "")
+
+
+async def test_a_sync_task_goes_to_a_thread_by_itself_and_knows_its_time(scheduler: Scheduler) -> None:
+    name, left = await (await jobs.on_a_thread.enqueue()).result(30)
+    assert name.startswith("onebeat-jobs-")
+    assert 20 < left <= 30
+
+
+async def test_a_cancelled_thread_job_that_leaves_at_a_checkpoint_is_cancelled(scheduler: Scheduler) -> None:
+    job = await jobs.polite.enqueue()
+    await until_running(job)
+    await job.cancel()
+    ended = await job.wait(30)
+    assert ended.state is JobState.CANCELLED
+    assert jobs.asked_to_stop.is_set()
+
+
+async def test_jobs_call_processes_and_take_their_tracking_id_along(scheduler: Scheduler) -> None:
+    with tracking("order-8"):
+        asynchronous, threaded = await jobs.asks_a_process.enqueue(), await jobs.asks_a_process_from_a_thread.enqueue()
+    assert await asynchronous.result(30) == "order-8"
+    assert await threaded.result(30) == "order-8"

@@ -1,0 +1,513 @@
+"""CPU-bound functions in processes: ended in time, alone in their failures, told apart in the log."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from onebeat.errors import Busy, ConfigurationError, RemoteError, Stopped, WorkerProcessDied
+from onebeat.offload import to_process, to_process_sync, to_thread
+from onebeat.offload.launch import descendants
+from onebeat.offload.processes import Breaker, ProcessLane, close_processes
+from onebeat.offload.runners import ProcessRunner
+from tests.offload import work
+
+
+@pytest.fixture(autouse=True)
+def _children_end_with_the_test() -> Any:
+    yield
+    close_processes()
+    assert not {process.pid for process in descendants(os.getpid()) if "onebeat" in command(process.pid)}
+
+
+@pytest.fixture
+async def runner() -> AsyncIterator[ProcessRunner]:
+    runner = ProcessRunner(2)
+    yield runner
+    await runner.close()
+
+
+def command(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return ""
+
+
+def alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
+
+
+async def until(condition: Callable[[], bool], seconds: float = 30) -> None:
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+async def test_a_function_runs_in_a_child_and_the_child_is_kept() -> None:
+    first = await to_process(work.pid)
+    assert first != os.getpid()
+    assert await to_process(work.pid) == first, "the second call starts nothing"
+    assert await to_process(functools.partial(sorted, reverse=True), [1, 2]) == [2, 1]
+    with pytest.raises(TypeError, match=r"to_process\(functools\.partial\(builtins\.sorted, reverse=…\), …\)"):
+        await to_process(sorted, [1, 2], reverse=True)  # type: ignore[arg-type]  # what the test is about
+
+
+async def test_a_call_that_spins_for_ever_is_ended_and_its_neighbour_finishes(
+    runner: ProcessRunner, tmp_path: Path
+) -> None:
+    warm = [runner.start(work.pid), runner.start(work.pid)]
+    await asyncio.gather(*(call.future for call in warm))
+    neighbour = runner.start(work.wait_for, str(tmp_path / "go"))
+    spinning = runner.start(work.spin)
+    assert runner.free == 0
+    await asyncio.sleep(1)  # the timeout of the job
+    stopped = time.monotonic()
+    assert spinning.stop("timeout") is True
+    with pytest.raises(Stopped, match="timeout"):
+        await spinning.future
+    assert runner.free == 1, "its place is back when its end is known"
+    assert time.monotonic() - stopped < 0.5
+    assert await runner.start(work.identity, "the place works").future == "the place works"
+    (tmp_path / "go").touch()
+    assert await neighbour.future == str(tmp_path / "go")
+
+
+async def test_a_timeout_ends_the_child_at_once(tmp_path: Path) -> None:
+    await to_process(work.pid)
+    noted = tmp_path / "pid"
+    before = time.monotonic()
+    with pytest.raises(TimeoutError, match=r"spin_noting took longer than its 0\.5 s"):
+        await to_process(work.spin_noting, str(noted), timeout=0.5)
+    assert time.monotonic() - before < 1.5
+    assert not alive(int(noted.read_text()))
+    assert await to_process(work.pid) > 0
+
+
+async def test_a_child_that_ignores_the_polite_signal_is_ended_after_the_grace(tmp_path: Path) -> None:
+    noted = tmp_path / "pid"
+    task = asyncio.create_task(to_process(work.stubborn, str(noted)))
+    await until(lambda: noted.exists() and noted.read_text() != "")
+    task.cancel()
+    before = time.monotonic()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert 0.4 < time.monotonic() - before < 5
+    assert not alive(int(noted.read_text()))
+
+
+async def test_what_the_child_started_ends_with_it_also_in_a_session_of_its_own(tmp_path: Path) -> None:
+    noted = tmp_path / "family"
+    task = asyncio.create_task(to_process(work.with_grandchildren, str(noted)))
+    await until(noted.exists)
+    family = [int(number) for number in noted.read_text().split()]
+    assert len(family) == 4
+    assert all(alive(number) for number in family)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert not any(alive(number) for number in family)
+
+
+async def test_cancelling_with_wait_lets_the_function_finish(tmp_path: Path) -> None:
+    task = asyncio.create_task(to_process(work.wait_for, str(tmp_path / "go"), cancel="wait"))
+    first = await to_process(work.pid)
+    task.cancel()
+    await asyncio.sleep(0)
+    task.cancel()
+    assert not task.done()
+    (tmp_path / "go").touch()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert await to_process(work.pid) > 0
+    assert alive(first)
+
+
+@pytest.mark.parametrize(
+    ("function", "exit_code", "number"),
+    [
+        (functools.partial(work.exit_with, 7), 7, None),
+        (work.segfault, None, signal.SIGSEGV),
+        (work.kill_self, None, signal.SIGKILL),
+    ],
+)
+async def test_a_child_that_dies_fails_its_own_call_alone(
+    function: Callable[[], None], exit_code: int | None, number: int | None, runner: ProcessRunner, tmp_path: Path
+) -> None:
+    neighbour = runner.start(work.wait_for, str(tmp_path / "go"))
+    with pytest.raises(WorkerProcessDied) as died:
+        await runner.start(function).future
+    assert (died.value.exit_code, died.value.signal) == (exit_code, number)
+    expected = f"exit code {exit_code}" if number is None else f"signal {signal.Signals(number).name} ({int(number)})"
+    assert expected in str(died.value)
+    assert "MiB used" in str(died.value)
+    (tmp_path / "go").touch()
+    assert await neighbour.future
+    assert runner.free == 2
+    assert await runner.start(work.identity, 1).future == 1
+
+
+async def test_a_death_is_noticed_although_a_forked_process_lives_on(tmp_path: Path) -> None:
+    noted = tmp_path / "forked"
+    with pytest.raises(WorkerProcessDied, match="exit code 7"):
+        await to_process(work.forks_and_dies, str(noted), timeout=30)
+    assert not alive(int(noted.read_text()))
+
+
+async def test_a_child_killed_between_calls_is_replaced_before_the_next(caplog: pytest.LogCaptureFixture) -> None:
+    lane = ProcessLane("single", 1)
+    from onebeat.offload.lanes import Awaited
+    from onebeat.offload.limits import Limit
+
+    async def ask() -> int:
+        call = Awaited(work.pid, (), {}, Limit())
+        lane.submit(call)
+        result: int = await call.future
+        return result
+
+    first = await ask()
+    os.kill(first, signal.SIGKILL)
+    await until(lambda: not alive(first))
+    second = await ask()
+    assert second != first
+    assert "ended between calls: signal SIGKILL" in caplog.text
+    await asyncio.to_thread(lane.close)
+
+
+async def test_exceptions_come_back_with_the_remote_traceback() -> None:
+    with pytest.raises(ValueError, match="from far away") as plain:
+        await to_process(work.fail, "value")
+    assert 'raise ValueError("from far away")' in str(plain.value.__cause__)
+    assert "onebeat/offload/child.py" not in str(plain.value.__cause__), "the traceback begins with the user's code"
+    with pytest.raises(work.Kept) as kept:
+        await to_process(work.fail, "kept")
+    assert kept.value.__notes__ == ["written in the child"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "words"),
+    [
+        ("two", "tests.offload.work.TwoArguments", "corner shop has no bread"),
+        ("unpicklable", "tests.offload.work.Unpicklable", "holds a lock"),
+        ("disguised", "tests.offload.work.Disguised", "a wolf"),
+        ("vicious", "tests.offload.work.Vicious", "<its text cannot be made: ValueError>"),
+        ("exit", "builtins.SystemExit", "3"),
+        ("interrupt", "builtins.KeyboardInterrupt", ""),
+    ],
+)
+async def test_an_exception_that_cannot_be_rebuilt_is_described_and_hurts_nothing(
+    kind: str, name: str, words: str
+) -> None:
+    before = await to_process(work.pid)
+    with pytest.raises(RemoteError) as caught:
+        await to_process(work.fail, kind)
+    assert caught.value.type_name == name
+    assert words in str(caught.value)
+    assert "in fail" in caught.value.traceback
+    assert await to_process(work.pid) == before, "the child lives on"
+
+
+async def test_arguments_and_values_that_cannot_be_sent_name_the_culprit(tmp_path: Path) -> None:
+    before = await to_process(work.pid)
+    with pytest.raises(TypeError, match=r"argument 1\['rows'\]\[1\] is a lambda"):
+        await to_process(work.identity, {"rows": [1, lambda: 2]})
+    with pytest.raises(TypeError, match="the function is a lambda"):
+        await to_process(lambda: 1)
+    with (
+        (tmp_path / "file").open("w") as file,
+        pytest.raises(TypeError, match=r"argument 2 is of type _io.TextIOWrapper"),
+    ):
+        await to_process(print, 1, file)
+
+    def local() -> None: ...
+
+    with pytest.raises(TypeError, match="local, made inside a function"):
+        await to_process(local)
+    with pytest.raises(TypeError, match="what the function returned cannot be sent: its value is a lambda"):
+        await to_process(work.returns_lambda)
+    with pytest.raises(RuntimeError, match="while rebuilding") as there:
+        await to_process(work.identity, work.Bomb())
+    assert "while the child process rebuilt" in there.value.__notes__[0]
+    with pytest.raises(RuntimeError, match="while rebuilding"):
+        await to_process(work.identity, [work.Bomb(), os.urandom(300_000)])
+    with pytest.raises(RemoteError, match="returned cannot be rebuilt here: while rebuilding"):
+        await to_process(work.bomb)
+    assert await to_process(work.pid) == before, "none of this hurts the child"
+
+
+async def test_a_decorated_function_is_sent_by_name() -> None:
+    assert await to_process(work.decorated, 3) == 12, "the decorated function"
+    assert await to_process(work.decorated.__wrapped__, 3) == 6, "what one decorator wraps"  # type: ignore[attr-defined]  # functools.wraps sets it
+    assert await to_process(work.decorated.__wrapped__.__wrapped__, 3) == 3, "the plain function"  # type: ignore[attr-defined]  # as above
+
+
+@pytest.mark.parametrize("size", [0, 60_000, 65_536, 70_000, 5_000_000])
+async def test_arguments_and_values_of_any_size_arrive_whole(size: int) -> None:
+    data = os.urandom(size)
+    assert await to_process(work.identity, data) == data
+    assert await to_process(work.identity, [data, data.hex()]) == [data, data.hex()]
+    assert await to_process(work.identity, bytearray(data)) == data
+
+
+async def test_large_buffers_do_not_hold_up_the_event_loop() -> None:
+    """A hundred megabytes there and back; the same copy made with the interpreter lock held is the yardstick."""
+    data = bytes(100_000_000)
+    await to_process(work.length, b"")
+    worst = 0.0
+    sent, returned = functools.partial(work.length, data), functools.partial(work.buffer, len(data))
+    for function in (sent, returned):
+        task: asyncio.Future[object] = asyncio.ensure_future(to_process(function))
+        last = time.perf_counter()
+        while not task.done():
+            await asyncio.sleep(0.001)
+            now = time.perf_counter()
+            worst, last = max(worst, now - last), now
+        await task
+    assert worst < 0.1, f"the loop stood still for {worst:.3f} s"
+
+
+async def test_what_a_child_logs_goes_through_the_parents_logging(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        await to_process(work.logs, "hello")
+    said, traced = (record for record in caplog.records if record.name == "tests.offload.child")
+    assert said.getMessage() == "said hello"
+    assert said.__dict__["shelf"] == 7
+    assert said.process != os.getpid()
+    assert said.filename == "work.py"
+    assert 'raise ValueError("inside")' in (traced.exc_text or "")
+
+
+async def test_the_function_knows_its_remaining_time() -> None:
+    assert await to_process(work.left) is None
+    assert 20 < (await to_process(work.left, timeout=30) or 0) < 30
+
+
+async def test_the_child_sees_the_environment_of_its_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    await to_process(work.pid)
+    close_processes()
+    monkeypatch.setenv("ONEBEAT_TEST", "late")
+    assert await to_process(work.environment, "ONEBEAT_TEST") == "late"
+
+
+async def test_it_can_be_called_from_a_thread_and_from_a_sync_function_but_not_from_a_child() -> None:
+    assert await to_thread(to_process_sync, work.identity, 5) == 5
+    with pytest.raises(TimeoutError):
+        await to_thread(functools.partial(to_process_sync, work.spin, timeout=0.3))
+    with pytest.raises(ValueError, match="from far away"):
+        await to_thread(to_process_sync, work.fail, "value")
+    with pytest.raises(ConfigurationError, match="starts no further ones"):
+        await to_process(work.again)
+    with pytest.raises(ConfigurationError, match="hold up this event loop"):
+        to_process_sync(work.pid)
+
+
+async def test_a_process_called_from_a_thread_ends_when_the_thread_is_told_to_stop(tmp_path: Path) -> None:
+    noted = tmp_path / "pid"
+    task = asyncio.create_task(to_thread(to_process_sync, work.spin_noting, str(noted)))
+    await until(lambda: noted.exists() and noted.read_text() != "")
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await until(lambda: not alive(int(noted.read_text())), 5)
+
+
+async def test_a_child_is_replaced_after_its_number_of_calls_with_a_backlog() -> None:
+    runner = ProcessRunner(2, recycle=5)
+    pids: list[int] = []
+    for _ in range(20):
+        calls = [runner.start(work.pid), runner.start(work.pid)]
+        pids += await asyncio.gather(*(call.future for call in calls))
+    assert all(pids.count(pid) <= 5 for pid in pids)
+    assert len(set(pids)) >= 8
+    await runner.close()
+
+
+async def test_a_runner_counts_its_free_places_exactly() -> None:
+    runner = ProcessRunner(1)
+    call = runner.start(work.identity, 0)
+    assert runner.free == 0
+    with pytest.raises(Busy):
+        runner.start(work.pid)
+    await call.future
+    for number in range(100):
+        assert await runner.start(work.identity, number).future == number
+    await runner.close()
+    with pytest.raises(Busy):
+        runner.start(work.pid)
+
+
+async def test_closing_a_runner_ends_busy_children_too(tmp_path: Path) -> None:
+    runner = ProcessRunner(1)
+    noted = tmp_path / "pid"
+    call = runner.start(work.spin_noting, str(noted))
+    await until(lambda: noted.exists() and noted.read_text() != "")
+    await runner.close()
+    with pytest.raises(Stopped, match="closing"):
+        await call.future
+    assert not alive(int(noted.read_text()))
+
+
+async def test_a_call_told_to_stop_before_its_child_is_there_never_runs(tmp_path: Path) -> None:
+    runner = ProcessRunner(1)
+    call = runner.start(work.spin_noting, str(tmp_path / "pid"))
+    call.stop("never mind")
+    with pytest.raises(Stopped, match="never mind"):
+        await call.future
+    assert not (tmp_path / "pid").exists()
+    assert await runner.start(work.identity, 1).future == 1
+    await runner.close()
+
+
+def test_the_breaker_opens_after_five_deaths_in_a_minute_and_closes_again() -> None:
+    now = 0.0
+    breaker = Breaker(clock=lambda: now)
+    for second in (0.0, 10.0, 20.0, 30.0):
+        now = second
+        breaker.check(work.segfault)
+        breaker.died(work.segfault)
+    now = 40.0
+    breaker.check(work.segfault)
+    breaker.died(work.segfault)
+    with pytest.raises(Busy, match=r"work.segfault ended 5 processes within 60 s and is not started for another 20 s"):
+        breaker.check(work.segfault)
+    breaker.check(work.spin)
+    now = 60.0
+    breaker.check(work.segfault)
+    breaker.died(work.segfault)
+    with pytest.raises(Busy, match="another 10 s"):
+        breaker.check(work.segfault)
+
+
+async def test_a_function_that_keeps_ending_its_process_is_refused_and_others_go_on() -> None:
+    for _ in range(5):
+        with pytest.raises(WorkerProcessDied):
+            await to_process(work.dies_always)
+    with pytest.raises(Busy, match=r"work\.dies_always ended 5 processes"):
+        await to_process(work.dies_always)
+    assert await to_process(work.identity, 1) == 1
+
+
+def test_no_orphan_outlives_a_killed_parent(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import asyncio, sys\n"
+        "from onebeat.offload import to_process\n"
+        "from tests.offload import work\n"
+        "asyncio.run(to_process(work.with_grandchildren, sys.argv[1]))\n"
+    )
+    noted = tmp_path / "family"
+    root = Path(__file__).resolve().parents[2]
+    environment = os.environ | {"PYTHONPATH": f"{root}{os.pathsep}{root / 'src'}"}
+    parent = subprocess.Popen([sys.executable, str(program), str(noted)], env=environment)
+    deadline = time.monotonic() + 30
+    while not noted.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    child, forked, grandchild, _ = (int(number) for number in noted.read_text().split())
+    seed = int(Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[1])
+    parent.kill()
+    parent.wait()
+    killed = time.monotonic()
+    while any(alive(number) for number in (child, forked, grandchild, seed)):
+        assert time.monotonic() - killed < 2 + 3, "2 s are promised; 3 more for a loaded machine"
+        time.sleep(0.01)
+    for number in [int(number) for number in noted.read_text().split()]:
+        if alive(number):  # a session of its own hides it from a parent that was killed
+            os.kill(number, signal.SIGKILL)
+
+
+def test_a_script_may_send_its_own_functions_and_ctrl_c_prints_no_child_traceback(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import asyncio, time\n"
+        "from onebeat.offload import to_process\n"
+        "def triple(n):\n"
+        "    return 3 * n\n"
+        "def forever():\n"
+        "    print('working', flush=True)\n"
+        "    time.sleep(600)\n"
+        "async def main():\n"
+        "    print(await to_process(triple, 14), flush=True)\n"
+        "    await to_process(forever)\n"
+        "if __name__ == '__main__':\n"
+        "    asyncio.run(main())\n"
+    )
+    root = Path(__file__).resolve().parents[2]
+    process = subprocess.Popen(
+        [sys.executable, str(program)],
+        env=os.environ | {"PYTHONPATH": str(root / "src")},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "42\n"
+    assert process.stdout.readline() == "working\n"
+    os.killpg(process.pid, signal.SIGINT)  # what a terminal does to everything in front of it
+    _, complaints = process.communicate(timeout=30)
+    assert "KeyboardInterrupt" in complaints, "the program's own"
+    assert "time.sleep" not in complaints, "the child's"
+
+
+async def test_children_also_start_by_spawning() -> None:
+    from onebeat.offload.lanes import Awaited
+    from onebeat.offload.limits import Limit
+
+    lane = ProcessLane("spawned", 1, spawn=True)
+
+    def start(function: Callable[..., Any], *args: Any) -> Awaited:
+        call = Awaited(function, args, {}, Limit())
+        lane.submit(call)
+        return call
+
+    assert await start(work.identity, 3).future == 3
+    with pytest.raises(WorkerProcessDied, match="exit code 5"):
+        await start(work.exit_with, 5).future
+    spinning = start(work.spin)
+    while spinning.slot is None:
+        await asyncio.sleep(0.001)
+    spinning.stop("enough")
+    with pytest.raises(Stopped):
+        await spinning.future
+    await asyncio.to_thread(lane.close)
+
+
+async def test_a_fork_of_the_parent_starts_its_own_children() -> None:
+    first = await to_process(work.pid)
+    reader, writer = os.pipe()
+    forked = os.fork()
+    if forked == 0:  # pragma: no cover - another process
+        code = 1
+        try:
+            result: list[int] = []
+            thread = threading.Thread(target=lambda: result.append(to_process_sync(work.pid, timeout=30)))
+            thread.start()
+            thread.join(30)
+            os.write(writer, str(result[0]).encode())
+            close_processes()
+            code = 0
+        finally:
+            os._exit(code)
+    os.close(writer)
+    told = await asyncio.to_thread(os.read, reader, 100)
+    assert os.waitstatus_to_exitcode((await asyncio.to_thread(os.waitpid, forked, 0))[1]) == 0
+    os.close(reader)
+    assert int(told) not in (first, os.getpid())
+    assert await to_process(work.pid) == first, "and leaves the parent's alone"

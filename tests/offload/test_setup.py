@@ -1,0 +1,154 @@
+"""Settings, the number of children over all workers of a server, and the end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from onebeat.errors import ConfigurationError
+from onebeat.offload import Lane, close_offload, setup_offload, to_process, to_thread
+from onebeat.offload.processes import ProcessLane, close_processes, default_lane
+from onebeat.offload.share import Share
+from tests.offload import work
+
+
+@pytest.fixture(autouse=True)
+def _as_at_first() -> Iterator[None]:
+    close_processes()
+    yield
+    close_processes()
+    setup_offload()
+
+
+async def test_settings_come_before_the_first_use_or_are_refused(caplog: pytest.LogCaptureFixture) -> None:
+    setup_offload(processes=1, recycle=2, threads=3)
+    with caplog.at_level(logging.INFO, "onebeat.offload"):
+        pids = [await to_process(work.pid) for _ in range(6)]
+    assert len(set(pids)) == 3, "a new child after every second call"
+    assert "at most 1 child processes" in caplog.text
+    with pytest.raises(ConfigurationError, match="before the first"):
+        setup_offload(processes=2)
+    for wrong in ({"threads": 0}, {"processes": 0}, {"recycle": 0}, {"queue": -1}):
+        with pytest.raises(ConfigurationError, match="at least"):
+            setup_offload(**wrong)  # type: ignore[arg-type]  # each value is an integer
+
+
+async def test_children_start_with_the_first_call_or_with_warm() -> None:
+    setup_offload(processes=2)
+    lane = default_lane()
+    assert lane.threads() == []
+    close_processes()
+    setup_offload(processes=2, warm=True)
+    lane = default_lane()
+    async with asyncio.timeout(30):
+        while lane.running:
+            await asyncio.sleep(0.005)
+    assert len(lane.threads()) == 2
+    assert await to_process(work.pid) > 0
+
+
+async def test_preloaded_modules_are_there_before_the_call() -> None:
+    setup_offload(processes=1, preload=["tests.offload.work"])
+    assert await to_process(loaded, "tests.offload.work")
+    close_processes()
+    setup_offload(processes=1, preload=["no.such.module"])
+    assert await to_process(loaded, "os"), "a module that cannot be preloaded is said on stderr and does no harm"
+
+
+def loaded(name: str) -> bool:
+    return name in sys.modules
+
+
+async def test_all_workers_of_a_server_share_the_number_of_children() -> None:
+    """Four workers on the same share of two: one child each, and two more together, whoever comes first."""
+    share = Share(2, family=f"test-{os.getpid()}")
+    lanes = [ProcessLane(f"worker {number}", 4, share=share) for number in range(4)]
+    for lane in lanes:
+        lane.warm()
+    counts = sorted(len(lane.threads()) for lane in lanes)
+    assert counts == [1, 1, 1, 3]
+    await asyncio.gather(*(to_thread(lane.close) for lane in lanes))
+    again = ProcessLane("later", 4, share=share)
+    again.warm()
+    assert len(again.threads()) == 3, "what was given back can be taken again"
+    await to_thread(again.close)
+
+
+def test_a_token_ends_with_its_holder_however_that_ends() -> None:
+    family = f"test-{os.getpid()}-killed"
+    code = (
+        "import sys, time\n"
+        "from onebeat.offload.share import Share\n"
+        f"token = Share(1, family={family!r}).take()\n"
+        "print(token is not None, flush=True)\n"
+        "time.sleep(600)\n"
+    )
+    source = Path(__file__).resolve().parents[2] / "src"
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(source)}
+    )
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "True\n"
+    assert Share(1, family=family).take() is None
+    holder.kill()
+    holder.communicate()
+    token = Share(1, family=family).take()
+    assert token is not None
+    token.close()
+
+
+async def test_closing_waits_for_what_runs_and_names_what_does_not_end(caplog: pytest.LogCaptureFixture) -> None:
+    opened = threading.Event()
+    lane = Lane("closing test", width=2, queue=0)
+
+    def stuck() -> None:
+        opened.wait(60)
+
+    task = asyncio.create_task(to_thread(stuck, lane=lane))
+    while lane.running == 0:
+        await asyncio.sleep(0)
+    child = await to_process(work.pid)
+    left = await close_offload(timeout=0.05)
+    assert [held.function.rpartition(".")[2] for held in left] == ["stuck"]
+    assert "stuck still runs" in caplog.text
+    assert "opened.wait(60)" in caplog.text
+    assert not Path(f"/proc/{child}").exists()
+    opened.set()
+    await task
+    assert await close_offload() == []
+
+
+def test_an_idle_program_with_children_ends_at_once_and_without_noise(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import asyncio, os, time\n"
+        "from onebeat.offload import to_process, to_thread\n"
+        "async def main():\n"
+        "    print(await to_process(os.getpid), flush=True)\n"
+        "    try:\n"
+        "        await to_thread(time.sleep, 600, timeout=0.05)\n"
+        "    except TimeoutError:\n"
+        "        print('left behind', flush=True)\n"
+        "asyncio.run(main())\n"
+    )
+    source = Path(__file__).resolve().parents[2] / "src"
+    done = subprocess.run(
+        [sys.executable, str(program)],
+        env=os.environ | {"PYTHONPATH": str(source)},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
+    )
+    child, left = done.stdout.split("\n")[:2]
+    assert left == "left behind", "the stuck thread does not hold up the end"
+    assert not Path(f"/proc/{child}").exists()
+    assert done.stderr.startswith("left time.sleep running") or done.stderr == "", done.stderr

@@ -1,0 +1,250 @@
+"""What the tests run in child processes: importable there by name."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any
+
+from onebeat.offload import checkpoint, cpu_bound, remaining
+from onebeat.tracking import bind, current, propagate, tracking, tracking_id
+
+tenant = propagate(ContextVar("offload_tenant", default="nobody"))
+unregistered = ContextVar("offload_unregistered", default="unset")
+
+
+def pid() -> int:
+    return os.getpid()
+
+
+def spin() -> None:
+    while True:
+        pass
+
+
+def spin_noting(path: str) -> None:
+    """Note our own number, then spin."""
+    Path(path).write_text(str(os.getpid()))
+    spin()
+
+
+def stubborn(path: str) -> None:
+    """Ignore the polite signal."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    spin_noting(path)
+
+
+def with_grandchildren(path: str) -> None:
+    """Start processes that would outlive this one: one in its group, one in a session of its own, one forked."""
+    sleep = [
+        sys.executable,
+        "-c",
+        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)",
+    ]
+    family = [subprocess.Popen(sleep), subprocess.Popen(sleep, start_new_session=True)]
+    forked = os.fork()
+    if forked == 0:
+        time.sleep(600)
+        os._exit(0)
+    temporary = Path(path + ".part")
+    temporary.write_text(" ".join(str(number) for number in (os.getpid(), forked, *(p.pid for p in family))))
+    temporary.rename(path)
+    spin()
+
+
+def forks_and_dies(path: str) -> None:
+    """Die while a forked process still lives."""
+    forked = os.fork()
+    if forked == 0:
+        time.sleep(600)
+        os._exit(0)
+    Path(path).write_text(str(forked))
+    os._exit(7)
+
+
+def exit_with(code: int) -> None:
+    os._exit(code)
+
+
+def dies_always() -> None:
+    os._exit(1)
+
+
+def segfault() -> None:
+    ctypes.string_at(0)
+
+
+def kill_self() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def wait_for(path: str) -> str:
+    """Return once the file is there."""
+    while not Path(path).exists():
+        time.sleep(0.005)
+    return path
+
+
+class TwoArguments(Exception):
+    """Pickles, and does not rebuild: its constructor wants two arguments and passes on one."""
+
+    def __init__(self, shop: str, item: str) -> None:
+        super().__init__(f"{shop} has no {item}")
+
+
+class Unpicklable(Exception):
+    def __init__(self) -> None:
+        super().__init__("holds a lock")
+        self.lock = threading.Lock()
+
+
+class Vicious(Exception):
+    def __reduce__(self) -> Any:
+        raise OSError("not even this works")
+
+    def __str__(self) -> str:
+        raise ValueError("no words either")
+
+
+class Disguised(Exception):
+    """Pickles, and rebuilds as something that cannot be raised."""
+
+    def __reduce__(self) -> Any:
+        return str, ("no exception at all",)
+
+
+class Kept(Exception):
+    """Rebuilds with what was added to it."""
+
+
+def fail(kind: str) -> None:
+    if kind == "value":
+        raise ValueError("from far away")
+    if kind == "two":
+        raise TwoArguments("corner shop", "bread")
+    if kind == "unpicklable":
+        raise Unpicklable
+    if kind == "vicious":
+        raise Vicious
+    if kind == "disguised":
+        raise Disguised("a wolf")
+    if kind == "kept":
+        error = Kept("with a note")
+        error.add_note("written in the child")
+        raise error
+    if kind == "exit":
+        sys.exit(3)
+    if kind == "interrupt":
+        raise KeyboardInterrupt
+
+
+class Bomb:
+    """Cannot be rebuilt on the other side."""
+
+    def __reduce__(self) -> Any:
+        return _explode, ()
+
+
+def _explode() -> None:
+    raise RuntimeError("while rebuilding")
+
+
+def bomb() -> Bomb:
+    return Bomb()
+
+
+def returns_lambda() -> Callable[[], int]:
+    return lambda: 1
+
+
+def identity(value: Any) -> Any:
+    return value
+
+
+def length(value: Any) -> int:
+    return len(value)
+
+
+def buffer(size: int) -> bytes:
+    return bytes(size)
+
+
+def logs(words: str) -> None:
+    logger = logging.getLogger("tests.offload.child")
+    logger.debug("not wanted at this level")
+    logger.warning("said %s", words, extra={"shelf": 7})
+    try:
+        raise ValueError("inside")
+    except ValueError:
+        logger.exception("with a traceback")
+
+
+def left() -> float | None:
+    return remaining()
+
+
+def polite() -> None:
+    while True:
+        checkpoint()
+
+
+def environment(name: str) -> str | None:
+    return os.environ.get(name)
+
+
+def again() -> str:
+    """Try to use a process from within one."""
+    from onebeat.offload import to_process_sync
+
+    return str(to_process_sync(pid))
+
+
+def doubled(function: Callable[..., int]) -> Callable[..., int]:
+    """A decorator: its wrapper stands under the function's name."""
+
+    @functools.wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> int:
+        return 2 * function(*args, **kwargs)
+
+    return wrapper
+
+
+@doubled
+@doubled
+def decorated(number: int) -> int:
+    return number
+
+
+def surroundings() -> tuple[str | None, str | None, str, str]:
+    unit = current()
+    return tracking_id(), None if unit is None else unit.unit_id, tenant.get(), unregistered.get()
+
+
+def logs_in_units() -> None:
+    logger = logging.getLogger("tests.offload.child")
+    logger.warning("plain")
+    bind(bound="in the child")
+    logger.warning("bound")
+    with tracking("own-id"):
+        logger.warning("own")
+    logger.warning("after")
+
+
+def fails_in_a_unit() -> None:
+    with tracking("inner", lock=threading.Lock()):  # a field that pickle refuses
+        raise ValueError("tagged")
+
+
+@cpu_bound(timeout=30)
+def add(a: int, *, b: int = 0) -> int:
+    return a + b

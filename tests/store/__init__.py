@@ -1,0 +1,1 @@
+"""The store, on every database that can be reached."""

@@ -1,0 +1,21 @@
+"""Time that only moves when a test says so, in place of the database's own clock."""
+
+from __future__ import annotations
+
+SECOND = 1_000_000
+START = 1_800_000_000 * SECOND  # a whole second; any instant would do
+
+
+class VirtualClock:
+    """Give it to `Database(clock=…)`: every transaction reads it instead of the database's clock."""
+
+    def __init__(self, now: int = START) -> None:
+        self.now = now
+
+    def __call__(self) -> int:
+        return self.now
+
+    def advance(self, seconds: float) -> int:
+        """Move on (or back, when negative); the new now, in microseconds."""
+        self.now += round(seconds * SECOND)
+        return self.now

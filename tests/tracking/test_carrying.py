@@ -1,0 +1,106 @@
+"""To threads, timers, loops and processes that know nothing of onebeat."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import multiprocessing
+import threading
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextvars import ContextVar
+
+import pytest
+
+from onebeat.errors import InvalidArguments
+from onebeat.tracking import ContextThreadPoolExecutor, carry, current, propagate, tracking, tracking_id
+from onebeat.tracking.context import tracking_of
+
+REGION = propagate(ContextVar("tests_region", default="nowhere"))
+UNREGISTERED = ContextVar("tests_unregistered", default="nothing")
+
+
+def look() -> tuple[str | None, str | None, str, str]:
+    """What a function sees of the context, wherever it runs."""
+    unit = current()
+    return tracking_id(), unit and unit.unit_id, REGION.get(), UNREGISTERED.get()
+
+
+def fail() -> None:
+    raise KeyError("in the child")
+
+
+async def test_run_in_executor_has_the_id_with_carry_and_none_without() -> None:
+    loop = asyncio.get_running_loop()
+    with ThreadPoolExecutor(1) as pool, tracking("order-7"):
+        assert await loop.run_in_executor(pool, tracking_id) is None
+        assert await loop.run_in_executor(pool, carry(tracking_id)) == "order-7"
+        assert await loop.run_in_executor(pool, tracking_id) is None
+    with ContextThreadPoolExecutor(1) as pool:
+        with tracking("order-8"):
+            assert await loop.run_in_executor(pool, tracking_id) == "order-8"
+        assert await loop.run_in_executor(pool, tracking_id) is None
+
+
+@pytest.mark.parametrize("kind", ["thread", "timer"])
+def test_a_raw_thread_and_a_timer_have_the_id_with_carry_and_none_without(kind: str) -> None:
+    seen: list[str | None] = []
+
+    def note() -> None:
+        seen.append(tracking_id())
+
+    with tracking("order-7"):
+        for function in (note, carry(note)):
+            thread = threading.Thread(target=function) if kind == "thread" else threading.Timer(0, function)
+            thread.start()
+            thread.join()
+    assert seen == [None, "order-7"]
+
+
+async def test_one_carried_function_may_run_in_many_threads_at_once() -> None:
+    barrier = threading.Barrier(8, timeout=30)
+
+    def meet() -> str | None:
+        barrier.wait()
+        return tracking_id()
+
+    with tracking("order-7"):
+        together = carry(meet)
+    with ThreadPoolExecutor(8) as pool:
+        assert {future.result() for future in [pool.submit(together) for _ in range(8)]} == {"order-7"}
+
+
+async def test_a_carried_coroutine_function_runs_in_its_context() -> None:
+    async def ask() -> str | None:
+        await asyncio.sleep(0)
+        return tracking_id()
+
+    with tracking("order-7"):
+        carried = carry(ask)
+    assert await carried() == "order-7"
+    assert tracking_id() is None
+
+
+def test_a_process_pool_gets_the_unit_and_the_registered_variable_and_keeps_neither() -> None:
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=spawn) as pool:
+        context = contextvars.copy_context()
+
+        def inside() -> None:
+            REGION.set("north")
+            UNREGISTERED.set("secret")
+            with tracking("order-7") as unit:
+                assert pool.submit(carry(look)).result(60) == ("order-7", unit.unit_id, "north", "nothing")
+                assert pool.submit(look).result(60) == (None, None, "nowhere", "nothing")
+                with pytest.raises(KeyError, match="in the child") as caught:
+                    pool.submit(carry(fail)).result(60)
+                left = tracking_of(caught.value)
+                assert left is not None
+                assert left.unit_id == unit.unit_id
+                assert pool.submit(look).result(60) == (None, None, "nowhere", "nothing")
+                REGION.set("x" * 9 * 1024)
+                with pytest.raises(InvalidArguments, match=r"tests_region.*"):
+                    pool.submit(carry(look)).result(60)
+                REGION.set("south")
+                assert pool.submit(carry(look)).result(60)[2] == "south"
+
+        context.run(inside)
