@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,8 +24,9 @@ def report(name: str, facts: Facts, faults: int) -> None:
     again = sum(job.attempt > 1 for job in facts.jobs)
     refused = sum(line.event == "refused" for line in facts.lines)
     quarantined = sum(job.reason == "quarantined" for job in facts.jobs)
+    outages = sum(fault.kind == "outage" for fault in facts.faults)
     print(
-        f"{name}: {len(facts.jobs)} jobs, {faults} faults, {again} ran more than once, "
+        f"{name}: {len(facts.jobs)} jobs, {faults} faults, {outages} outages, {again} ran more than once, "
         f"{refused} stale settlements refused, {quarantined} quarantined"
     )
 
@@ -48,19 +50,24 @@ async def killed(url: str, folder: Path, mix: Mix, name: str) -> None:
 
 async def paused(url: str, folder: Path, mix: Mix, name: str, rounds: int) -> None:
     chance = seeded(name)
-    await enqueue(url, mix, chance)
+    share = replace(mix, count=mix.count // rounds)
     with Cluster(url, folder) as cluster:
         await cluster.ready()
-        for _ in range(rounds):
-            who = chance.sample(range(cluster.count), 2)
-            await asyncio.gather(*(cluster.pause(at, LEASE + chance.uniform(0.5, 1.5)) for at in who))
+        for round in range(rounds):  # the first at any moment, the next so that the others can take its jobs over
+            await enqueue(url, share, chance)
+            await asyncio.sleep(0.5)
+            pauses = (
+                cluster.pause(at, LEASE + chance.uniform(0.5, 1.5), between_writes=bool(round))
+                for at in chance.sample(range(cluster.count), 2)
+            )
+            await asyncio.gather(*pauses)
         await cluster.quiet(60)
         await cluster.ready()
         assert await cluster.terminate() == [0] * cluster.count
         facts = await cluster.facts()
     report(name, facts, 2 * rounds)
     judge(facts)
-    assert len(facts.jobs) == mix.count
+    assert len(facts.jobs) == rounds * share.count
     assert any(row.outcome == "lost" for row in facts.attempts), "no pause cost a worker its jobs"
     assert any(line.event == "refused" for line in facts.lines), "no worker came back with a stale settlement"
 
@@ -98,6 +105,19 @@ async def test_soak_twenty_thousand_jobs_under_kills(url: str, tmp_path: Path, r
 @pytest.mark.timeout(1200)
 async def test_soak_two_hundred_seconds_of_pauses(url: str, tmp_path: Path) -> None:
     await paused(url, tmp_path, Mix(count=20_000, shortest=0.05, longest=0.5, threads=0.4), "soak pause", rounds=40)
+
+
+async def test_a_process_stopped_while_it_holds_the_write_lock_is_noticed_as_an_outage(
+    sqlite_url: str, tmp_path: Path
+) -> None:
+    """The harness itself: nobody else can renew a lease then, and no other violation hides behind the word."""
+    with Cluster(sqlite_url, tmp_path, count=2) as cluster:
+        await cluster.ready()
+        await cluster.pause(0, 1)
+        assert [fault.kind for fault in cluster.faults] == ["stop"]
+        async with rows.write_lock(sqlite_url):
+            await cluster.pause(0, 1)
+        assert [fault.kind for fault in cluster.faults] == ["stop", "stop", "outage"]
 
 
 async def test_the_rows_of_an_idle_cluster_say_so(sqlite_url: str, tmp_path: Path) -> None:

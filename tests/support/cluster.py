@@ -161,16 +161,34 @@ class Cluster:
         assert self.workers[at].process.poll() is not None, "it still runs"
         self.workers[at] = self._start()
 
-    async def pause(self, at: int, seconds: float) -> None:
-        """SIGSTOP, and SIGCONT after so many seconds."""
+    async def pause(self, at: int, seconds: float, *, between_writes: bool = False) -> None:
+        """SIGSTOP, and SIGCONT after so many seconds; `between_writes`: not while it keeps the others from writing."""
+        while not await self._pause(at, seconds, between_writes=between_writes):
+            await asyncio.sleep(0.05)
+
+    async def _pause(self, at: int, seconds: float, *, between_writes: bool) -> bool:
+        """One pause; False: cut short, because the process held the write lock."""
         worker = self.workers[at]
         begin = boot_us()
         worker.process.send_signal(signal.SIGSTOP)
+        blocked = False
         try:
+            blocked = await self._nobody_can_write()
+            if blocked and between_writes:
+                blocked = False  # it ends here
+                return False
             await asyncio.sleep(seconds)
+            blocked = blocked and await self._nobody_can_write()
         finally:
             worker.process.send_signal(signal.SIGCONT)
             self.faults.append(Fault(kind="stop", pid=worker.pid, begin=begin, end=boot_us()))
+            if blocked:
+                self.faults.append(Fault(kind="outage", begin=begin, end=boot_us()))
+        return True
+
+    async def _nobody_can_write(self) -> bool:
+        """Whether SQLite's one write lock is held by a process that does not move: an outage for all the others."""
+        return self.url.startswith("sqlite") and not await rows.writable(self.url, within=HEARTBEAT)
 
     async def kill_again_and_again(self, chance: random.Random, between: tuple[float, float] = (1.5, 3.0)) -> int:
         """Kill one worker every 1.5 to 3 s and start another, until no job is left; how many were killed."""

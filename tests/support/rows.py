@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
+import sqlite3
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -42,6 +44,37 @@ def _ask_sqlite(url: str, question: Callable[[Connection], T]) -> T:
             return question(connection)
     finally:
         engine.dispose()
+
+
+async def writable(url: str, within: float) -> bool:
+    """Whether SQLite's write lock can be had in so many seconds."""
+    return await asyncio.to_thread(_writable, str(make_url(url).database), within)
+
+
+def _writable(path: str, within: float) -> bool:
+    connection = sqlite3.connect(path, timeout=within, isolation_level=None)
+    try:
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute("ROLLBACK")
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode != sqlite3.SQLITE_BUSY:
+            raise
+        return False
+    finally:
+        connection.close()
+    return True
+
+
+@asynccontextmanager
+async def write_lock(url: str) -> AsyncIterator[None]:
+    """Hold SQLite's write lock, as a process does that stopped in the middle of a transaction."""
+    connection = sqlite3.connect(str(make_url(url).database), isolation_level=None)
+    try:
+        connection.execute("BEGIN IMMEDIATE")
+        yield
+        connection.execute("ROLLBACK")
+    finally:
+        connection.close()
 
 
 @dataclass(frozen=True, slots=True)
