@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
-from zoneinfo import ZoneInfo
 
 from onebeat.engine.heartbeat import Heartbeat
 from onebeat.engine.sweeper import Retention, prune
@@ -201,7 +200,6 @@ class Scheduler(TaskRouter):
             clock=self._clock,
             announce=self._announce,
             enqueuer=self,
-            zone_of=self._zone_of,
         )
         await self._worker.start()
         self._signals.catch()
@@ -382,10 +380,6 @@ class Scheduler(TaskRouter):
     async def _prune(self) -> int:
         database = self._open_database()
         return await prune(database, _retention(self.settings))
-
-    def _zone_of(self, schedule_id: str) -> ZoneInfo | None:
-        item = self.declared.get(schedule_id)
-        return None if item is None else ZoneInfo(getattr(item.trigger, "timezone", None) or self.settings.timezone)
 
     async def health(self) -> Health:
         """Whether this process can reach the database and acts as a worker; never raises."""

@@ -231,6 +231,29 @@ async def test_backfill_makes_each_instant_once_unless_told_again(make: Make) ->
     assert len(await schedules.backfill("a", start, start + timedelta(hours=3), limit=1, again=True)) == 1
 
 
+async def test_a_function_learns_its_fire_time_in_the_zone_of_a_schedule_its_process_never_heard_of(make: Make) -> None:
+    worker, client = make(), make(role="client", timezone="Asia/Tokyo")
+    seen: list[datetime | None] = []
+    with_task(worker, seen)
+    note = with_task(client)
+    await worker.start()
+    await client.start()
+    schedules = client.schedules
+    day, end = datetime(2026, 1, 1, tzinfo=UTC), datetime(2026, 1, 2, tzinfo=UTC)
+    await schedules.add("named", note, Cron("0 3 * * *", timezone="Asia/Kolkata"))
+    await schedules.add("default", note, Cron("0 3 * * *"))
+    await schedules.add("plain", note, Cron("0 3 * * *", timezone="UTC"))
+    for id in ("named", "default", "plain"):
+        (fire,) = await schedules.backfill(id, day, end)
+        assert fire.job_id is not None
+        await client.jobs.wait(fire.job_id, 10)
+    assert [f"{moment:%H:%M} {moment.tzinfo}" for moment in seen if moment] == [
+        "03:00 Asia/Kolkata",
+        "03:00 Asia/Tokyo",
+        "03:00 UTC",
+    ]
+
+
 async def test_why_answers_in_one_sentence(make: Make) -> None:
     scheduler = make()
     seen: list[datetime | None] = []

@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from random import random
 from typing import Any
 from uuid import UUID
-from zoneinfo import ZoneInfo
 
 from onebeat.engine.claimer import is_suspect
 from onebeat.engine.run import Run, StopReason, retry_in_force
@@ -17,6 +16,7 @@ from onebeat.errors import DatabaseUnavailable, UnknownTask
 from onebeat.model import payload
 from onebeat.model.context import JobContext
 from onebeat.model.events import DatabaseTrouble, Event, JobStarted, ThreadOverran, ValueDropped, about
+from onebeat.model.fired import fire_time
 from onebeat.model.job import Claimed, Ending, Outcome, settle
 from onebeat.model.seams import Carrier, Runner, Unit
 from onebeat.model.task import Enqueuer, Registry, Task, active
@@ -48,7 +48,6 @@ class Executor:
         awake: Callable[[], None],
         announce: Callable[[Event], None],
         enqueuer: Enqueuer | None = None,
-        zone_of: Callable[[str], ZoneInfo | None] = lambda _: None,
     ) -> None:
         self._database = database
         self._registry = registry
@@ -63,7 +62,6 @@ class Executor:
         self._awake = awake
         self._announce = announce
         self._enqueuer = enqueuer
-        self._zone_of = zone_of
         self._runs: dict[UUID, Run] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._by_queue: Counter[str] = Counter()
@@ -147,7 +145,7 @@ class Executor:
             tracking_id=job.tracking_id,
             fence=job.fence,
             schedule_id=job.schedule_id,
-            fire_time=self._fire_time(job),
+            fire_time=None if job.fire_us is None else fire_time(job.fire_us, job.args),
             deadline=time.monotonic() + timeout,
             owned=lambda: self._owned(job),
             report=_Progress(self._database, job),
@@ -162,13 +160,6 @@ class Executor:
             overran=self._overran,
             dropped=self._dropped,
         )
-
-    def _fire_time(self, job: Claimed) -> Any:
-        if job.fire_us is None:
-            return None
-        moment = from_us(job.fire_us)
-        zone = self._zone_of(job.schedule_id) if job.schedule_id else None
-        return moment if zone is None else moment.astimezone(zone)
 
     async def _drive(self, run: Run) -> None:
         job = run.job

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from uuid import UUID
-from zoneinfo import ZoneInfo
 
 from onebeat.engine.claimer import Claimer
 from onebeat.engine.dispatcher import Dispatcher
@@ -68,7 +67,6 @@ class Worker:
         clock: Clock,
         announce: Callable[[Event], None],
         enqueuer: Enqueuer | None = None,
-        zone_of: Callable[[str], ZoneInfo | None] = lambda _: None,
     ) -> None:
         self._plan = plan
         self._database = database
@@ -98,7 +96,6 @@ class Worker:
             awake=lambda: self._reconciling.wake(),
             announce=announce,
             enqueuer=enqueuer,
-            zone_of=zone_of,
         )
         self._claimer = Claimer(
             database=database,

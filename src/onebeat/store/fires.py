@@ -13,6 +13,7 @@ from sqlalchemy.exc import IntegrityError
 
 from onebeat.errors import ScheduleNotFound
 from onebeat.model import payload
+from onebeat.model.fired import packed
 from onebeat.model.ids import token, uuid7
 from onebeat.model.info import Fire
 from onebeat.model.job import JobState, NewJob
@@ -318,7 +319,7 @@ class FireWriter:
         return NewJob(
             id=uuid7(now + len(self._jobs)),  # later fires sort later
             task=row.task,
-            args=f'{{"a":{row.args},"k":{row.kwargs}}}',
+            args=packed(row.args, row.kwargs, row.timezone),
             state=JobState.WAITING if fire.waits_for else resting,
             queue=options["queue"],
             priority=options["priority"],
