@@ -229,11 +229,12 @@ def test_nothing_before_its_creation_is_due_but_a_fresh_at() -> None:
 
 
 def test_an_edit_of_the_rule_looks_after_now_and_after_the_last_fire() -> None:
-    schedule = of(last_fire_us=T - MINUTE, next_fire_us=T)
-    assert edited(schedule, schedule.trigger, T + HOUR) == T
-    assert edited(schedule, Every(hours=1), T) == T + HOUR - T % HOUR
-    ahead = of(last_fire_us=T + 5 * MINUTE)  # the clock went back after the last fire
-    assert edited(ahead, Every(30), T) == T + 5 * MINUTE + 30 * SECOND
+    rule, before = Every(minutes=1), {"last_fire_us": T - MINUTE, "next_fire_us": T}
+    assert edited(rule, rule, T + HOUR, **before) == T
+    assert edited(rule, Every(hours=1), T, **before) == T + HOUR - T % HOUR
+    assert edited(None, Every(hours=1), T, **before) == T + HOUR - T % HOUR, "the old rule could not be read"
+    ahead = T + 5 * MINUTE  # the clock went back after the last fire
+    assert edited(rule, Every(30), T, last_fire_us=ahead, next_fire_us=None) == ahead + 30 * SECOND
 
 
 # ── zone data ─────────────────────────────────────────────────────────────────────────────────────────────────────────

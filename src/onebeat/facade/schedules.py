@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any, Literal, Protocol, Unpack
 
-from onebeat.errors import ConfigurationError
+from onebeat.errors import ConfigurationError, InvalidTrigger
 from onebeat.facade.router import Declared, ScheduleOptions, declared
 from onebeat.facade.why import INSTANT, Why, explain
 from onebeat.model import changes, payload
@@ -20,6 +20,7 @@ from onebeat.settings import Settings
 from onebeat.store import fires as store_fires, reports, schedules as store
 from onebeat.store.database import Database
 from onebeat.timing.clock import from_us
+from onebeat.timing.zones import zone_name
 
 IfExists = Literal["error", "replace", "keep"]
 Decide = Callable[[Schedule, int, tuple[Unfinished, ...]], tuple[PlannedFire, ...]]
@@ -57,8 +58,10 @@ class Schedules:
         if_exists: IfExists = "error",
         **options: Unpack[ScheduleOptions],
     ) -> ScheduleInfo:
-        """Store a schedule. Nothing before now is due; over a finished schedule of the same id it is always allowed.
+        """Store a schedule. Nothing before now is due.
 
+        Where the id is taken: "error" raises, unless that schedule is finished and was added at run time; "keep" leaves
+        it as it is, finished or not; "replace" changes it to what is said here, also when its row cannot be read.
         Raises `ScheduleExists`, `InvalidTrigger` (an `At` more than 60 s ago), `InvalidArguments`, `UnknownTask`.
         """
         if if_exists not in ("error", "replace", "keep"):
@@ -112,6 +115,7 @@ class Schedules:
     ) -> ScheduleInfo:
         """Change what is named. A new trigger or zone computes the next fire anew; else it stays.
 
+        Of a row that cannot be read all that is damaged must be named.
         Raises `StaleRevision` when `expected_rev` is not the present one, `ScheduleNotFound`, and `ConfigurationError`
         for a schedule declared in code without `override=True`.
         """
@@ -125,10 +129,14 @@ class Schedules:
     def _changed(
         self, present: Definition, trigger: Trigger | None, task: Task[Any, Any] | str | None, options: ScheduleOptions
     ) -> Definition:
-        merged: ScheduleOptions = {**store.options_of(present), **options}  # type: ignore[typeddict-item]  # both are
+        merged: ScheduleOptions = {**store.options_of(present, options), **options}  # type: ignore[typeddict-item]  # both are
         known = self._task(task if task is not None else present.task)
         item = declared(present.id, known, trigger or store.trigger_of(present), merged)
-        return definition_of(item, present.timezone)
+        try:
+            default = zone_name(present.timezone)
+        except InvalidTrigger:  # the row is damaged, or newer than this machine's zone data
+            default = self._scheduler.settings.timezone
+        return definition_of(item, default)
 
     async def pause(self, id: str, reason: str | None = None) -> ScheduleInfo:
         """Stop firing until `resume`; nothing of the pause is caught up."""

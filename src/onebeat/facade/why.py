@@ -33,6 +33,8 @@ def explain(info: ScheduleInfo, at: datetime, fires: Sequence[Fire]) -> Why:
             return Why(f"{when} of {name} is one of {many} fires left out together: {fire.reason}", tuple(fires))
         made = f"; its job is {fire.job_id}" if fire.job_id is not None else ""
         return Why(f"{when} of {name} was {fire.decision}: {fire.reason}{made}", tuple(fires))
+    if info.problem is not None:
+        return Why(f"{name} cannot be read by this version of onebeat ({info.problem}), so nothing of it fires here")
     named = info.trigger.next_after(at - INSTANT)
     if named is None or named.astimezone(UTC) != at.astimezone(UTC):  # in a repeated hour two zones never compare equal
         following = info.trigger.next_after(at)

@@ -29,14 +29,16 @@ def first_fire(trigger: Rule, now_us: int) -> int:
     return following.at
 
 
-def edited(schedule: Schedule, trigger: Rule, now_us: int) -> int | None:
+def edited(
+    before: Rule | None, trigger: Rule, now_us: int, *, next_fire_us: int | None, last_fire_us: int | None
+) -> int | None:
     """`next_fire_us` after an edit: as it was, or for another trigger or zone the first after now and the last fire.
 
-    Raises `InvalidTrigger` when the new trigger will never fire.
+    `before` is None where the old rule could not be read. Raises `InvalidTrigger` when the new one will never fire.
     """
-    if trigger == schedule.trigger:
-        return schedule.next_fire_us
-    return first_fire(trigger, max(now_us, schedule.last_fire_us or now_us))
+    if trigger == before:
+        return next_fire_us
+    return first_fire(trigger, max(now_us, last_fire_us or now_us))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -107,7 +107,10 @@ class AttemptInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScheduleInfo:
-    """A schedule at one moment. `rev` counts edits; `source` is `code` or `api`."""
+    """A schedule at one moment. `rev` counts edits; `source` is `code` or `api`.
+
+    `problem` says why its row cannot be read by this version, or not wholly; such a schedule does not fire here.
+    """
 
     id: str
     task: str
@@ -128,6 +131,7 @@ class ScheduleInfo:
     updated_at: datetime
     policies: Any = None
     fires_count: int = 0
+    problem: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

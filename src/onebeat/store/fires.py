@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Any
 from uuid import UUID
 
 from sqlalchemy import ColumnElement, Row, Select, Update, and_, bindparam, delete, func, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
-from onebeat.errors import ScheduleNotFound
+from onebeat.errors import ConfigurationError, OnebeatError, ScheduleNotFound
 from onebeat.model import payload
 from onebeat.model.fired import packed
 from onebeat.model.ids import token, uuid7
@@ -27,6 +28,7 @@ from onebeat.timing.clock import from_us
 from onebeat.timing.rule import Rule
 
 ACTIVE = word("active")
+JOB_OPTIONS = {"queue", "priority", "max_attempts", "timeout", "at_most_once"}  # what a fire's job is made with
 
 
 # ── what is due ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -157,17 +159,26 @@ def _plans(tx: Tx, rows: Sequence[Row[Any]], report: FireReport) -> list[tuple[R
 
 
 def as_schedule(row: Row[Any]) -> Schedule:
-    """What `plan` needs to know of a row."""
+    """What `plan` needs to know of a row; raises an `OnebeatError` when it is a newer version's, or damaged."""
+    options_from(row.options)  # what its jobs need must make sense too
     return Schedule(
         id=row.id,
         trigger=trigger_from(row.trigger_json),
         policies=policies_from(row.policies),
-        state=ScheduleState(row.state),
+        state=state_from(row.state),
         next_fire_us=row.next_fire_us,
         last_fire_us=row.last_fire_us,
         fires_count=row.fires_count,
         consecutive_skips=row.consecutive_skips,
     )
+
+
+def state_from(text: str) -> ScheduleState:
+    """The state of a stored word; raises `ConfigurationError` for one this version does not know."""
+    try:
+        return ScheduleState(text)
+    except ValueError:
+        raise ConfigurationError(f"stored state {text!r:.20} is unknown here") from None
 
 
 @lru_cache(maxsize=4096)
@@ -178,7 +189,18 @@ def trigger_from(text: str) -> Rule:
 
 @lru_cache(maxsize=1024)
 def policies_from(text: str) -> Policies:
+    """The policies of a stored text."""
     return Policies.from_json(payload.decode(text))
+
+
+@lru_cache(maxsize=1024)
+def options_from(text: str) -> Mapping[str, Any]:
+    """What the jobs of a schedule are made with; raises `ConfigurationError` when something is missing."""
+    options = payload.decode(text)
+    missing = sorted(JOB_OPTIONS - options.keys()) if isinstance(options, dict) else sorted(JOB_OPTIONS)
+    if missing:
+        raise ConfigurationError(f"stored options without {', '.join(missing)}")
+    return MappingProxyType(options)
 
 
 def unfinished(tx: Tx, schedule_ids: Sequence[str]) -> dict[str, tuple[Unfinished, ...]]:
@@ -313,7 +335,7 @@ class FireWriter:
 
     def _job(self, row: Row[Any], fire: PlannedFire) -> NewJob:
         now = self._report.now
-        options = payload.decode(row.options)
+        options = options_from(row.options)
         run_at = now if fire.run_at_us is None else max(now, fire.run_at_us)
         resting = JobState.SCHEDULED if run_at > now else JobState.QUEUED
         return NewJob(
@@ -376,7 +398,7 @@ def fire_by_hand(
     row = locked(tx, id)
     report = FireReport(now=tx.now())
     held = unfinished(tx, [id]).get(id, ())
-    fires = _without_conflicts(tx, id, decide(as_schedule(row), report.now, held), report)
+    fires = _without_conflicts(tx, id, decide(understood(row), report.now, held), report)
     writer = FireWriter(tx, report, worker_id=by, new_tracking_id=new_tracking_id)
     writer.add(row, fires)
     writer.write()
@@ -395,6 +417,17 @@ def fire_by_hand(
         )
         for fire in fires
     ]
+
+
+def understood(row: Row[Any]) -> Schedule:
+    """The schedule; raises `ConfigurationError` with the ways out when the row cannot be read."""
+    try:
+        return as_schedule(row)
+    except OnebeatError as error:
+        raise ConfigurationError(
+            f"schedule {row.id!r} cannot be read here: {error}. Use the version that wrote it, "
+            'replace it with add(…, if_exists="replace"), or remove it'
+        ) from error
 
 
 def locked(tx: Tx, id: str) -> Row[Any]:

@@ -4,25 +4,42 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 from datetime import timedelta
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from sqlalchemy import Row, delete, func, null, select, update
 
-from onebeat.errors import ConfigurationError, InvalidTrigger, ScheduleExists, ScheduleNotFound, StaleRevision
+from onebeat.errors import (
+    ConfigurationError,
+    InvalidTrigger,
+    OnebeatError,
+    ScheduleExists,
+    ScheduleNotFound,
+    StaleRevision,
+)
 from onebeat.model import payload
 from onebeat.model.changes import edited, first_fire, resumed
 from onebeat.model.definition import Definition
 from onebeat.model.info import Page, ScheduleInfo
-from onebeat.model.policies import Policies
 from onebeat.model.seams import Trigger
 from onebeat.store import workers
 from onebeat.store.database import Tx
-from onebeat.store.fires import FireReport, FireWriter, as_schedule, locked, policies_from, trigger_from
+from onebeat.store.fires import (
+    FireReport,
+    FireWriter,
+    locked,
+    options_from,
+    policies_from,
+    state_from,
+    trigger_from,
+    understood,
+)
 from onebeat.store.words import padded, word
 from onebeat.timing.clock import from_us
+from onebeat.timing.unread import Unread
 from onebeat.timing.zones import fingerprint
 
 CODE = word("code")
+T = TypeVar("T")
 
 
 # ── declared in code ──────────────────────────────────────────────────────────────────────────────────────────────────
@@ -98,7 +115,9 @@ def _put_in_force(tx: Tx, row: Row[Any], chosen: tuple[str, str] | None, now: in
     if chosen is None:
         values: dict[str, Any] = {"state": "orphaned"}
     else:
-        definition = Definition.load(chosen[1])
+        definition = _readable_here(chosen[1])
+        if definition is None:
+            return False
         values = {} if row.overridden else _edited(row, definition, now, over_is_error=False)
         values |= {"definition_hash": chosen[0], "updated_us": now}
         if row.state == "orphaned":
@@ -106,6 +125,16 @@ def _put_in_force(tx: Tx, row: Row[Any], chosen: tuple[str, str] | None, now: in
             values["state"] = "finished" if over else "active"  # what came due meanwhile is decided by the policies
     tx.execute(update(table).where(table.c.id == row.id).values(**values))
     return True
+
+
+def _readable_here(body: str) -> Definition | None:
+    """The definition, None when a newer version wrote it in a way unknown here: its own workers put it in force."""
+    try:
+        definition = Definition.load(body)
+        trigger_from(definition.trigger)
+    except (OnebeatError, TypeError):  # a field this version needs is missing
+        return None
+    return definition
 
 
 # ── rows ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -134,7 +163,8 @@ def _unless_over(compute: Callable[[], int | None], over_is_error: bool) -> int 
 
 
 def _new_row(item: Definition, now: int, *, source: str) -> dict[str, Any]:
-    next_fire = _unless_over(lambda: first_fire(trigger_from(item.trigger), now), over_is_error=source == "api")
+    trigger = trigger_from(item.trigger)
+    next_fire = _unless_over(lambda: first_fire(trigger, now), over_is_error=source == "api")
     return _said(item) | {
         "id": item.id,
         "dialect": 1,
@@ -154,29 +184,48 @@ def _edited(row: Row[Any], item: Definition, now: int, *, over_is_error: bool = 
     """
     values = _said(item) | {"rev": row.rev + 1, "updated_us": now}
     if (row.trigger_json, row.timezone) != (item.trigger, item.timezone):
-        values["next_fire_us"] = _unless_over(
-            lambda: edited(as_schedule(row), trigger_from(item.trigger), now), over_is_error
-        )
+        values["next_fire_us"] = _unless_over(lambda: _next_after(row, item, now), over_is_error)
         values["zone_fingerprint"] = fingerprint(item.timezone, now)
         if values["next_fire_us"] is None:
             values["state"] = "finished"
         if row.state == "finished" and values["next_fire_us"] is not None:
             values["state"] = "active"
+    if _tried(state_from, row.state) is None:
+        over = values.get("next_fire_us", row.next_fire_us) is None
+        values["state"] = "finished" if over else "active"
     return values
+
+
+def _next_after(row: Row[Any], item: Definition, now: int) -> int | None:
+    """The next fire after an edit, also of a row whose rule cannot be read: then anew, after what was fired already."""
+    before = _tried(trigger_from, row.trigger_json)
+    trigger = trigger_from(item.trigger)
+    return edited(before, trigger, now, next_fire_us=row.next_fire_us, last_fire_us=row.last_fire_us)
+
+
+def _tried(read: Callable[[str], T], text: str) -> T | None:
+    try:
+        return read(text)
+    except OnebeatError:
+        return None
 
 
 # ── added and edited at run time ──────────────────────────────────────────────────────────────────────────────────────
 def add(tx: Tx, item: Definition, *, if_exists: Literal["error", "replace", "keep"]) -> None:
-    """Store a schedule; over a finished one it is always allowed. Raises `ScheduleExists`."""
+    """Store a schedule; over a finished one it is allowed unless it is to be kept. Raises `ScheduleExists`."""
     now = tx.now()
     table = tx.tables.schedules
-    if tx.execute(tx.dialect.insert_ignore(table).values(_new_row(item, now, source="api"))).rowcount == 1:
+    if tx.execute(select(table.c.id).where(table.c.id == item.id)).first() is None:
+        new = tx.dialect.insert_ignore(table).values(_new_row(item, now, source="api"))
+        if tx.execute(new).rowcount == 1:
+            return
+    if if_exists == "keep":
         return
     row = locked(tx, item.id)
     if row.state == "finished" and row.source == "api":
         fresh = _new_row(item, now, source="api") | {"rev": row.rev + 1, "fires_count": 0, "consecutive_skips": 0}
         del fresh["id"]
-        fresh["next_fire_us"] = edited(as_schedule(row), trigger_from(item.trigger), now) or fresh["next_fire_us"]
+        fresh["next_fire_us"] = _next_after(row, item, now) or fresh["next_fire_us"]
         tx.execute(update(table).where(table.c.id == item.id).values(**fresh))
     elif if_exists == "error":
         raise ScheduleExists(f"schedule {item.id!r} exists ({row.source}, {row.state}); see if_exists= or update()")
@@ -185,7 +234,9 @@ def add(tx: Tx, item: Definition, *, if_exists: Literal["error", "replace", "kee
 
 
 def _same(row: Row[Any], item: Definition) -> bool:
-    return all(getattr(row, name) == value for name, value in _said(item).items())
+    return _tried(state_from, row.state) is not None and all(
+        getattr(row, name) == value for name, value in _said(item).items()
+    )
 
 
 def edit(tx: Tx, item: Definition, *, expected_rev: int | None, override: bool) -> None:
@@ -225,7 +276,7 @@ def resume(tx: Tx, id: str, *, by: str = "") -> None:
     if row.state != "paused":
         return
     now = tx.now()
-    back = resumed(as_schedule(row), now)
+    back = resumed(understood(row), now)
     report = FireReport(now=now)
     writer = FireWriter(tx, report, worker_id=by, new_tracking_id=str)
     writer.add(row, back.fires)
@@ -281,24 +332,48 @@ def _definition(row: Row[Any]) -> Definition:
 
 
 def trigger_of(item: Definition) -> Trigger:
-    """The definition's trigger as a value."""
-    return trigger_from(item.trigger)
+    """The definition's trigger as a value; raises `ConfigurationError` when it cannot be read."""
+    trigger: Trigger = _part(item.id, ["trigger"], lambda: {"trigger": trigger_from(item.trigger)})["trigger"]
+    return trigger
 
 
-def options_of(item: Definition) -> dict[str, Any]:
-    """The definition's options as `declare` takes them."""
-    stored = payload.decode(item.options)
-    return _policy_options(policies_from(item.policies)) | {
-        "args": payload.decode(item.args),
-        "kwargs": payload.decode(item.kwargs),
-        "queue": stored["own_queue"],
-        "priority": stored["own_priority"],
-        "tags": payload.decode(item.tags),
-        "note": item.note,
+def options_of(item: Definition, named: Collection[str] = ()) -> dict[str, Any]:
+    """The definition's options as `declare` takes them, without those that are `named` anew.
+
+    Raises `ConfigurationError` when one that is not named cannot be read.
+    """
+    parts: dict[tuple[str, ...], Callable[[], dict[str, Any]]] = {
+        ("misfire_grace", "catch_up", "overlap", "jitter", "max_fires"): lambda: _policy_options(item.policies),
+        ("queue", "priority"): lambda: _job_options(item.options),
+        ("args",): lambda: {"args": tuple(payload.decode(item.args))},
+        ("kwargs",): lambda: {"kwargs": dict(payload.decode(item.kwargs))},
+        ("tags",): lambda: {"tags": tuple(payload.decode(item.tags))},
+        ("note",): lambda: {"note": item.note},
     }
+    found: dict[str, Any] = {}
+    for names, read in parts.items():
+        if not set(names) <= set(named):
+            found |= _part(item.id, names, read)
+    return found
 
 
-def _policy_options(policies: Policies) -> dict[str, Any]:
+def _part(id: str, names: Sequence[str], read: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    try:
+        return read()
+    except (OnebeatError, LookupError, TypeError, ValueError) as error:
+        raise ConfigurationError(
+            f"what schedule {id!r} holds of {', '.join(names)} cannot be read here: {error!r:.200}. "
+            'Name all of that in the update, or replace the schedule with add(…, if_exists="replace")'
+        ) from error
+
+
+def _job_options(text: str) -> dict[str, Any]:
+    stored = options_from(text)
+    return {"queue": stored["own_queue"], "priority": stored["own_priority"]}
+
+
+def _policy_options(text: str) -> dict[str, Any]:
+    policies = policies_from(text)
     grace = policies.misfire_grace_us
     return {
         "misfire_grace": None if grace is None else timedelta(microseconds=grace),
@@ -375,12 +450,13 @@ def _last_jobs(tx: Tx, ids: Collection[str]) -> dict[str, Row[Any]]:
 
 
 def _info(row: Row[Any], last: Row[Any] | None) -> ScheduleInfo:
+    shown, problem = _shown(row)
     return ScheduleInfo(
         id=row.id,
         task=row.task,
-        trigger=trigger_from(row.trigger_json),
-        args=tuple(payload.decode(row.args)),
-        kwargs=payload.decode(row.kwargs),
+        trigger=shown.get("trigger") or Unread(str(problem)),
+        args=shown.get("args", ()),
+        kwargs=shown.get("kwargs", {}),
         state=row.state,
         next_fire=None if row.next_fire_us is None else from_us(row.next_fire_us),
         last_fire=None if row.last_fire_us is None else from_us(row.last_fire_us),
@@ -388,11 +464,34 @@ def _info(row: Row[Any], last: Row[Any] | None) -> ScheduleInfo:
         last_error=None if last is None else last.error,
         rev=row.rev,
         source=row.source,
-        tags=tuple(payload.decode(row.tags)),
+        tags=shown.get("tags", ()),
         note=row.note,
         paused_reason=row.paused_reason,
         created_at=from_us(row.created_us),
         updated_at=from_us(row.updated_us),
-        policies=policies_from(row.policies),
+        policies=shown.get("policies"),
         fires_count=row.fires_count,
+        problem=problem,
     )
+
+
+def _shown(row: Row[Any]) -> tuple[dict[str, Any], str | None]:
+    """What can be read of a row, and the first problem with the rest: one bad row must not hide the others."""
+    item = _definition(row)
+    parts: dict[str, Callable[[], Any]] = {
+        "trigger": lambda: trigger_from(item.trigger),
+        "policies": lambda: policies_from(item.policies),
+        "state": lambda: state_from(row.state),
+        "args": lambda: tuple(payload.decode(item.args)),
+        "kwargs": lambda: dict(payload.decode(item.kwargs)),
+        "options": lambda: options_from(item.options),
+        "tags": lambda: tuple(payload.decode(item.tags)),
+    }
+    found: dict[str, Any] = {}
+    problem: str | None = None
+    for name, read in parts.items():
+        try:
+            found[name] = read()
+        except (OnebeatError, LookupError, TypeError, ValueError) as error:
+            problem = problem or f"{name}: {error}"
+    return found, problem

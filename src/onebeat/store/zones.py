@@ -6,6 +6,7 @@ from typing import Any
 
 from sqlalchemy import Row, select, update
 
+from onebeat.errors import InvalidTrigger, OnebeatError
 from onebeat.model.changes import Rezoning, rezoned
 from onebeat.store.database import Tx
 from onebeat.store.fires import as_schedule
@@ -36,11 +37,21 @@ def rezone(tx: Tx) -> list[str]:
 
 
 def _outdated(name: str, stored: str | None, now: int) -> bool:
-    return stored is None or stale(stored, now) or changed(name, stored)
+    try:
+        return stored is None or stale(stored, now) or changed(name, stored)
+    except InvalidTrigger:
+        return False  # a zone this machine does not know; its rules are announced when they are due
+
+
+def _rezoned(row: Row[Any], now: int) -> Rezoning | None:
+    try:
+        return rezoned(as_schedule(row), row.zone_fingerprint, now, since_us=max(row.created_us, row.updated_us))
+    except OnebeatError:
+        return None  # a newer version's, or damaged: left to whoever can read it, announced when it is due
 
 
 def _rezone_one(tx: Tx, row: Row[Any], now: int) -> bool:
-    found = rezoned(as_schedule(row), row.zone_fingerprint, now, since_us=max(row.created_us, row.updated_us))
+    found = _rezoned(row, now)
     if found is None:
         return False
     table = tx.tables.schedules
