@@ -33,6 +33,7 @@ def main() -> int:
         signal.signal(number, _stop)
     folder = options.folder or Path(tempfile.mkdtemp(prefix="onebeat-shop-"))
     port = options.port or free_port(prefer=8000)
+    _check_that_it_imports(folder)
     mails = mailserver.serve(folder / "mails", free_port(prefer=8025))
     server = _uvicorn(folder, port, mails.port, options)
     try:
@@ -79,6 +80,19 @@ def _stop(_number: int, _frame: FrameType | None) -> NoReturn:
     for number in ENDINGS:
         signal.signal(number, signal.SIG_IGN)  # the drain is under way; uvicorn has a hard end of its own
     raise Stopped
+
+
+def _check_that_it_imports(folder: Path) -> None:
+    """One message instead of the same traceback from each of uvicorn's processes."""
+    command = [sys.executable, "-c", "import examples.shop.app"]
+    environment = {**os.environ, "SHOP_FOLDER": str(folder)}
+    tried = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    if tried.returncode != 0:
+        words = tried.stderr.strip().splitlines() or [f"exit code {tried.returncode}"]
+        raise SystemExit(
+            f"The shop cannot be imported, so it was not started: {words[-1]}\n"
+            "For the whole traceback: .venv/bin/python -c 'import examples.shop.app'"
+        )
 
 
 def _uvicorn(folder: Path, port: int, smtp_port: int, options: argparse.Namespace) -> subprocess.Popen[bytes]:
@@ -156,4 +170,7 @@ def _say(text: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except Stopped:
+        sys.exit("Stopped before the shop was open.")

@@ -129,6 +129,19 @@ def asked(shop: Shop) -> tuple[float, dict[int, str]]:
     return began, jobs
 
 
+def test_an_app_that_cannot_be_imported_is_one_message_and_starts_nothing(tmp_path: Path) -> None:
+    (tmp_path / "fastapi.py").write_text("raise ImportError('broken on purpose')")
+    demo = subprocess.run(
+        [sys.executable, "-m", "examples.shop", "--folder", str(tmp_path), "--port", str(free_port())],
+        cwd=ROOT, capture_output=True, text=True, timeout=60,
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT / 'src'}"},
+    )  # fmt: skip
+    assert demo.returncode == 1
+    assert "cannot be imported, so it was not started: ImportError: broken on purpose" in demo.stderr
+    assert "Traceback" not in demo.stderr
+    assert demo.stdout == ""
+
+
 def test_a_request_leads_to_one_mail_ten_seconds_later(shop: Shop, asked: tuple[float, dict[int, str]]) -> None:
     began, jobs = asked
     for job in jobs.values():

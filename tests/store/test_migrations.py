@@ -39,6 +39,37 @@ asyncio.run(main())
 """
 
 
+QUIET = """
+import asyncio, logging, sys, threading
+logging.basicConfig(level=logging.DEBUG, format="%(name)s %(levelname)s %(message)s", stream=sys.stdout)
+logging.getLogger("asyncio").setLevel(logging.WARNING)
+from onebeat.store import migrations
+from onebeat.store.database import Database
+from onebeat.store.tables import build
+
+theirs = logging.getLogger("alembic.runtime.migration")
+say, after = theirs.filter, []
+
+def beside(record):  # another thread runs the application's own revisions at the same moment
+    if not after:
+        after.append(threading.Thread(target=theirs.info, args=("their own revision",)))
+        after[0].start()
+        after[0].join()
+    return say(record)
+
+async def main():
+    async with Database(sys.argv[1], tables=build()) as database:
+        assert await migrations.migrate(database)
+    assert migrations.sql(database)
+
+theirs.filter = beside
+asyncio.run(main())
+del theirs.filter
+assert not theirs.filters
+theirs.info("their next revision")
+"""
+
+
 def there(tx: Tx) -> set[str]:
     return set(inspect(tx.connection).get_table_names())
 
@@ -51,6 +82,18 @@ def set_meta(tx: Tx, key: str, value: str) -> None:
     meta = tx.tables.meta
     tx.execute(meta.delete().where(meta.c.key == key))
     tx.execute(meta.insert().values(key=key, value=value))
+
+
+def test_alembic_says_nothing_of_our_revisions_and_all_of_the_applications(fresh_database_url: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", QUIET, fresh_database_url], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    said = [line for line in done.stdout.splitlines() if line.startswith("alembic")]
+    assert said == [
+        "alembic.runtime.migration INFO their own revision",
+        "alembic.runtime.migration INFO their next revision",
+    ]
 
 
 def test_four_processes_migrate_at_once_and_one_does_it(fresh_database_url: str) -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import io
+import logging
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,7 @@ from onebeat.store.transaction import Tx
 
 PATIENCE = 60.0  # seconds to wait for another process that migrates the same tables
 _KEYS = ("instance_id", "schema_major", "app")
+_ours: ContextVar[bool] = ContextVar("onebeat_migrates", default=False)  # in this thread or task, at this moment
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,6 +210,32 @@ def _run_alembic(
     buffer: io.StringIO | None = None,
 ) -> None:
     """Run what is missing, without the proxies that Alembic shares between all threads of a process."""
+    with _without_alembics_words():
+        _run_revisions(tables, connection, speech, start, buffer)
+
+
+@contextmanager
+def _without_alembics_words() -> Iterator[None]:
+    """Keep Alembic's notes about our revisions out of the application's log; its warnings, and its own runs, stay."""
+    ours = _ours.set(True)
+
+    def passes(record: logging.LogRecord) -> bool:
+        return record.levelno >= logging.WARNING or not _ours.get()
+
+    loggers = [logging.getLogger(name) for name in ("alembic.runtime.migration", "alembic.runtime.plugins")]
+    for logger in loggers:
+        logger.addFilter(passes)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeFilter(passes)
+        _ours.reset(ours)
+
+
+def _run_revisions(
+    tables: Tables, connection: Any, speech: Speech | None, start: str | None, buffer: io.StringIO | None
+) -> None:
     from alembic.operations import Operations
     from alembic.runtime.migration import MigrationContext
     from alembic.script import ScriptDirectory
