@@ -35,7 +35,13 @@ if TYPE_CHECKING:
     from onebeat.fastapi.install import install as install
     from onebeat.locks.guard import fence_guard as fence_guard
     from onebeat.model.context import JobContext as JobContext, current_job as current_job
-    from onebeat.model.info import Fire as Fire, JobInfo as JobInfo, ScheduleInfo as ScheduleInfo
+    from onebeat.model.info import (
+        Fire as Fire,
+        JobInfo as JobInfo,
+        QueueInfo as QueueInfo,
+        ScheduleInfo as ScheduleInfo,
+        WorkerInfo as WorkerInfo,
+    )
     from onebeat.model.policies import CatchUp as CatchUp, Policies as Policies
     from onebeat.model.task import Task as Task
     from onebeat.scheduler import Scheduler as Scheduler
@@ -74,6 +80,7 @@ _HOME = {
     "NotStarted": "errors",
     "OnebeatError": "errors",
     "Policies": "model.policies",
+    "QueueInfo": "model.info",
     "RemoteError": "errors",
     "Retry": "timing.backoff",
     "ScheduleExists": "errors",
@@ -90,6 +97,7 @@ _HOME = {
     "UnknownTask": "errors",
     "Weekdays": "timing.calendars",
     "Weeks": "timing.periods",
+    "WorkerInfo": "model.info",
     "WorkerProcessDied": "errors",
     "configure_sqlite": "store.sqlite",
     "current_job": "model.context",

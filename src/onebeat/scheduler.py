@@ -15,6 +15,7 @@ from onebeat.engine.worker import Plan, Worker
 from onebeat.errors import ConfigurationError, NotStarted, ScheduleExists
 from onebeat.facade.announcer import Announcer
 from onebeat.facade.enqueue import new_job, snapshot
+from onebeat.facade.fleet import Queues, Workers
 from onebeat.facade.health import Health, check
 from onebeat.facade.jobs import Jobs
 from onebeat.facade.router import TaskRouter
@@ -95,6 +96,8 @@ class Scheduler(TaskRouter):
             who=self._who,
             new_tracking_id=lambda: self._carrier.capture()[0],
         )
+        self.workers = Workers(self._open_database)
+        self.queues = Queues(self._open_database)
         self.locks = DatabaseLocks.for_scheduler(self._open_database, self._open_heartbeat, clock=self._clock)
 
     def __repr__(self) -> str:

@@ -151,6 +151,39 @@ class Fire:
     count: int | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerInfo:
+    """A process that runs an engine, at one moment. `alive`: its lease holds by the database's clock.
+
+    `queues` None: every queue. `running`: jobs it holds, of its `slots`.
+    """
+
+    id: str
+    host: str
+    pid: int
+    state: str
+    started_at: datetime
+    heartbeat_at: datetime
+    lease_until: datetime
+    queues: tuple[str, ...] | None
+    slots: int
+    running: int
+    tasks: tuple[str, ...]
+    version: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueueInfo:
+    """The unfinished jobs of one queue by state, and how many live workers serve it (0: nothing will move)."""
+
+    name: str
+    queued: int = 0
+    running: int = 0
+    scheduled: int = 0
+    waiting: int = 0
+    workers: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class Page(Generic[T]):
     """Some of many, and the cursor for the next ones (None at the end)."""

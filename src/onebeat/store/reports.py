@@ -11,10 +11,11 @@ from sqlalchemy import Row, and_, func, or_, select
 
 from onebeat.errors import JobNotFound
 from onebeat.model import payload
-from onebeat.model.info import AttemptInfo, Fire, JobInfo, Page
+from onebeat.model.info import AttemptInfo, Fire, JobInfo, Page, QueueInfo, WorkerInfo
 from onebeat.model.job import JobState
 from onebeat.store.database import Tx
-from onebeat.store.words import padded
+from onebeat.store.words import QUEUED, RUNNING, SCHEDULED, WAITING, padded
+from onebeat.store.workers import live
 from onebeat.timing.clock import from_us
 
 
@@ -141,6 +142,54 @@ def fire(row: Row[Any]) -> Fire:
         until=_moment(row.until_us),
         count=row.instants,
     )
+
+
+def workers(tx: Tx, limit: int = 1000) -> list[WorkerInfo]:
+    """Workers of any state, newest first, with the number of jobs each holds; one whose lease ran out is `dead`."""
+    table, c = tx.tables.workers, tx.tables.jobs.c
+    held = select(c.worker_id, func.count().label("many")).where(c.state == RUNNING).group_by(c.worker_id).subquery()
+    query = (
+        select(table, held.c.many, tx.clock.label("now"))
+        .select_from(table.outerjoin(held, held.c.worker_id == table.c.id))
+        .order_by(table.c.started_us.desc(), table.c.id)
+        .limit(limit)
+    )
+    return [_worker(row) for row in tx.execute(query)]
+
+
+def _worker(row: Row[Any]) -> WorkerInfo:
+    over = row.state == "alive" and row.lease_until_us <= int(row.now)
+    return WorkerInfo(
+        id=row.id,
+        host=row.host,
+        pid=row.pid,
+        state="dead" if over else row.state,
+        started_at=from_us(row.started_us),
+        heartbeat_at=from_us(row.heartbeat_us),
+        lease_until=from_us(row.lease_until_us),
+        queues=None if row.queues is None else tuple(payload.decode(row.queues)),
+        slots=row.slots,
+        running=row.many or 0,
+        tasks=tuple(payload.decode(row.tasks)),
+        version=row.version,
+    )
+
+
+def queues(tx: Tx) -> list[QueueInfo]:
+    """Queues with unfinished jobs or a live worker of their own, by name."""
+    c = tx.tables.jobs.c
+    unfinished = c.state.in_([QUEUED, RUNNING, SCHEDULED, WAITING])
+    counts: dict[str, dict[str, int]] = {}
+    for row in tx.execute(
+        select(c.queue, c.state, func.count().label("many")).where(unfinished).group_by(c.queue, c.state)
+    ):
+        counts.setdefault(row.queue, {})[row.state] = int(row.many)
+    served = [worker.queues for worker in live(tx)]
+    named = {name for names in served for name in names or ()}
+    return [
+        QueueInfo(name=name, workers=sum(names is None or name in names for names in served), **counts.get(name, {}))
+        for name in sorted(named | counts.keys())
+    ]
 
 
 def _moment(us: int | None) -> datetime | None:

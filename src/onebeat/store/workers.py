@@ -147,12 +147,6 @@ def live(tx: Tx) -> list[WorkerInfo]:
     return [_info(row) for row in tx.execute(select(table).where(not_expired(tx)).order_by(table.c.started_us))]
 
 
-def every(tx: Tx, limit: int = 1000) -> list[WorkerInfo]:
-    """Workers of any state, newest first."""
-    table = tx.tables.workers
-    return [_info(row) for row in tx.execute(select(table).order_by(table.c.started_us.desc()).limit(limit))]
-
-
 def advertised(tx: Tx) -> dict[str, set[str]]:
     """Schedule id → the definition hashes that live workers advertise."""
     table = tx.tables.workers
