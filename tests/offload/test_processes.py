@@ -19,17 +19,20 @@ import pytest
 
 from onebeat.errors import Busy, ConfigurationError, RemoteError, Stopped, WorkerProcessDied
 from onebeat.offload import to_process, to_process_sync, to_thread
-from onebeat.offload.launch import descendants
+from onebeat.offload.family import Process, descendants
+from onebeat.offload.lanes import Awaited
+from onebeat.offload.launch import Launcher, Seedbed, Spawner
+from onebeat.offload.limits import Limit
 from onebeat.offload.processes import Breaker, ProcessLane, close_processes
 from onebeat.offload.runners import ProcessRunner
-from tests.offload import work
+from tests.offload import witness, work
 
 
 @pytest.fixture(autouse=True)
 def _children_end_with_the_test() -> Any:
     yield
     close_processes()
-    assert not {process.pid for process in descendants(os.getpid()) if "onebeat" in command(process.pid)}
+    assert not {process.pid for process in descendants(Process.of(os.getpid())) if "onebeat" in command(process.pid)}
 
 
 @pytest.fixture
@@ -58,6 +61,13 @@ async def until(condition: Callable[[], bool], seconds: float = 30) -> None:
     async with asyncio.timeout(seconds):
         while not condition():
             await asyncio.sleep(0.005)
+
+
+def submit(lane: ProcessLane, function: Callable[..., Any], *args: Any) -> Awaited:
+    """A call on a lane of the test's own."""
+    call = Awaited(function, args, {}, Limit())
+    lane.submit(call)
+    return call
 
 
 async def test_a_function_runs_in_a_child_and_the_child_is_kept() -> None:
@@ -170,21 +180,65 @@ async def test_a_death_is_noticed_although_a_forked_process_lives_on(tmp_path: P
     assert not alive(int(noted.read_text()))
 
 
+@pytest.mark.parametrize("spawn", [False, True], ids=["forked", "spawned"])
+async def test_a_group_is_ended_before_its_leaders_number_is_given_back(
+    spawn: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once a process was waited for, its number may be another's. Who waits signals first: it finds its zombie."""
+    notes = tmp_path / "notes"
+    monkeypatch.setenv("ONEBEAT_WITNESS", str(notes))
+    monkeypatch.setattr(os, "killpg", witness.noting)
+    lane = ProcessLane("witnessed", 1, spawn=spawn, preload=("tests.offload.witness",))
+    noted = tmp_path / "pid"
+    with pytest.raises(WorkerProcessDied, match="exit code 7"):
+        await submit(lane, work.note_and_exit, str(noted), 7).future
+    died = int(noted.read_text())
+    noted.unlink()
+    spinning = submit(lane, work.spin_noting, str(noted))
+    await until(lambda: noted.exists() and noted.read_text() != "")
+    await asyncio.to_thread(lane.close)
+    with pytest.raises(Stopped):
+        await spinning.future
+    states = [(int(leader), state) for leader, state in (line.split() for line in notes.read_text().splitlines())]
+    assert "gone" not in {state for _, state in states}, states
+    ended = {leader for leader, state in states if state == "Z"}
+    assert ended >= {died, int(noted.read_text())}, states
+    assert len(ended) == (2 if spawn else 3), "the children, and the seed"
+
+
+@pytest.mark.parametrize("launcher", [Seedbed(), Spawner()], ids=["forked", "spawned"])
+def test_a_number_that_is_anothers_by_now_is_left_alone(launcher: Launcher, tmp_path: Path) -> None:
+    """What ends a child asks for its time of birth too: a process that got the same number later lives on."""
+    child = launcher.start()
+    child.hang_up()
+    assert child.ended(30) is not None
+    code = "import subprocess; subprocess.run(['sleep', '600'])"
+    other = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
+    try:
+        own = Process.of(other.pid)
+        while not (started := descendants(own)):
+            time.sleep(0.01)
+        child.process = Process(other.pid, own.born - 1)  # as if the number had come round
+        assert descendants(child.process) == set()
+        child.end(0)
+        assert own.alive
+        assert all(process.alive for process in started)
+        own.signal(signal.SIGTERM)
+        assert other.wait(30) == -signal.SIGTERM, "the same signal reaches the one that is meant"
+        assert descendants(own) == started, "and what it left in its session is still found"
+    finally:
+        os.killpg(other.pid, signal.SIGKILL)  # what it started is in the group, so the number is still its own
+        other.wait()
+        child.close()
+        launcher.close()
+
+
 async def test_a_child_killed_between_calls_is_replaced_before_the_next(caplog: pytest.LogCaptureFixture) -> None:
     lane = ProcessLane("single", 1)
-    from onebeat.offload.lanes import Awaited
-    from onebeat.offload.limits import Limit
-
-    async def ask() -> int:
-        call = Awaited(work.pid, (), {}, Limit())
-        lane.submit(call)
-        result: int = await call.future
-        return result
-
-    first = await ask()
+    first = await submit(lane, work.pid).future
     os.kill(first, signal.SIGKILL)
     await until(lambda: not alive(first))
-    second = await ask()
+    second = await submit(lane, work.pid).future
     assert second != first
     assert "ended between calls: signal SIGKILL" in caplog.text
     await asyncio.to_thread(lane.close)
@@ -467,20 +521,11 @@ def test_a_script_may_send_its_own_functions_and_ctrl_c_prints_no_child_tracebac
 
 
 async def test_children_also_start_by_spawning() -> None:
-    from onebeat.offload.lanes import Awaited
-    from onebeat.offload.limits import Limit
-
     lane = ProcessLane("spawned", 1, spawn=True)
-
-    def start(function: Callable[..., Any], *args: Any) -> Awaited:
-        call = Awaited(function, args, {}, Limit())
-        lane.submit(call)
-        return call
-
-    assert await start(work.identity, 3).future == 3
+    assert await submit(lane, work.identity, 3).future == 3
     with pytest.raises(WorkerProcessDied, match="exit code 5"):
-        await start(work.exit_with, 5).future
-    spinning = start(work.spin)
+        await submit(lane, work.exit_with, 5).future
+    spinning = submit(lane, work.spin)
     while spinning.slot is None:
         await asyncio.sleep(0.001)
     spinning.stop("enough")

@@ -72,6 +72,11 @@ def forks_and_dies(path: str) -> None:
     os._exit(7)
 
 
+def note_and_exit(path: str, code: int) -> None:
+    Path(path).write_text(str(os.getpid()))
+    os._exit(code)
+
+
 def exit_with(code: int) -> None:
     os._exit(code)
 

@@ -12,12 +12,11 @@ import sys
 import threading
 import time
 from collections.abc import Collection
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 from onebeat.errors import ConfigurationError
-from onebeat.offload.seed import PID, STATUS
+from onebeat.offload.family import Process, descendants, end_group
+from onebeat.offload.seed import BORN, STATUS
 
 GRACE = 0.5  # seconds between asking a group to end and ending it
 
@@ -42,8 +41,10 @@ class End:
 class Child:
     """A started child: its pipes, its process id, and how it ends."""
 
-    def __init__(self, pipes: Pipes, pid: int, watched: int | None, popen: subprocess.Popen[bytes] | None = None):
-        self.pid = pid
+    def __init__(
+        self, pipes: Pipes, process: Process, watched: int | None, popen: subprocess.Popen[bytes] | None = None
+    ):
+        self.process = process
         self.reader: int | None = pipes.reader
         self.writer: int | None = pipes.writer
         self.alone = popen is not None
@@ -52,22 +53,27 @@ class Child:
         self._waiting = threading.Lock()
         self._end: End | None = None
 
+    @property
+    def pid(self) -> int:
+        """Its number, for people: after its end it may be another's."""
+        return self.process.pid
+
     def ended(self, within: float) -> End | None:
-        """How it ended, waiting at most `within` seconds for that; None while it runs."""
+        """How it ended, waiting at most `within` seconds for that; None while it runs. Its group has ended then too."""
         with self._waiting:
             if self._end is not None:
                 return self._end
             if self._popen is not None:
-                with suppress(subprocess.TimeoutExpired):
-                    self._end = _from_code(self._popen.wait(within))
+                if (code := _wait(self._popen, within)) is not None:
+                    self._end = _from_code(code)
             elif self._watched is not None and _readable(self._watched, within):
                 self._end = _from_status(os.read(self._watched, STATUS.size))
             return self._end
 
     def end(self, grace: float = GRACE) -> None:
         """End the child and every process it started: asked first, ended after `grace` seconds. From any thread."""
-        family = descendants(self.pid)
-        _signal(self.pid, family, signal.SIGTERM)
+        family = descendants(self.process)
+        self._signal(family, signal.SIGTERM)
         deadline = time.monotonic() + grace
         while (left := deadline - time.monotonic()) > 0:
             gone = self.ended(min(left, 0.01) if family else left) is not None
@@ -75,8 +81,8 @@ class Child:
                 break
             if gone:
                 time.sleep(0.01)  # what it started has the same grace
-        family |= descendants(self.pid)
-        _signal(self.pid, family, getattr(signal, "SIGKILL", signal.SIGTERM))
+        family |= descendants(self.process)
+        self._signal(family, signal.SIGKILL)
         self.ended(5)
         deadline = time.monotonic() + 5
         while any(process.alive for process in family) and time.monotonic() < deadline:
@@ -100,6 +106,17 @@ class Child:
             os.close(self.writer)
         self.writer = None
 
+    def _signal(self, family: set[Process], number: int) -> None:
+        """To a group only by whoever waits for its leader, and before: the seed does that for the children it forks."""
+        if self._popen is None:
+            self.process.signal(number)
+        else:
+            with self._waiting:
+                if self._end is None:
+                    end_group(self.pid, number)
+        for process in family:
+            process.signal(number)
+
 
 class Pipes:
     """Two pipes between this process and a child: ours to keep, theirs to hand over."""
@@ -117,19 +134,6 @@ class Pipes:
         """Close our ends too."""
         os.close(self.reader)
         os.close(self.writer)
-
-
-@dataclass(frozen=True, slots=True)
-class Process:
-    """A process that cannot be mistaken for a later one of the same number."""
-
-    pid: int
-    born: int
-
-    @property
-    def alive(self) -> bool:
-        found = _stat(self.pid)
-        return found is not None and found.born == self.born and found.state != "Z"
 
 
 class Seedbed:
@@ -176,10 +180,8 @@ class Seedbed:
             self._control.close()
             self._control = None
         if self._popen is not None:
-            try:
-                self._popen.wait(2)
-            except subprocess.TimeoutExpired:
-                self._popen.kill()
+            if _wait(self._popen, 2) is None:
+                end_group(self._popen.pid, signal.SIGKILL)
                 self._popen.wait()
             self._popen = None
 
@@ -202,7 +204,7 @@ class Spawner:
             raise
         finally:
             pipes.handed_over()
-        return Child(pipes, popen.pid, None, popen)
+        return Child(pipes, Process.of(popen.pid), None, popen)
 
     def close(self) -> None:
         """Nothing is kept."""
@@ -220,54 +222,11 @@ def launcher(preload: tuple[str, ...] = (), *, spawn: bool = sys.platform != "li
     return Spawner(preload) if spawn else Seedbed(preload)
 
 
-def descendants(pid: int) -> set[Process]:
-    """What a process started, directly or not, or within its session; found on Linux only, else empty."""
-    if sys.platform != "linux":
-        return set()
-    found = {}
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit() and (stat := _stat(int(folder.name))) is not None:
-            found[int(folder.name)] = stat
-    family = {pid}
-    while grown := {p for p, s in found.items() if p not in family and (s.parent in family or s.session == pid)}:
-        family |= grown
-    return {Process(p, found[p].born) for p in family - {pid} if found[p].state != "Z"}
-
-
-@dataclass(frozen=True, slots=True)
-class _Stat:
-    state: str
-    parent: int
-    session: int
-    born: int
-
-
-def _stat(pid: int) -> _Stat | None:
-    """proc_pid_stat(5); the name in brackets may hold anything, so what counts begins behind the last bracket."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text("ascii", "replace").rpartition(")")[2].split()
-    except OSError:
-        return None
-    return _Stat(fields[0], int(fields[1]), int(fields[3]), int(fields[19]))
-
-
 def _signal_name(number: int) -> str:
     try:
         return signal.Signals(number).name
     except ValueError:  # a real-time signal has no name
         return "without a name"
-
-
-def _signal(group: int, others: set[Process], number: int) -> None:
-    with suppress(ProcessLookupError, PermissionError):
-        if hasattr(os, "killpg"):
-            os.killpg(group, number)
-        else:
-            os.kill(group, number)
-    for process in others:
-        if process.alive:
-            with suppress(ProcessLookupError, PermissionError):
-                os.kill(process.pid, number)
 
 
 def _fork(control: socket.socket) -> Child:
@@ -279,14 +238,14 @@ def _fork(control: socket.socket) -> Child:
         control.sendmsg([b"+"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)])
         pipes.handed_over()
         os.close(their_status)
-        data = os.read(status, PID.size) if _readable(status, 60) else b""
-        if len(data) < PID.size:
+        data = os.read(status, BORN.size) if _readable(status, 60) else b""
+        if len(data) < BORN.size:
             raise ConnectionError("the seed process ended or did not answer within 60 s")
     except OSError:
         pipes.drop()
         os.close(status)
         raise
-    return Child(pipes, PID.unpack(data)[0], status)
+    return Child(pipes, Process(*BORN.unpack(data)), status)
 
 
 def _python(code: str, inherited: Collection[int]) -> subprocess.Popen[bytes]:
@@ -299,6 +258,30 @@ def _python(code: str, inherited: Collection[int]) -> subprocess.Popen[bytes]:
         stdin=subprocess.DEVNULL,
         start_new_session=True,
     )
+
+
+def _wait(popen: subprocess.Popen[bytes], within: float) -> int | None:
+    """How a group's leader ended, within so many seconds; its group is ended before its number is given back.
+
+    macOS can look without waiting since Python 3.13; before, what the leader left running there is left alone.
+    """
+    deadline = time.monotonic() + within
+    pause = 0.0005
+    while hasattr(os, "waitid") and popen.returncode is None:
+        try:
+            if os.waitid(os.P_PID, popen.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
+                end_group(popen.pid, signal.SIGKILL)
+                break
+        except ChildProcessError:  # somebody in this process waits for all children: the number is given back already
+            break
+        if time.monotonic() >= deadline:
+            return None
+        time.sleep(pause)
+        pause = min(2 * pause, 0.01)
+    try:
+        return popen.wait(max(0.0, deadline - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        return None
 
 
 def _readable(fd: int, within: float) -> bool:

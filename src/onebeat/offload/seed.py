@@ -17,8 +17,10 @@ import struct
 import sys
 from importlib import import_module
 
+from onebeat.offload.family import Process, end_group
+
 STATUS = struct.Struct("!iQ")  # what waitpid says of a child, and the most memory it had, in KiB
-PID = struct.Struct("!I")
+BORN = struct.Struct("!IQ")  # a new child: its number, and when it was born
 PR_SET_PDEATHSIG = 1  # prctl(2): the signal a process gets when its parent dies
 
 
@@ -71,7 +73,7 @@ class Seed:
                 os.close(reader)
                 os.close(writer)
         for pid in self._status:
-            _end_group(pid)
+            end_group(pid, signal.SIGKILL)
         return None
 
     def _request(self) -> tuple[int, int, int] | None:
@@ -92,7 +94,7 @@ class Seed:
         pid = os.fork()
         if pid:
             self._status[pid] = status
-            _write(status, PID.pack(pid))
+            _write(status, BORN.pack(pid, Process.of(pid).born))
             return False
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -106,14 +108,15 @@ class Seed:
         return True
 
     def _reap(self) -> None:
-        while self._status:
-            pid, status, usage = os.wait4(-1, os.WNOHANG)
-            if pid == 0:
-                return
-            if (fd := self._status.pop(pid, None)) is not None:
-                _end_group(pid)  # what it left running may hold its pipes open
-                _write(fd, STATUS.pack(status, usage.ru_maxrss))
-                os.close(fd)
+        """Take note of each child that has ended. Its group is ended first: afterwards its number may be another's."""
+        for pid, fd in list(self._status.items()):
+            if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+                continue
+            end_group(pid, signal.SIGKILL)  # what it left running may hold its pipes open
+            _, status, usage = os.wait4(pid, 0)
+            del self._status[pid]
+            _write(fd, STATUS.pack(status, usage.ru_maxrss))
+            os.close(fd)
 
 
 def _write(fd: int, data: bytes) -> None:
@@ -121,13 +124,6 @@ def _write(fd: int, data: bytes) -> None:
         os.write(fd, data)
     except BrokenPipeError:
         return  # nobody asks for it any more
-
-
-def _end_group(pid: int) -> None:
-    try:
-        os.killpg(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return
 
 
 def _harmless_interrupt() -> None:
