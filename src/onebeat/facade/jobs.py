@@ -9,6 +9,7 @@ from onebeat.errors import JobExists, JobNotFound
 from onebeat.facade.watcher import Watcher
 from onebeat.model.info import AttemptInfo, JobInfo, Page
 from onebeat.model.job import FINAL, JobState
+from onebeat.model.task import check_filters
 from onebeat.store import job_edits, reports
 from onebeat.store.database import Database
 
@@ -46,7 +47,11 @@ class Jobs:
         limit: int = 100,
         cursor: str | None = None,
     ) -> Page[JobInfo]:
-        """Jobs that fit every filter given, newest first, at most `limit` (1,000) a page."""
+        """Jobs that fit every filter given, newest first, at most `limit` (1,000) a page.
+
+        Raises `ConfigurationError` for a filter that no job can fit, such as a name with a blank.
+        """
+        check_filters(tag=tag, task=task, queue=queue, schedule_id=schedule_id)
         page: Page[JobInfo] = await self._database().read(
             reports.jobs,
             limit=max(1, min(limit, 1000)),
@@ -69,7 +74,8 @@ class Jobs:
         schedule_id: str | None = None,
         tag: str | None = None,
     ) -> int:
-        """How many jobs fit every filter given."""
+        """How many jobs fit every filter given; refuses filters as `list` does."""
+        check_filters(tag=tag, task=task, queue=queue, schedule_id=schedule_id)
         counts = await self._database().read(
             reports.count_jobs, state=state, task=task, queue=queue, schedule_id=schedule_id, tag=tag
         )

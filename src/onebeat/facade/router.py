@@ -11,7 +11,7 @@ from onebeat.errors import ConfigurationError, ScheduleExists
 from onebeat.model.context import JobContext
 from onebeat.model.policies import CatchUp, Policies
 from onebeat.model.seams import Trigger
-from onebeat.model.task import Registry, RunIn, Seconds, Task, check_name, default_name, make_settings
+from onebeat.model.task import Registry, RunIn, Seconds, Task, check_name, check_tag, default_name, make_settings
 from onebeat.timing.backoff import Retry
 from onebeat.timing.clock import seconds_us
 from onebeat.timing.triggers import Cron, Every
@@ -112,7 +112,7 @@ def declared(id: str, task: Task[Any, Any], trigger: Trigger, options: ScheduleO
         kwargs=dict(options.get("kwargs", {})),
         queue=None if queue is None else check_name(queue, "queue"),
         priority=options.get("priority"),
-        tags=tuple(check_name(tag, "tag") for tag in options.get("tags", ())),
+        tags=tuple(check_tag(tag) for tag in options.get("tags", ())),
         note=options.get("note"),
     )
 

@@ -15,7 +15,7 @@ from onebeat.model.ids import uuid7
 from onebeat.model.info import Fire, Page, ScheduleInfo
 from onebeat.model.schedule import PlannedFire, Schedule, Unfinished
 from onebeat.model.seams import Trigger
-from onebeat.model.task import Registry, Task, aware_us
+from onebeat.model.task import Registry, Task, aware_us, check_filters
 from onebeat.settings import Settings
 from onebeat.store import fires as store_fires, reports, schedules as store
 from onebeat.store.database import Database
@@ -91,7 +91,11 @@ class Schedules:
         limit: int = 100,
         cursor: str | None = None,
     ) -> Page[ScheduleInfo]:
-        """Schedules that fit every filter given, by id, at most `limit` (1,000) a page."""
+        """Schedules that fit every filter given, by id, at most `limit` (1,000) a page.
+
+        Raises `ConfigurationError` for a filter that no schedule can fit, such as a name with a blank.
+        """
+        check_filters(tag=tag, task=task)
         return await self._database().read(
             store.listing,
             tag=tag,
@@ -226,6 +230,7 @@ class Schedules:
         cursor: str | None = None,
     ) -> Page[Fire]:
         """What became of the due instants, newest first; `start` ≤ instant < `end`."""
+        check_filters(schedule_id=id)
         return await self._database().read(
             reports.fires,
             schedule_id=id,

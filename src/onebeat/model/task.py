@@ -15,6 +15,7 @@ from onebeat.errors import ConfigurationError, DuplicateTask, InvalidArguments, 
 from onebeat.model.signature import Signature
 from onebeat.timing.backoff import Retry
 from onebeat.timing.clock import seconds_us, to_us
+from onebeat.tracking.ids import is_valid
 
 if TYPE_CHECKING:
     from onebeat.model.info import JobInfo
@@ -27,16 +28,41 @@ Seconds = float | timedelta
 NAME = re.compile(r"[A-Za-z0-9_.:\-]{1,200}")
 
 
-def check_name(name: str, what: str) -> str:
-    """`name`, when it is 1 to 200 of letters, digits and `_ . : -`; else `ConfigurationError`.
+def check_name(name: str, what: str, longest: int = 200) -> str:
+    """`name`, when it is 1 to `longest` of letters, digits and `_ . : -`; else `ConfigurationError`.
+
+    No blanks: MySQL and MariaDB would take "a" and "a " for one key.
 
     >>> check_name("billing.charge", "task name")
     'billing.charge'
     """
-    if not isinstance(name, str) or not NAME.fullmatch(name):
+    if not isinstance(name, str) or not NAME.fullmatch(name) or len(name) > longest:
         shown = repr(name if len(str(name)) <= 60 else f"{str(name)[:60]}…")
-        raise ConfigurationError(f"{what} {shown} cannot be used; take 1 to 200 of A-Z a-z 0-9 _ . : -")
+        raise ConfigurationError(f"{what} {shown} cannot be used; take 1 to {longest} of A-Z a-z 0-9 _ . : -")
     return name
+
+
+def check_tag(tag: str) -> str:
+    """`tag`, when it is a name of at most 100 characters: it shares an index with the job's id."""
+    return check_name(tag, "tag", longest=100)
+
+
+def check_filters(*, tag: str | None = None, **names: str | None) -> None:
+    """Refuse what no row can hold, as every database would have it: with `ConfigurationError`, not with a near miss."""
+    if tag is not None:
+        check_tag(tag)
+    for what, name in names.items():
+        if name is not None:
+            check_name(name, what)
+
+
+def _tracking_id(text: str | None) -> str | None:
+    if text is not None and not is_valid(text):
+        raise ConfigurationError(
+            f"tracking_id {str(text)[:60]!r} cannot be used; "
+            "take 1 to 128 visible ASCII characters, no double quote, comma or backslash"
+        )
+    return text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,8 +174,8 @@ class Task(Generic[P, R]):
             queue=None if queue is None else check_name(queue, "queue"),
             retry=self._one_start(retry),
             timeout=None if timeout is None else duration(timeout, "timeout", least=1),
-            tracking_id=tracking_id,
-            tags=tuple(check_name(tag, "tag") for tag in tags),
+            tracking_id=_tracking_id(tracking_id),
+            tags=tuple(check_tag(tag) for tag in tags),
         )
         return copy
 

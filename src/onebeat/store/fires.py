@@ -434,6 +434,6 @@ def locked(tx: Tx, id: str) -> Row[Any]:
     """The schedule's row, locked until the end of the transaction; raises `ScheduleNotFound`."""
     table = tx.tables.schedules
     row = tx.execute(tx.dialect.lock_rows(select(table).where(table.c.id == id))).first()
-    if row is None:
+    if row is None or row.id != id:  # MySQL and MariaDB take "a " for "a"
         raise ScheduleNotFound(f"no schedule {id!r}; `schedules.list()` shows what there is")
     return row

@@ -387,7 +387,7 @@ def _policy_options(text: str) -> dict[str, Any]:
 def _row(tx: Tx, id: str) -> Row[Any]:
     table = tx.tables.schedules
     row = tx.execute(select(table).where(table.c.id == id)).first()
-    if row is None:
+    if row is None or row.id != id:  # MySQL and MariaDB take "a " for "a"
         raise ScheduleNotFound(f"no schedule {id!r}; `schedules.list()` shows what there is")
     return row
 
