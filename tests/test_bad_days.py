@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import re
 import sqlite3
+import traceback
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -41,7 +43,9 @@ from onebeat import (
     UnknownTask,
     errors,
 )
-from tests.support.databases import find_servers
+from onebeat.model.events import DatabaseTrouble
+from onebeat.store.database import Tx
+from tests.support.databases import find_servers, waits_until
 from tests.support.proxy import Proxy
 
 SERVER_KINDS = [kind for kind in find_servers() if kind in ("postgresql", "mariadb")]
@@ -99,14 +103,23 @@ async def test_an_unknown_url_scheme_is_refused_with_those_that_work(url: str) -
     assert "tiger" not in str(caught.value)
 
 
-async def test_an_unreachable_server_is_reported_after_start_timeout_without_the_password() -> None:
-    url = f"postgresql://shop:very-secret@127.0.0.1:{free_port()}/shop"
+@pytest.mark.parametrize("scheme", ["postgresql", "mysql"])
+async def test_an_unreachable_server_is_reported_after_start_timeout_without_the_password(
+    scheme: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    url = f"{scheme}://shop:very-secret@127.0.0.1:{free_port()}/shop"
     started = asyncio.get_running_loop().time()
     with pytest.raises(DatabaseUnavailable) as caught:
         await Scheduler(url, start_timeout=1).start()
     assert 0.3 <= asyncio.get_running_loop().time() - started < 30, "it tries again for a while, and not for ever"
-    assert "very-secret" not in str(caught.value) + repr(caught.value.__cause__)
+    assert "very-secret" not in everything_of(caught.value) + caplog.text
     assert "127.0.0.1" in str(caught.value)
+
+
+def everything_of(error: BaseException) -> str:
+    """What a log would hold of it: the traceback with all causes."""
+    return "".join(traceback.format_exception(error))
 
 
 @pytest.mark.parametrize("database_kind", SERVER_KINDS)
@@ -131,12 +144,46 @@ async def test_a_server_that_goes_away_and_comes_back_loses_nothing(database_url
 
 
 @pytest.mark.parametrize("database_kind", SERVER_KINDS)
-async def test_a_refused_login_is_said_at_once_without_the_password(database_url: str) -> None:
+async def test_a_refused_login_is_said_at_once_without_the_password(
+    database_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
     url = make_url(database_url).set(username="onebeat_nobody", password="very-secret")
     with pytest.raises(DatabaseUnavailable) as caught:
         await Scheduler(url.render_as_string(hide_password=False), start_timeout=60).start()
     assert caught.value.reason == "login"
-    assert "very-secret" not in str(caught.value)
+    assert "very-secret" not in everything_of(caught.value) + caplog.text
+
+
+async def test_a_disk_that_is_full_holds_the_work_up_and_loses_none(tmp_path: Path) -> None:
+    scheduler = scheduler_on(tmp_path, poll=0.1)
+    running, go = asyncio.Event(), asyncio.Event()
+
+    @scheduler.task(name="work")
+    async def work(load: str) -> str:
+        running.set()
+        await go.wait()
+        return "v" * 20_000
+
+    def room(tx: Tx, pages: int) -> None:
+        present = tx.connection.exec_driver_sql("PRAGMA page_count").scalar_one()
+        tx.connection.exec_driver_sql(f"PRAGMA max_page_count = {present + pages}")
+
+    async with scheduler:
+        job = await work.enqueue("first")
+        await running.wait()
+        troubles: list[DatabaseTrouble] = []
+        scheduler.on(DatabaseTrouble)(troubles.append)
+        await scheduler._open_database().write(room, 2)
+        with pytest.raises(DatabaseUnavailable, match="no room left") as caught:
+            await work.enqueue("y" * 30_000)
+        assert caught.value.reason == "full"
+        go.set()
+        await waits_until(lambda: [trouble for trouble in troubles if trouble.part == "settler"] != [])
+        assert (await job.refresh()).state == "running", "its end is not written yet, and not forgotten"
+        await scheduler._open_database().write(room, 10_000)
+        assert len(await job.result(30)) == 20_000
+        assert await scheduler.jobs.count() == 1, "what was refused was not stored"
 
 
 # ── names ─────────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -81,6 +81,7 @@ class Scheduler(TaskRouter):
         self._announce.on(JobSettled, self._settled)
         self._database: Database | None = None
         self._worker: Worker | None = None
+        self._draining: Worker | None = None
         self._heartbeat: Heartbeat | None = None
         self._watcher: Watcher | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -213,10 +214,12 @@ class Scheduler(TaskRouter):
             return
         self._signals.leave()
         worker, self._worker = self._worker, None
+        self._draining = worker
         try:
             if worker is not None:
                 await worker.drain()
         finally:
+            self._draining = None
             await self._close()
 
     async def _close(self) -> None:
@@ -386,7 +389,7 @@ class Scheduler(TaskRouter):
 
     async def health(self) -> Health:
         """Whether this process can reach the database and acts as a worker; never raises."""
-        return await check(self._database, self._worker, role=self.settings.role)
+        return await check(self._database, self._worker or self._draining, role=self.settings.role)
 
 
 def _retention(settings: Settings) -> Retention:

@@ -16,6 +16,7 @@ from onebeat.model.context import JobContext, current_job
 from onebeat.model.job import JobState
 from onebeat.scheduler import Scheduler
 from onebeat.timing.backoff import Cancel, Retry, Snooze
+from tests.support.databases import waits_until
 
 Make = Callable[..., Scheduler]
 
@@ -350,3 +351,28 @@ async def _until(condition: Callable[[], Any], timeout: float = 10) -> None:
     async with asyncio.timeout(timeout):
         while not await condition():
             await asyncio.sleep(0.02)
+
+
+async def test_health_says_draining_until_the_last_job_has_ended(make: Make) -> None:
+    scheduler = make()
+    running, go = asyncio.Event(), asyncio.Event()
+
+    @scheduler.task(name="slow")
+    async def slow() -> None:
+        running.set()
+        await go.wait()
+
+    await scheduler.start()
+    await slow.enqueue()
+    await running.wait()
+    assert (await scheduler.health()).worker == "working"
+    stopping = asyncio.create_task(scheduler.stop())
+    await waits_until(lambda: scheduler_drains(scheduler))
+    assert not (await scheduler.health()).ok, "a load balancer should look elsewhere"
+    go.set()
+    await stopping
+    assert (await scheduler.health()).worker == "stopped"
+
+
+async def scheduler_drains(scheduler: Scheduler) -> bool:
+    return (await scheduler.health()).worker == "draining"

@@ -198,13 +198,14 @@ def weekday_name(number: int) -> str:
 
 def time_of_day(value: str | time) -> time:
     """A time of the day given as "HH:MM", "HH:MM:SS" or `datetime.time`; whole seconds, no zone."""
+    refusal = InvalidTrigger(f"{value!r:.40} is no time of the day; write 'HH:MM' or 'HH:MM:SS', without a zone")
     try:
         found = time.fromisoformat(value) if isinstance(value, str) else value
-        if isinstance(found, time) and found.tzinfo is None and found.microsecond == 0:
-            return found
     except ValueError:
-        pass  # said below, in the same words
-    raise InvalidTrigger(f"{value!r:.40} is no time of the day; write 'HH:MM' or 'HH:MM:SS', without a zone")
+        raise refusal from None
+    if not isinstance(found, time) or found.tzinfo is not None or found.microsecond:
+        raise refusal
+    return found
 
 
 def joined(words: list[str]) -> str:
