@@ -19,9 +19,14 @@ need() { # command, package, variable: install the package when the command is m
         return 1
     fi
     say "installing $2"
-    [ -n "${updated:-}" ] || { apt-get update -qq; updated=1; }
-    # Debian's packages start their servers; a policy of 101 leaves that to us.
-    RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$2" >/dev/null
+    [ -n "${updated:-}" ] || { apt-get update -qq && updated=1; } || say "apt-get update failed; trying with the lists at hand"
+    # Debian's packages start their servers, under systemd whatever we say: each function below looks again.
+    RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive \
+        apt-get install -y -qq --no-install-recommends -o DPkg::Lock::Timeout=120 "$2" >/dev/null || {
+        say "apt-get could not install $2; its words are above"
+        return 1
+    }
+    have "$1" || { say "$2 is installed, and $1 is still not to be found"; return 1; }
 }
 
 await() { # name, test...: wait until a command succeeds
@@ -51,11 +56,13 @@ postgresql() {
     need pg_ctlcluster postgresql ONEBEAT_TEST_POSTGRESQL || return 1
     root || { say "PostgreSQL does not answer and only root may start it"; return 1; }
     local version
-    version=$(find /etc/postgresql -mindepth 1 -maxdepth 1 -printf '%f\n' | sort -V | tail -n 1)
+    version=$(find /etc/postgresql -mindepth 1 -maxdepth 1 -printf '%f\n' 2>/dev/null | sort -V | tail -n 1)
     local rules=/etc/postgresql/$version/main/pg_hba.conf
+    # Inside "postgresql || …" nothing stops at a failing command: what the rest relies on is asked for here.
+    [ -r "$rules" ] || { say "PostgreSQL has no cluster 'main' in /etc/postgresql; make one with pg_createcluster"; return 1; }
     if ! grep -q "onebeat tests" "$rules"; then # the first matching line decides
         local rest
-        rest=$(cat "$rules")
+        rest=$(cat "$rules") || return 1
         printf 'host all postgres 127.0.0.1/32 trust # onebeat tests\n%s\n' "$rest" >"$rules"
     fi
     if listening 5432; then
@@ -70,20 +77,25 @@ postgresql() {
 mariadb_server() {
     mariadb_answers >/dev/null 2>&1 && return 0
     need mariadbd mariadb-server ONEBEAT_TEST_MARIADB || return 1
+    have mariadb || { say "MariaDB's server is here and its client is not; install mariadb-client"; return 1; }
     root || { say "MariaDB does not answer and only root may start it"; return 1; }
     if ! listening 3306; then
         say "starting MariaDB"
         mkdir -p /run/mysqld && chown mysql:mysql /run/mysqld
-        start-stop-daemon --start --oknodo --background --exec "$(command -v mariadbd || echo /usr/sbin/mariadbd)"
-        await MariaDB mariadb -e "SELECT 1"
+        # Debian's own files name no user, and mariadbd refuses to be root.
+        start-stop-daemon --start --oknodo --background --exec "$(command -v mariadbd)" -- --user=mysql
+        await MariaDB mariadb -e "SELECT 1" || return 1
     fi
-    mariadb -e "ALTER USER 'root'@'localhost' IDENTIFIED VIA unix_socket OR mysql_native_password USING PASSWORD('')" || true
+    mariadb -e "ALTER USER 'root'@'localhost' IDENTIFIED VIA unix_socket OR mysql_native_password USING PASSWORD('')" ||
+        say "MariaDB's root may not be let in without a password; its words are above"
     await "MariaDB over TCP" mariadb_answers
 }
 
 redis() {
     redis_answers >/dev/null 2>&1 && return 0
     need redis-server redis-server ONEBEAT_TEST_REDIS || return 1
+    redis_answers >/dev/null 2>&1 && return 0 # its package started it
+    have redis-cli || { say "Redis' server is here and its client is not; install redis-tools"; return 1; }
     say "starting Redis"
     redis-server --daemonize yes --bind 127.0.0.1 --save "" --appendonly no --dir /tmp >/dev/null
     await Redis redis_answers

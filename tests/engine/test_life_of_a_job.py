@@ -354,7 +354,7 @@ async def _until(condition: Callable[[], Any], timeout: float = 10) -> None:
 
 
 async def test_health_says_draining_until_the_last_job_has_ended(make: Make) -> None:
-    scheduler = make()
+    scheduler = make(drain=30)
     running, go = asyncio.Event(), asyncio.Event()
 
     @scheduler.task(name="slow")
