@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from types import TracebackType
@@ -199,7 +198,7 @@ class Scheduler(TaskRouter):
             registry=self.registry,
             definitions=[definition_of(item, settings.timezone) for item in self.declared.values()],
             carrier=self._carrier,
-            runners={"thread": ThreadRunner(settings.slots), "process": ProcessRunner(_processes())},
+            runners={"thread": ThreadRunner(settings.slots), "process": ProcessRunner()},
             heartbeat=self._open_heartbeat(),
             clock=self._clock,
             announce=self._announce,
@@ -404,8 +403,3 @@ def _retention(settings: Settings) -> Retention:
 
 def _days(days: float | None) -> int | None:
     return None if days is None else int(days * DAY)
-
-
-def _processes() -> int:
-    """How many processes a worker may use for `run_in="process"`: one for each core it may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

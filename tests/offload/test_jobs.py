@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
 from onebeat import JobInfo, Scheduler
+from onebeat.model.events import JobStarted
 from onebeat.model.job import JobState
+from onebeat.offload import setup_offload
+from onebeat.offload.processes import close_processes
+from onebeat.offload.runners import ProcessRunner
 from onebeat.tracking import tracking
 from tests.offload import jobs
 
@@ -52,6 +56,46 @@ async def test_a_process_job_that_spins_for_ever_ends_at_its_timeout_and_its_nei
     assert told["pid"] != os.getpid()
     again = await jobs.where.enqueue(str(go))
     assert (await again.result(30))["pid"] > 0, "its place is back"
+
+
+@pytest.fixture
+def _one_process() -> Iterator[None]:
+    close_processes()
+    setup_offload(processes=1)
+    yield
+    close_processes()
+    setup_offload()
+
+
+@pytest.mark.usefixtures("_one_process")
+async def test_no_more_process_jobs_start_than_there_are_processes(tmp_path: Path) -> None:
+    """Neither out of one claim nor out of two that follow each other."""
+    database = f"sqlite:///{tmp_path / 'jobs.db'}"
+    client = Scheduler(database, role="client")
+    client.registry.add(jobs.where)
+    async with client:  # all of them wait before the first claim
+        made = [await jobs.where.options(queue=queue).enqueue(str(tmp_path)) for queue in ["left", "right"] * 6]
+    scheduler = Scheduler(database, poll=0.1, drain=2, queues={"left": 8, "right": 8})
+    scheduler.registry.add(jobs.where)  # nothing else to claim, which would give a job time to reach its process
+    started: list[object] = []
+    scheduler.on(JobStarted)(started.append)
+    async with scheduler:
+        ended = [await (await scheduler.jobs.get(job.id)).wait(30) for job in made]
+    assert {(job.state, job.attempt) for job in ended} == {(JobState.SUCCEEDED, 1)}, ended
+    assert len(started) == len(made), "and none was claimed in vain"
+
+
+async def test_a_job_whose_process_went_to_somebody_else_is_given_back_unstarted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the look at what is free and the start, another worker of this server may take the last one."""
+    monkeypatch.setattr(ProcessRunner, "free", 100)  # always too late
+    scheduler = Scheduler(f"sqlite:///{tmp_path / 'jobs.db'}", poll=0.1, drain=2)
+    scheduler.include(jobs.router)
+    async with scheduler:
+        made = [await jobs.where.enqueue(str(tmp_path)) for _ in range(6)]
+        ended = [await job.wait(30) for job in made]
+    assert {(job.state, job.error) for job in ended} == {(JobState.SUCCEEDED, None)}, ended
 
 
 async def test_a_process_that_dies_fails_its_job_alone(scheduler: Scheduler) -> None:

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from onebeat.errors import ConfigurationError
-from onebeat.offload import Lane, close_offload, setup_offload, to_process, to_thread
+from onebeat.errors import Busy, ConfigurationError, Stopped
+from onebeat.offload import Lane, close_offload, processes, setup_offload, share, to_process, to_thread
 from onebeat.offload.processes import ProcessLane, close_processes, default_lane
+from onebeat.offload.runners import ProcessRunner
 from onebeat.offload.share import Share
 from tests.offload import work
 
@@ -80,6 +81,44 @@ async def test_all_workers_of_a_server_share_the_number_of_children() -> None:
     again.warm()
     assert len(again.threads()) == 3, "what was given back can be taken again"
     await to_thread(again.close)
+
+
+async def test_jobs_of_all_workers_share_the_number_of_children_too(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four workers with jobs: each has one process, two more go to whoever asks first; `free` is never too much."""
+    monkeypatch.setattr(processes, "PROCESSORS", 3)
+    monkeypatch.setattr(share, "_family", lambda: f"test-{os.getpid()}-jobs")
+    setup_offload()
+    runners = [ProcessRunner() for _ in range(4)]
+    started: list[int] = []
+    futures: list[asyncio.Future[object]] = []
+    with caplog.at_level(logging.INFO, "onebeat.offload"):
+        for runner in runners:
+            started.append(0)
+            while runner.free:
+                assert runner.free == 1, "one more child at a time, while there is a token"
+                futures.append(runner.start(work.polite).future)
+                started[-1] += 1
+            with pytest.raises(Busy):
+                runner.start(work.pid)
+    assert started == [3, 1, 1, 1]
+    await asyncio.gather(*(runner.close() for runner in runners))
+    said = "job processes: one child process here, as in each other worker of this server, and 2 more that all workers"
+    assert caplog.text.count(said) == 4, "once a worker"
+    again = ProcessRunner()
+    futures += [again.start(work.polite).future for _ in range(3)]
+    assert again.free == 0, "as wide as there are processors, and what was given back was taken again"
+    await again.close()
+    assert {type(end) for end in await asyncio.gather(*futures, return_exceptions=True)} == {Stopped}
+
+
+async def test_jobs_take_the_number_and_the_start_of_children_from_the_settings() -> None:
+    setup_offload(processes=2, preload=["tests.offload.work"])
+    runner = ProcessRunner()
+    assert runner.free == 2
+    assert await runner.start(loaded, "tests.offload.work").future
+    await runner.close()
 
 
 def test_a_token_ends_with_its_holder_however_that_ends() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
@@ -30,9 +31,8 @@ class Slots(Protocol):
     def idle(self) -> bool:
         """Whether nothing is running."""
 
-    @property
-    def startable(self) -> Sequence[str]:
-        """The task names that could start now (threads and processes may be full)."""
+    def startable(self, limit: int) -> Sequence[tuple[Sequence[str], int]]:
+        """The task names that could start now, and how many of them: there may be fewer free processes than slots."""
 
     def start(self, job: Claimed) -> None:
         """Run it."""
@@ -70,7 +70,7 @@ class Claimer:
             return now + SECOND // 20
         again = False
         for queues, excluded, limit in self._groups():
-            again |= await self._claim(worker_id, limit, queues, excluded) == limit
+            again |= await self._claim(worker_id, limit, queues, excluded)
         if not again and self._slots.idle:
             await self._claim_suspect(worker_id)
         return now if again and self._slots.free > 0 else now + self._poll
@@ -89,25 +89,31 @@ class Claimer:
 
     async def _claim(
         self, worker_id: str, limit: int, queues: Sequence[str] | None, excluded: Sequence[str], suspects: bool = False
-    ) -> int:
-        limit = min(limit, self._slots.free)
-        tasks = self._slots.startable
-        if limit <= 0 or not tasks:
-            return 0
+    ) -> bool:
+        """Claim and start at most `limit` jobs; True when there may be more of them."""
         write = self._database.write_one if self._database.dialect.update_returning else self._database.write
-        claimed = await write(
-            jobs.claim,
-            worker_id=worker_id,
-            token=token(),
-            limit=limit,
-            tasks=tasks,
-            queues=queues,
-            excluded=excluded,
-            suspects=suspects,
-        )
-        for job in claimed:
-            self._slots.start(job)
-        return len(claimed)
+        more = False
+        for tasks, most in self._slots.startable(limit):
+            room = min(limit, most, self._slots.free)
+            if room <= 0:
+                continue
+            claimed = await write(
+                jobs.claim,
+                worker_id=worker_id,
+                token=token(),
+                limit=room,
+                tasks=tasks,
+                queues=queues,
+                excluded=excluded,
+                suspects=suspects,
+            )
+            for job in claimed:
+                self._slots.start(job)
+            more |= len(claimed) == room
+            limit -= len(claimed)
+            if claimed:
+                await asyncio.sleep(0)  # each reaches its thread or process: the next look finds that place taken
+        return more
 
     async def _claim_suspect(self, worker_id: str) -> None:
         self._dry_since = None

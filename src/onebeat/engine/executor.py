@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from random import random
 from typing import Any
 from uuid import UUID
@@ -85,14 +85,23 @@ class Executor:
         """Whether nothing is running."""
         return not self._runs
 
-    @property
-    def startable(self) -> Sequence[str]:
-        """Names of the tasks that could start now: those whose thread or process would have to wait are left out."""
-        full = {kind for kind, runner in self._runners.items() if runner.free <= 0}
-        if not full:
-            return self._registry.names()
-        open_tasks = [task for task in self._registry if task.runs_in not in full]
-        return tuple(sorted(name for task in open_tasks for name in (task.name, *task.aliases)))
+    def startable(self, limit: int) -> Sequence[tuple[Sequence[str], int]]:
+        """Names of the tasks that could start now, and how many of them: `limit`, or the free processes if fewer.
+
+        What has fewer places comes first: a backlog of the others must not keep it from its own.
+        """
+        used = {task.runs_in for task in self._registry}
+        places = {kind: runner.free for kind, runner in self._runners.items() if kind in used}
+        narrow = {kind: free for kind, free in places.items() if free < limit}
+        if not narrow:
+            return [(self._registry.names(), limit)]
+        groups = [(self._names({kind}), free) for kind, free in narrow.items() if free > 0]
+        groups.append((self._names(used - narrow.keys()), limit))
+        return [(names, most) for names, most in groups if names]
+
+    def _names(self, kinds: Collection[str]) -> Sequence[str]:
+        tasks = [task for task in self._registry if task.runs_in in kinds]
+        return tuple(sorted(name for task in tasks for name in (task.name, *task.aliases)))
 
     @property
     def oldest(self) -> float:

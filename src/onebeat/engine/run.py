@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Literal
 
-from onebeat.errors import InvalidArguments, JobCancelled, Stopped
+from onebeat.errors import Busy, InvalidArguments, JobCancelled, Stopped
 from onebeat.model import payload
 from onebeat.model.context import JobContext, current
 from onebeat.model.job import SUCCESS, Claimed, Ending, Outcome
@@ -140,6 +140,8 @@ class Run:
             return self._stopped()
         if self.stop_reason is not None and self._running is not None and not self.unstoppable:
             return self._stopped()  # a process that was ended
+        if isinstance(error, Busy) and self._runner is not None and self._running is None:
+            return Outcome(ending=Ending.RETURNED)  # the last free process went to another worker of this server
         if isinstance(error, Snooze):
             return Outcome(ending=Ending.SNOOZED, delay=error.delay_us)
         if isinstance(error, Cancel):

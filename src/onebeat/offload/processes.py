@@ -135,6 +135,7 @@ class ProcessLane(Lane):
         super().__init__(name, width, queue)
         self._share = share
         self._tokens: list[Token] = []
+        self._said = False
         self._recycle = recycle
         self._launcher = launcher(preload) if spawn is None else launcher(preload, spawn=spawn)
 
@@ -146,6 +147,27 @@ class ProcessLane(Lane):
             self._tokens.append(token)
         return token is not None
 
+    @property
+    def free(self) -> int:
+        """How many calls could start at once: in idle children, and in one more if it may be started."""
+        if self._share is None:
+            return super().free
+        with self._lock:
+            idle, threads = len(self._idle), self._threads
+        if idle == 0 and threads < self.width and (threads == 0 or self._share.left()):
+            return 1
+        return idle
+
+    @property
+    def bound(self) -> str:
+        """How many children there can be, in words."""
+        if self._share is None:
+            return f"at most {self.width} child processes here, as many in each other worker of this server"
+        return (
+            f"one child process here, as in each other worker of this server, and {len(self._share)} more "
+            "that all workers share"
+        )
+
     def warm(self) -> None:
         """Start every child now."""
         for _ in range(self.width - len(self.threads())):
@@ -156,10 +178,18 @@ class ProcessLane(Lane):
 
     def enter(self, call: Call, worker: Worker) -> Any:
         if worker.slot is None:
+            self._say()
             worker.slot = Slot(self._launcher, self._recycle)
         if call.function is _start_only:
             return worker.slot.warm()
         return worker.slot.run(call)
+
+    def _say(self) -> None:
+        """Say once, with the first child, how many there can be."""
+        with self._lock:
+            said, self._said = self._said, True
+        if not said:
+            log.info("%s: %s", self.name, self.bound)
 
     def tidy(self, worker: Worker) -> None:
         if worker.slot is not None and not self.closed:
@@ -213,8 +243,7 @@ def default_lane() -> ProcessLane:
     global _default
     with _making:
         if _default is None:
-            _default = ProcessLane("processes", **(_settings or default_settings()))
-            log.info("to_process: %s", _bound(_default))
+            _default = ProcessLane("processes", **process_settings())
         return _default
 
 
@@ -234,6 +263,11 @@ def default_settings(count: int | None = None) -> dict[str, Any]:
     return {"width": PROCESSORS, "share": Share(PROCESSORS - 1)}
 
 
+def process_settings() -> dict[str, Any]:
+    """What a lane of child processes is made with: as `setup_offload` said, or by default."""
+    return _settings or default_settings()
+
+
 def set_processes(settings: dict[str, Any]) -> None:
     """What the default lane is made with; before its first use."""
     with _making:
@@ -241,13 +275,6 @@ def set_processes(settings: dict[str, Any]) -> None:
             raise ConfigurationError("setup_offload() must come before the first to_process()")
         _settings.clear()
         _settings.update(settings)
-
-
-def _bound(lane: ProcessLane) -> str:
-    if lane._share is None:
-        return f"at most {lane.width} child processes"
-    beyond = len(lane._share)
-    return f"one child process, and more while {beyond} beyond the first are not in use by all workers of this server"
 
 
 def _start_only() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from onebeat.errors import Busy
 from onebeat.offload.lanes import Awaited, Lane
 from onebeat.offload.limits import Limit
-from onebeat.offload.processes import ProcessLane
+from onebeat.offload.processes import ProcessLane, process_settings
 from onebeat.offload.threads import to_thread
 
 
@@ -71,8 +71,10 @@ class RunningThread:
 class ProcessRunner:
     """Runs synchronous jobs in child processes of its own, at most `width` at once; each can be ended.
 
+    Without `width`: as `setup_offload` says; by default one, and more while the workers of this server have some left.
+
     A call is sent as module and qualified name, so a decorated function (a task) works: its wrapper's ``__wrapped__``
-    leads to it. Children start on first use, with the modules of `preload` already imported.
+    leads to it. Children start on first use.
 
     >>> async def main():
     ...     runner = ProcessRunner(1)
@@ -85,8 +87,9 @@ class ProcessRunner:
     3
     """
 
-    def __init__(self, width: int, *, recycle: int | None = None, preload: tuple[str, ...] = ()) -> None:
-        self._lane = ProcessLane("job processes", width, queue=0, recycle=recycle, preload=preload)
+    def __init__(self, width: int | None = None, *, recycle: int | None = None) -> None:
+        own = process_settings() if width is None else {"width": width, "recycle": recycle}
+        self._lane = ProcessLane("job processes", **(own | {"queue": 0}))
         self._closed = False
 
     @property

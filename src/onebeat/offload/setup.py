@@ -22,11 +22,14 @@ def setup_offload(
     warm: bool = False,
     start: Literal["auto", "spawn"] = "auto",
 ) -> None:
-    """Set what `to_thread` and `to_process` use in this process; call it before the first `to_process`.
+    """Set what `to_thread` and `to_process` use in this process.
 
-    `threads`: width of the default lane. `processes`: how many children this process may have; None: as many as
-    there are processors, all beyond the first shared with the other workers of the server. `queue`: calls that may
-    wait for either. `recycle`: a child is replaced after so many calls. `preload`: modules imported once, before
+    Call it before the first `to_process` and before the scheduler starts.
+
+    `threads`: width of the default lane. `processes`: how many children this process may have for `to_process`, and
+    as many again for jobs with ``run_in="process"``; None: one for each of both, and all beyond these, as many as
+    processors less one, shared with the other workers of the server. `queue`: calls that may wait for `to_thread`
+    or `to_process`. `recycle`: a child is replaced after so many calls. `preload`: modules imported once, before
     children are forked (they must start no threads). `warm=True` starts the children now instead of on first use, so
     call it in the application's lifespan then. `start="spawn"`: a new interpreter for each child instead of a fork
     of the seed, which is what happens anyway outside Linux.

@@ -33,7 +33,7 @@ class Share:
     def __init__(self, count: int, family: str | None = None) -> None:
         self._count = count
         self._family = family
-        self._taken = 0
+        self._taken: list[socket.socket] = []
 
     def __len__(self) -> int:
         return self._count
@@ -41,8 +41,11 @@ class Share:
     def take(self) -> socket.socket | None:
         """A token, or None when all are held."""
         if sys.platform != "linux":
-            self._taken += 1
-            return socket.socket() if self._taken <= self._count // 4 else None
+            self._taken = [token for token in self._taken if token.fileno() >= 0]
+            if len(self._taken) >= self._count // 4:
+                return None
+            self._taken.append(socket.socket())
+            return self._taken[-1]
         family = self._family or _family()
         for number in range(self._count):
             token = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -53,6 +56,14 @@ class Share:
             else:
                 return token
         return None
+
+    def left(self) -> bool:
+        """Whether there is a token to take now; another process may be quicker."""
+        token = self.take()
+        if token is None:
+            return False
+        token.close()
+        return True
 
 
 def processors() -> int:
