@@ -26,8 +26,12 @@ from onebeat.locks.base import LocksOn
 from onebeat.locks.database import DatabaseLocks
 from onebeat.locks.file import FileLocks
 from onebeat.locks.guard import fence_guard
+from onebeat.locks.hold import margin
 from onebeat.locks.lease import HeldLease
 from onebeat.locks.redis import RedisLocks
+
+CARELESS = 0.2  # of the leases are written under once more when they are over
+PATIENCE = 10_000_000  # microseconds for which that waits for another's write
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +45,7 @@ class Orders:
     at_once: int  # names in use at one time, each by one task of every client
     window: int  # microseconds for which a name is used before the next one's turn
     ttl: float  # seconds
+    guarded: bool = True  # whether the register refuses a smaller fence; False shows that the checker would notice
 
 
 def boot() -> int:
@@ -59,7 +64,8 @@ class Register(Protocol):
 class ServerRegister:
     """On the database of the locks, guarded by `fence_guard`."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, guarded: bool = True) -> None:
+        self.guarded = guarded
         driver = {"postgresql": "postgresql+asyncpg", "mysql": "mysql+asyncmy"}[make_url(url).get_backend_name()]
         self.engine = create_async_engine(make_url(url).set(drivername=driver), pool_size=4, max_overflow=0)
 
@@ -72,7 +78,8 @@ class ServerRegister:
     async def write(self, name: str, fence: int, value: str) -> bool:
         try:
             async with self.engine.begin() as connection:
-                await fence_guard(connection, name, fence)
+                if self.guarded:
+                    await fence_guard(connection, name, fence)
                 await connection.execute(
                     text("UPDATE register SET value = :v WHERE name = :n"), {"v": value, "n": name}
                 )
@@ -84,14 +91,16 @@ class ServerRegister:
 class FileRegister:
     """A SQLite file, guarded by a column of its own."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, *, guarded: bool = True) -> None:
         self.path = path
+        self.guarded = guarded
 
     async def read(self, name: str) -> str | None:
         return await asyncio.to_thread(self._run, "SELECT value FROM register WHERE name = :n", {"n": name})
 
     async def write(self, name: str, fence: int, value: str) -> bool:
-        statement = "UPDATE register SET fence = :f, value = :v WHERE name = :n AND fence <= :f RETURNING 1"
+        condition = "AND fence <= :f" if self.guarded else ""
+        statement = f"UPDATE register SET fence = :f, value = :v WHERE name = :n {condition} RETURNING 1"
         return await asyncio.to_thread(self._run, statement, {"n": name, "f": fence, "v": value}) is not None
 
     def _run(self, statement: str, values: dict[str, Any]) -> Any:
@@ -104,14 +113,14 @@ class FileRegister:
 
 
 def make(orders: Orders) -> tuple[LocksOn[Any], Register]:
-    beside = str(Path(orders.folder) / "register.db")
+    beside = FileRegister(str(Path(orders.folder) / "register.db"), guarded=orders.guarded)
     if orders.kind == "file":
-        return FileLocks(orders.url), FileRegister(beside)
+        return FileLocks(orders.url), beside
     if orders.kind == "redis":
         url, _, prefix = orders.url.partition(" ")
-        return RedisLocks(url, prefix=prefix), FileRegister(beside)
+        return RedisLocks(url, prefix=prefix), beside
     locks = DatabaseLocks(orders.url, migrate=False)
-    return locks, FileRegister(beside) if orders.kind == "sqlite" else ServerRegister(orders.url)
+    return locks, beside if orders.kind == "sqlite" else ServerRegister(orders.url, guarded=orders.guarded)
 
 
 # ── the client ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -124,6 +133,7 @@ class Client:
         self.register = register
         self.ids = count(1)
         self.stop = asyncio.Event()
+        self.careless: set[asyncio.Task[None]] = set()
         self.file = os.open(Path(orders.folder) / f"{os.getpid()}.jsonl", os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o600)
 
     def note(self, id: int, name: str, event: str, **more: Any) -> None:
@@ -147,8 +157,10 @@ class Client:
             await self.use(lease, asked)
 
     async def use(self, lease: HeldLease, asked: int) -> None:
+        """Work under the lease; some are careless and write once more when it is over."""
         id = next(self.ids)
         self.note(id, lease.name, "held", f=lease.fence, a=asked, t=boot())
+        self.note_trust(id, lease)
         try:
             async with lease:
                 await self.read(lease.name)
@@ -161,6 +173,29 @@ class Client:
                 self.note(id, lease.name, "freeing", t=self.believed(lease))
         except (LeaseLost, DatabaseUnavailable):
             self.note(id, lease.name, "lost", t=self.believed(lease))
+        if random.random() < CARELESS:
+            self.careless.add(asyncio.create_task(self.write_late(lease)))
+
+    async def write_late(self, lease: HeldLease) -> None:
+        """Write under a lease that is over, once somebody else has written: as one who was never told."""
+        before = await self.register.read(lease.name)
+        last = boot() + PATIENCE
+        while await self.register.read(lease.name) == before and boot() < last and not self.stop.is_set():
+            await asyncio.sleep(0.2)
+        await self.write(lease)
+
+    def note_trust(self, id: int, lease: HeldLease) -> None:
+        """Write down until when the lease is trusted, and each renewal's word before the lease hears of it."""
+        if self.orders.kind == "file":
+            return
+        hold, granted = lease._hold, lease._hold.granted
+
+        def noted(sent: int) -> None:
+            self.note(id, lease.name, "trusts", until=sent + hold.ttl - margin(hold.ttl))
+            granted(sent)
+
+        hold.granted = noted  # type: ignore[method-assign]  # a listener, which the product has no use for
+        self.note(id, lease.name, "trusts", until=hold.deadline)
 
     def believed(self, lease: HeldLease) -> int:
         """Until when the client believed in its lease: now, unless its deadline had come before."""
@@ -187,6 +222,7 @@ async def work(orders: Orders) -> None:
         client = Client(orders, locks, register)
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, client.stop.set)
         await asyncio.gather(*(client.task(slot) for slot in range(orders.at_once)))
+        await asyncio.gather(*client.careless)
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -133,8 +133,8 @@ def _next(ordered: Sequence[Op], done: int, state: tuple[int, str | None]) -> It
 
 
 # ── from what the clients wrote ───────────────────────────────────────────────────────────────────────────────────────
-def collect(folder: Path, believed_until: Callable[[int, int], int]) -> dict[str, History]:
-    """The histories by name from the clients' files; `believed_until(pid, begin)` ends holds that were left open."""
+def collect(folder: Path, killed: Mapping[int, int]) -> dict[str, History]:
+    """The histories by name from the clients' files; `killed` says when which of them were."""
     histories: dict[str, History] = {}
     for path in sorted(folder.glob("*.jsonl")):
         lines = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
@@ -146,15 +146,18 @@ def collect(folder: Path, believed_until: Callable[[int, int], int]) -> dict[str
             name = group[0]["n"]
             history = histories.setdefault(name, History(name))
             if group[0]["e"] == "held":
-                history.holds.append(_hold(group, pid, believed_until))
+                history.holds.append(_hold(group, pid, killed.get(pid, NEVER)))
             else:
                 history.ops.append(_op(group))
     return histories
 
 
-def _hold(group: list[dict[str, Any]], pid: int, believed_until: Callable[[int, int], int]) -> Hold:
-    first, ends = group[0], [line["t"] for line in group[1:]]
-    end = min(ends) if ends else believed_until(pid, first["t"])
+def _hold(group: list[dict[str, Any]], pid: int, killed: int) -> Hold:
+    """Where the client wrote no end, it believed until it was killed, or until the last deadline it had written."""
+    first = group[0]
+    ends = [line["t"] for line in group[1:] if "t" in line]
+    trusts = [line["until"] for line in group if "until" in line]
+    end = min(ends) if ends else min(killed, max(trusts, default=NEVER))
     return Hold(fence=first["f"], asked=first["a"], begin=first["t"], end=end, pid=pid)
 
 
