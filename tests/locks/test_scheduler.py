@@ -10,7 +10,9 @@ import pytest
 
 from onebeat import LeaseLost, NotStarted, Scheduler
 from onebeat.locks import DatabaseLocks
+from onebeat.store.transaction import Tx
 from onebeat.testing.lock_contract import patiently
+from tests.conftest import MakeDatabase
 
 WITHIN = 20.0  # seconds
 
@@ -77,6 +79,28 @@ async def test_a_plain_function_in_a_thread_uses_with(database_url: str) -> None
     async with scheduler:
         assert await asyncio.to_thread(report, "ann") > 0
         assert await scheduler.locks.list() == []
+
+
+async def test_a_schedulers_pruning_forgets_names_that_are_not_used_any_more(
+    database_url: str, make_database: MakeDatabase
+) -> None:
+    database = await make_database(database_url)
+
+    def names(tx: Tx) -> list[str]:
+        return [row.name for row in tx.execute(tx.tables.locks.select())]
+
+    async with Scheduler(database_url, role="client") as scheduler:
+        for name in ("user-1", "user-2"):
+            async with scheduler.lock(name):
+                pass
+        old = {"fence": 1, "acquired_us": 1}
+        await database.write(
+            lambda tx: (
+                tx.execute(tx.tables.locks.update().values(old).where(tx.tables.locks.c.name == "user-1")) and None
+            )
+        )
+        await scheduler.jobs.prune()
+        assert await database.read(names) == ["user-2"]
 
 
 def test_a_script_holds_a_lock_without_an_event_loop(database_url: str) -> None:

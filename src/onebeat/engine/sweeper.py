@@ -8,7 +8,7 @@ from random import random
 
 from onebeat.engine import runfile
 from onebeat.model.events import Event, JobRescued, WorkerDied, about
-from onebeat.store import fires, job_edits, jobs, schedules, settlements, workers, zones
+from onebeat.store import fires, job_edits, jobs, locks, schedules, settlements, workers, zones
 from onebeat.store.database import Database
 
 SECOND = 1_000_000
@@ -104,7 +104,7 @@ class Sweeper:
 
 
 async def prune(database: Database, keep: Retention) -> int:
-    """Delete what is older than the retention, in short transactions; the number of jobs deleted."""
+    """Delete what is older than the retention, and unused locks, in short transactions; the number of jobs deleted."""
     deleted = 0
     while count := await database.write(job_edits.prune, well=keep.succeeded, failed=keep.failed):
         deleted += count
@@ -113,4 +113,6 @@ async def prune(database: Database, keep: Retention) -> int:
             pass
     if keep.workers is not None:
         await database.write(workers.prune, keep.workers)
+    while await database.write(locks.prune):
+        pass
     return deleted

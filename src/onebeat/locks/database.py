@@ -78,6 +78,13 @@ class DatabaseBackend:
         """One SELECT."""
         return [_info(row) for row in await self.database.read(rows.held)]
 
+    async def prune(self) -> int:
+        """Delete the rows of unused names, a thousand a transaction."""
+        deleted = 0
+        while count := await self.database.write(rows.prune):
+            deleted += count
+        return deleted
+
     async def force_release(self, name: str, reason: str, who: str) -> LockInfo | None:
         """In one transaction with its row in the audit table."""
         row = await self.database.write(rows.force_release, name, reason, who, uuid4())
@@ -123,6 +130,13 @@ class DatabaseLocks(LocksOn[DatabaseBackend]):
             database = Database(database, tables=tables.build(table_prefix, schema), pool_size=CONNECTIONS)
         opened = database
         super().__init__(DatabaseBackend(lambda: opened, migrate=migrate), clock=clock)
+
+    async def prune(self) -> int:
+        """Forget the names that nobody has locked for thirty days; how many. The workers of a scheduler do it hourly.
+
+        For programs without one, whose names are made up as they go (``lock(f"user-{id}")``): a row a name stays else.
+        """
+        return await self._usable().prune()
 
     def _renew(self, tx: Any, name: str, owner: str, ttl: int) -> bool:
         return rows.renew(tx, name, owner, ttl)

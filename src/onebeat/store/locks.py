@@ -12,6 +12,10 @@ from sqlalchemy import ColumnElement, Connection, Row, and_, case, delete, or_, 
 from onebeat.store.dialects import dialect_for
 from onebeat.store.tables import Tables
 from onebeat.store.transaction import Tx
+from onebeat.store.words import padded
+from onebeat.timing.clock import SECOND
+
+UNUSED = 30 * 86_400 * SECOND  # microseconds; a name that was not locked for so long is forgotten, on Redis too
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,11 +114,17 @@ def force_release(tx: Tx, name: str, reason: str, who: str, audit_id: UUID) -> H
     return found
 
 
-def prune(tx: Tx, age: int) -> int:
-    """Delete locks nobody has taken for `age` microseconds; later fences are larger all the same, by the clock."""
-    locks, now = tx.tables.locks, tx.now()
-    old = and_(locks.c.expires_us < now - age, locks.c.acquired_us < now - age, locks.c.fence < now - age)
-    return tx.execute(delete(locks).where(old)).rowcount
+def prune(tx: Tx, age: int = UNUSED, limit: int = 1000) -> int:
+    """Delete up to `limit` locks that nobody holds and nobody took in the last `age` microseconds; how many it were.
+
+    A row whose fence is older than that can go: the clock gives its successor a larger one.
+    """
+    locks, before = tx.tables.locks, tx.now() - age
+    old = and_(locks.c.expires_us < before, locks.c.acquired_us < before, locks.c.fence < before)
+    names = [row.name for row in tx.execute(select(locks.c.name).where(old).limit(limit))]
+    if not names:
+        return 0
+    return tx.execute(delete(locks).where(locks.c.name.in_(padded(names)), old)).rowcount  # `old` still, when it locks
 
 
 def guard(connection: Connection, tables: Tables, resource: str, fence: int) -> int:
