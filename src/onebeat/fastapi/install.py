@@ -6,7 +6,7 @@ import logging
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, AsyncExitStack, asynccontextmanager
 from contextvars import ContextVar
-from functools import partial
+from types import MethodType
 from typing import Any, Protocol, cast
 
 from starlette.applications import Starlette
@@ -74,7 +74,7 @@ def install(
     served = _served_by(app, scheduler)
     if tracking:
         rules = tracking if isinstance(tracking, TrackingRules) else None
-        served = TrackingMiddleware(AccessLog(served), rules)
+        served = TrackingMiddleware(AccessLog(served).__call__, rules).__call__
         filter_root_handlers()
     _replace_call(app, served)
     if (bind := getattr(scheduler, "bind_app", None)) is not None:
@@ -102,7 +102,7 @@ def _check(app: object, scheduler: object) -> None:
 # ── requests ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 def _served_by(app: Starlette, scheduler: Startable | None) -> App:
     """The application as it was, with the scheduler active in each request."""
-    served = partial(type(app).__call__, app)
+    served: App = MethodType(type(app).__call__, app)
     activate: Callable[[], AbstractContextManager[Any]] | None = getattr(scheduler, "activate", None)
 
     if activate is None:
@@ -122,11 +122,13 @@ def _replace_call(app: Starlette, served: App) -> None:
     would not be the FastAPI application any more.
     """
 
-    async def __call__(self: Starlette, scope: Scope, receive: Receive, send: Send) -> None:
-        await served(scope, receive, send)
-
     base = type(app)
-    names = {"__call__": __call__, "__module__": base.__module__, "__qualname__": base.__qualname__, _INSTALLED: True}
+    names = {
+        "__call__": staticmethod(served),  # as it is: a function around it would cost each request a frame
+        "__module__": base.__module__,
+        "__qualname__": base.__qualname__,
+        _INSTALLED: True,
+    }
     app.__class__ = type(base.__name__, (base,), names)
 
 

@@ -46,7 +46,7 @@ class ContextCarrier:
             tracking_id=tracking_id,
             kind=unit.kind,
             unit_id=unit.id,
-            cell=Cell(MappingProxyType(dict(arrived.fields))),
+            cell=Cell.holding(MappingProxyType(dict(arrived.fields))),
             parent_id=arrived.parent_id,
             origin=origin,
             trace=arrived.trace,

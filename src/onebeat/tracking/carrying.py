@@ -139,7 +139,7 @@ def _same_unit(arrived: payload.Payload) -> Tracking | None:
         tracking_id=own["id"],
         kind=str(own.get("kind")),
         unit_id=own["unit"],
-        cell=Cell(arrived.fields),
+        cell=Cell.holding(arrived.fields),
         parent_id=own["above"] if is_valid(own.get("above")) else None,
         origin="parent",
         trace=arrived.trace,

@@ -21,15 +21,22 @@ _binding = threading.Lock()
 
 
 class Cell:
-    """What changes while a unit runs, shared by all who hold its value: the user's fields, and whether it has ended."""
+    """What changes while a unit runs, shared by all who hold its value: the user's fields, and whether it has ended.
 
-    __slots__ = ("closed", "fields", "memo", "span")
+    The class holds what a new one begins with, so that a request makes one without running any code.
+    """
 
-    def __init__(self, fields: Mapping[str, Any] = _NONE) -> None:
-        self.fields = fields  # replaced as a whole, never changed in place
-        self.closed = False
-        self.span: Trace | None = None  # the OpenTelemetry span of a request, for records written after it ended
-        self.memo: Any = None  # for who renders the fields; emptied whenever they change
+    fields: Mapping[str, Any] = _NONE  # replaced as a whole, never changed in place
+    closed: bool = False
+    span: Trace | None = None  # the OpenTelemetry span of a request, for records written after it ended
+    memo: Any = None  # for who renders the fields; emptied whenever they change
+
+    @classmethod
+    def holding(cls, fields: Mapping[str, Any]) -> Cell:
+        """A new one that begins with these fields."""
+        cell = cls()
+        cell.fields = fields
+        return cell
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Cell, ()  # an exception that remembers its unit may go to another process; the user's objects do not
@@ -170,7 +177,7 @@ class tracking:
             parent_id=None if outer is None else outer.unit_id,
             origin=origin,
             trace=None if outer is None or outer.tracking_id != id else outer.trace,
-            cell=Cell(MappingProxyType(fields)),
+            cell=Cell.holding(MappingProxyType(fields)),
         )
         self._token = VARIABLE.set(self._unit)
         return self._unit

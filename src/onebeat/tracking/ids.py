@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import struct
 from time import time_ns
 
 MAX_LENGTH = 128  # characters; a UUID, an ULID, AWS, nginx, Cloudflare and base64 ids all fit
@@ -14,21 +13,19 @@ STANDARD = re.compile(rb"[!#-+\--\[\]-~]{1,128}")
 
 STRICT = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 
-_LOW_62 = (1 << 62) - 1
-_VERSION_AND_VARIANT = 0x7 << 76 | 0b10 << 62
 _BATCH = 512  # numbers drawn at once: one system call for some hundred requests
+_VARIANT = {digit: "89ab"[int(digit, 16) & 3] for digit in "0123456789abcdef"}  # two random bits behind the bits 10
 
-_numbers: list[int] = []  # 64 random bits each; a list's pop is atomic, so threads need no lock
+_numbers: list[str] = []  # 64 random bits each, in 16 hex digits; a list's pop is atomic, so threads need no lock
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_numbers.clear)  # a child never repeats what its parent drew
 
 
-def _number() -> int:
-    try:
-        return _numbers.pop()
-    except IndexError:
-        _numbers.extend(struct.unpack(f"{_BATCH}Q", os.urandom(8 * _BATCH)))
-        return _numbers.pop()
+def _draw() -> str:
+    """A number of a fresh batch."""
+    digits = os.urandom(8 * _BATCH).hex()
+    _numbers.extend([digits[at : at + 16] for at in range(16, len(digits), 16)])
+    return digits[:16]
 
 
 def new_id() -> str:
@@ -40,10 +37,10 @@ def new_id() -> str:
     (32, '7')
     """
     try:
-        high, low = _numbers.pop() & 0xFFF, _numbers.pop() & _LOW_62
+        high, low = _numbers.pop(), _numbers.pop()
     except IndexError:
-        high, low = _number() & 0xFFF, _number() & _LOW_62
-    return f"{time_ns() // 1_000_000 << 80 | _VERSION_AND_VARIANT | high << 64 | low:032x}"
+        high, low = new_unit_id(), new_unit_id()
+    return f"{time_ns() // 1_000_000:012x}7{high[:3]}{_VARIANT[low[0]]}{low[1:]}"
 
 
 def new_unit_id() -> str:
@@ -53,9 +50,9 @@ def new_unit_id() -> str:
     16
     """
     try:
-        return f"{_numbers.pop():016x}"
+        return _numbers.pop()
     except IndexError:
-        return f"{_number():016x}"
+        return _draw()
 
 
 def is_valid(text: object) -> bool:

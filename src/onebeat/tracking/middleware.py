@@ -42,11 +42,13 @@ class TrackingMiddleware:
         self._app = app
         inbound = Inbound(rules)
         self._judge, self._make = inbound.judge, inbound.make
+        self._simple, self._fits = inbound.simple, inbound.fits
         self._name = rules.header.lower().encode("ascii")
         self._unit_name = rules.unit_header.lower().encode("ascii") if rules.unit_header else None
         self._names = frozenset((*inbound.names, self._name))  # request headers that show an id
         self._wanted = inbound.wanted | self._names
-        self._special = frozenset((self._name, self._unit_name, _ALLOW_ORIGIN))  # response headers to look at
+        self._own = frozenset((self._name, self._unit_name))  # response headers that are ours alone
+        self._special = self._own | {_ALLOW_ORIGIN}  # and those to look at
         self._expose = b", ".join(name.encode("ascii") for name in (rules.header, rules.unit_header) if name)
         self._exposes = rules.expose
         self._rewrites = rules.rewrite
@@ -60,11 +62,16 @@ class TrackingMiddleware:
             return
         headers = scope["headers"]
         wanted = self._wanted
-        offered = [pair for pair in headers if pair[0] in wanted]
-        if offered:
-            id, origin, trace, client_id, invalid = self._judge(scope, offered)
-        else:
+        offered = []
+        for pair in headers:  # a loop: a comprehension would be a function call here
+            if pair[0] in wanted:
+                offered.append(pair)
+        if not offered:
             id, origin, trace, client_id, invalid = self._make(), "generated", None, None, False
+        elif len(offered) == 1 and offered[0][0] in self._simple and self._fits(offered[0][1]):
+            id, origin, trace, client_id, invalid = offered[0][1].decode("ascii"), "header", None, None, False
+        else:
+            id, origin, trace, client_id, invalid = self._judge(scope, offered)
         name = "request" if kind == "http" else "websocket"
         unit = _tuple(Tracking, (id, name, new_unit_id(), Cell(), None, origin, trace, client_id, None))
         encoded = (self._name, id.encode("ascii"))
@@ -72,7 +79,10 @@ class TrackingMiddleware:
         state = scope.get("state")
         scope["state"] = {**state, "tracking_id": id} if state else {"tracking_id": id}
         if self._rewrites:
-            scope["headers"] = self._shown(headers, offered, encoded) if offered else [*headers, encoded]
+            if not offered:
+                scope["headers"] = [*headers, encoded]
+            elif offered != [encoded]:
+                scope["headers"] = self._shown(headers, encoded)
         begun = False
 
         def send_with_id(message: Message) -> Awaitable[None]:
@@ -103,10 +113,8 @@ class TrackingMiddleware:
         leave(unit, token)
 
     # ── in ────────────────────────────────────────────────────────────────────────────────────────────────────────────
-    def _shown(self, headers: Iterable[Header], offered: list[Header], encoded: Header) -> Iterable[Header]:
+    def _shown(self, headers: Iterable[Header], encoded: Header) -> list[Header]:
         """The request's headers with the effective id, and no other, under every name an id may come in."""
-        if len(offered) == 1 and offered[0] == encoded:
-            return headers
         names = self._names
         kept: list[Header] = []
         seen: set[bytes] = set()
@@ -123,21 +131,17 @@ class TrackingMiddleware:
     # ── out ───────────────────────────────────────────────────────────────────────────────────────────────────────────
     def _with_id(self, headers: Iterable[Header], encoded: Header, unit: Tracking) -> list[Header]:
         """The response's headers with one id: ours, whatever the application set."""
-        found: list[Header] = []
-        special = self._special
-        cors = False
-        for pair in headers:
-            name = pair[0].lower()
-            if name not in special:
-                found.append(pair)
-            elif name == _ALLOW_ORIGIN:
-                found.append(pair)
-                cors = True
+        found = list(headers)
+        for pair in found:
+            if pair[0].lower() in self._special:  # few responses have any
+                own = self._own
+                found = [pair for pair in found if pair[0].lower() not in own]
+                if self._exposes and any(name.lower() == _ALLOW_ORIGIN for name, _ in found):
+                    self._add_to_exposed(found)
+                break
         found.append(encoded)
         if self._unit_name is not None:
             found.append((self._unit_name, unit.unit_id.encode("ascii")))
-        if cors and self._exposes:
-            self._add_to_exposed(found)
         return found
 
     def _add_to_exposed(self, headers: list[Header]) -> None:

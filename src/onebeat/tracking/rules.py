@@ -84,16 +84,13 @@ class Inbound:
         self._trusted = trust(rules.accept)
         self._form = STRICT if rules.check == "strict" else STANDARD
         self._check = rules.check if callable(rules.check) else None
-        self._simple = frozenset(self.names if self._trusted is None and self._check is None else ())
+        self.simple = frozenset(self.names if self._trusted is None and self._check is None else ())
+        self.fits = self._form.fullmatch  # one header of `simple` that fits is the id, with nothing more to judge
         self._generate = rules.generate
         self.make = new_id if rules.generate is new_id else self._made
 
     def judge(self, scope: Scope, offered: Sequence[tuple[bytes, bytes]]) -> Verdict:
         """Decide on the headers of `wanted` that a request came with."""
-        if len(offered) == 1 and self._simple:  # one id that is right: nearly every request
-            name, value = offered[0]
-            if name in self._simple and self._form.fullmatch(value):
-                return value.decode("ascii"), "header", None, None, False
         values, invalid = self._value(offered)
         id = None if values is None or invalid else self._accepted(values)
         if values is not None and id is None:
