@@ -19,11 +19,14 @@ import pytest
 
 from onebeat.errors import Busy, ConfigurationError, RemoteError, Stopped, WorkerProcessDied
 from onebeat.offload import to_process, to_process_sync, to_thread
+from onebeat.offload.breaker import Breaker
+from onebeat.offload.calls import Awaited
 from onebeat.offload.family import Process, descendants
-from onebeat.offload.lanes import Awaited
 from onebeat.offload.launch import Launcher, Seedbed, Spawner
 from onebeat.offload.limits import Limit
-from onebeat.offload.processes import Breaker, ProcessLane, close_processes
+from onebeat.offload.pipes import Pipes
+from onebeat.offload.process_lane import ProcessLane
+from onebeat.offload.processes import close_processes
 from onebeat.offload.runners import ProcessRunner
 from tests.offload import witness, work
 
@@ -345,6 +348,67 @@ async def test_what_a_child_logs_goes_through_the_parents_logging(caplog: pytest
     assert said.process != os.getpid()
     assert said.filename == "work.py"
     assert 'raise ValueError("inside")' in (traced.exc_text or "")
+
+
+async def test_a_record_that_cannot_be_rebuilt_here_harms_no_call(caplog: pytest.LogCaptureFixture) -> None:
+    """Such a record once left its call's value in the pipe, and the next call got it."""
+    assert await to_process(work.logs_an_exception, "mine") == "mine"
+    assert await to_process(work.identity, "another's") == "another's"
+    [record] = [record for record in caplog.records if record.name == "tests.offload.child"]
+    assert "TwoArguments('corner shop has no bread')" in record.__dict__["shelf"], "as its repr"
+    assert await to_process(work.logs_what_only_it_can_rebuild, "mine") == "mine"
+    assert "a log record of a child process is lost" in caplog.text
+    assert await to_process(work.identity, "another's") == "another's"
+
+
+async def test_a_child_that_owes_an_answer_gives_it_to_nobody_else() -> None:
+    """Rebuilding the value ends the thread's work in the midst of the frame: the rest of it must not be read."""
+    before = await to_process(work.pid)
+    with pytest.raises(RuntimeError, match="SystemExit"):
+        await to_process(work.poison, os.getpid())
+    assert await to_process(work.identity, "mine") == "mine"
+    assert await to_process(work.pid) != before
+
+
+async def test_children_start_from_a_folder_that_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    close_processes()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "gone").mkdir()
+    os.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert await to_process(work.identity, 1) == 1
+
+
+def test_a_fork_of_the_parent_holds_no_end_of_a_pipe() -> None:
+    """Not even one that another thread is about to hand to a child: its end would hide the child's end."""
+    pipes = Pipes()
+    ends = [*pipes.theirs, pipes.reader, pipes.writer, pipes.status]
+    forked = os.fork()
+    if forked == 0:  # pragma: no cover - another process
+        os._exit(sum(Path(f"/proc/self/fd/{end}").exists() for end in ends))
+    assert os.waitstatus_to_exitcode(os.waitpid(forked, 0)[1]) == 0
+    assert all(end in pipes for end in ends), "and the parent still has them"
+    pipes.close()
+
+
+@pytest.mark.parametrize("launcher", [Seedbed(), Spawner()], ids=["forked", "spawned"])
+def test_children_that_come_and_go_leave_no_descriptor_open(launcher: Launcher) -> None:
+    def one() -> None:
+        child = launcher.start()
+        child.end(0)
+        child.close()
+
+    one()
+    before = os.listdir("/proc/self/fd")
+    for _ in range(3):
+        one()
+        if isinstance(launcher, Seedbed):
+            assert launcher._popen is not None
+            os.kill(launcher._popen.pid, signal.SIGKILL)
+            os.waitid(os.P_PID, launcher._popen.pid, os.WEXITED | os.WNOWAIT)
+    one()
+    assert os.listdir("/proc/self/fd") == before
+    launcher.close()
 
 
 async def test_the_function_knows_its_remaining_time() -> None:

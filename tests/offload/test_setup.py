@@ -8,17 +8,23 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import IO, Any
 
 import pytest
 
 from onebeat.errors import Busy, ConfigurationError, Stopped
-from onebeat.offload import Lane, close_offload, processes, setup_offload, share, to_process, to_thread
-from onebeat.offload.processes import ProcessLane, close_processes, default_lane
+from onebeat.offload import Lane, close_offload, lanes, processes, setup_offload, share, to_process, to_thread
+from onebeat.offload.calls import Awaited
+from onebeat.offload.limits import Limit
+from onebeat.offload.process_lane import ProcessLane
+from onebeat.offload.processes import close_processes, default_lane
 from onebeat.offload.runners import ProcessRunner
 from onebeat.offload.share import Share
 from tests.offload import work
+
+SOURCE = Path(__file__).resolve().parents[2] / "src"
 
 
 @pytest.fixture(autouse=True)
@@ -30,8 +36,9 @@ def _as_at_first() -> Iterator[None]:
 
 
 async def test_settings_come_before_the_first_use_or_are_refused(caplog: pytest.LogCaptureFixture) -> None:
-    setup_offload(processes=1, recycle=2, threads=3)
     with caplog.at_level(logging.INFO, "onebeat.offload"):
+        setup_offload(processes=1, recycle=2, threads=3)
+        assert "at most 1 for to_process and 1 for jobs, in each worker of this server" in caplog.text, "said at start"
         pids = [await to_process(work.pid) for _ in range(6)]
     assert len(set(pids)) == 3, "a new child after every second call"
     assert "at most 1 child processes" in caplog.text
@@ -130,9 +137,8 @@ def test_a_token_ends_with_its_holder_however_that_ends() -> None:
         "print(token is not None, flush=True)\n"
         "time.sleep(600)\n"
     )
-    source = Path(__file__).resolve().parents[2] / "src"
     holder = subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(source)}
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(SOURCE)}
     )
     assert holder.stdout is not None
     assert holder.stdout.readline() == "True\n"
@@ -142,6 +148,122 @@ def test_a_token_ends_with_its_holder_however_that_ends() -> None:
     token = Share(1, family=family).take()
     assert token is not None
     token.close()
+
+
+def took(output: IO[str] | None) -> str:
+    assert output is not None
+    return output.readline()
+
+
+def test_two_servers_started_by_one_parent_have_their_own_number() -> None:
+    """Who starts a server puts it into a group of its own; the workers of one server are in one."""
+    code = (
+        "import sys\n"
+        "from onebeat.offload.share import Share\n"
+        "token = Share(1).take()\n"
+        "print(token is not None, flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+
+    def worker(group: int) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-c", code],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"PYTHONPATH": str(SOURCE)},
+            process_group=group,
+        )
+
+    workers = [worker(0)]
+    try:
+        assert took(workers[0].stdout) == "True\n"
+        workers += [worker(workers[0].pid), worker(0)]
+        assert [took(other.stdout) for other in workers[1:]] == ["False\n", "True\n"]
+    finally:
+        for other in workers:
+            other.kill()
+            other.communicate()
+
+
+async def test_a_fork_of_a_worker_does_not_keep_the_tokens_of_its_parent() -> None:
+    share = Share(1, family=f"test-{os.getpid()}-forked")
+    lane = ProcessLane("forking", 2, share=share)
+    lane.warm()
+    assert share.take() is None
+    reader, writer = os.pipe()
+    forked = os.fork()
+    if forked == 0:  # pragma: no cover - another process
+        os.close(writer)
+        os.read(reader, 1)  # until the parent has looked
+        os._exit(0)
+    os.close(reader)
+    await to_thread(lane.close)
+    token = share.take()
+    assert token is not None, "given back, although the fork lives"
+    token.close()
+    os.close(writer)
+    assert os.waitstatus_to_exitcode((await asyncio.to_thread(os.waitpid, forked, 0))[1]) == 0
+
+
+async def test_calls_that_wait_for_a_token_start_in_their_order_when_there_is_one_again(tmp_path: Path) -> None:
+    share = Share(1, family=f"test-{os.getpid()}-order")
+    elsewhere = share.take()
+    assert elsewhere is not None
+    lane = ProcessLane("waiting", 4, share=share)
+    await submit(lane, work.pid).future  # a process being started has every descriptor, and so the token, for a moment
+    calls = [submit(lane, work.wait_for, str(tmp_path / name)) for name in ("first", "second", "third")]
+    assert (lane.running, lane.waiting) == (1, 2), "no token: they wait for the one child"
+    elsewhere.close()
+    calls.append(submit(lane, work.wait_for, str(tmp_path / "fourth")))
+    assert (lane.running, lane.waiting) == (2, 2)
+    for name in ("second", "third", "fourth"):  # the first holds the one child all the while
+        (tmp_path / name).touch()
+    assert [await call.future for call in calls[1:]] == [str(tmp_path / n) for n in ("second", "third", "fourth")]
+    assert not calls[0].future.done()
+    (tmp_path / "first").touch()
+    await calls[0].future
+    await to_thread(lane.close)
+
+
+async def test_a_call_that_waited_does_not_wait_for_the_next_call_to_use_a_token(tmp_path: Path) -> None:
+    """A thread that takes the next waiting call looks whether a second one can start beside it."""
+    share = Share(1, family=f"test-{os.getpid()}-later")
+    elsewhere = share.take()
+    assert elsewhere is not None
+    lane = ProcessLane("later", 4, share=share)
+    await submit(lane, work.pid).future
+    calls = [submit(lane, work.wait_for, str(tmp_path / name)) for name in ("first", "second", "third")]
+    elsewhere.close()
+    (tmp_path / "first").touch()
+    await calls[0].future
+    assert (lane.running, lane.waiting) == (2, 0)
+    (tmp_path / "second").touch()
+    (tmp_path / "third").touch()
+    await asyncio.gather(*(call.future for call in calls))
+    await to_thread(lane.close)
+
+
+async def test_the_child_that_stays_needs_no_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two children that have nothing to do one ends, whichever it is; the token is free for another worker."""
+    monkeypatch.setattr(lanes, "IDLE", 0.05)
+    share = Share(1, family=f"test-{os.getpid()}-stays")
+    lane = ProcessLane("stays", 2, share=share)
+    lane.warm()
+    async with asyncio.timeout(30):
+        while len(lane.threads()) > 1:
+            await asyncio.sleep(0.01)
+    token = share.take()
+    assert token is not None
+    token.close()
+    assert await submit(lane, work.identity, 1).future == 1
+    await to_thread(lane.close)
+
+
+def submit(lane: ProcessLane, function: Callable[..., Any], *args: Any) -> Awaited:
+    call = Awaited(function, args, {}, Limit())
+    lane.submit(call)
+    return call
 
 
 async def test_closing_waits_for_what_runs_and_names_what_does_not_end(caplog: pytest.LogCaptureFixture) -> None:
@@ -178,10 +300,9 @@ def test_an_idle_program_with_children_ends_at_once_and_without_noise(tmp_path: 
         "        print('left behind', flush=True)\n"
         "asyncio.run(main())\n"
     )
-    source = Path(__file__).resolve().parents[2] / "src"
     done = subprocess.run(
         [sys.executable, str(program)],
-        env=os.environ | {"PYTHONPATH": str(source)},
+        env=os.environ | {"PYTHONPATH": str(SOURCE)},
         capture_output=True,
         text=True,
         timeout=30,

@@ -194,6 +194,44 @@ def logs(words: str) -> None:
         logger.exception("with a traceback")
 
 
+def logs_an_exception(value: Any) -> Any:
+    """The exception pickles, and does not rebuild anywhere."""
+    logging.getLogger("tests.offload.child").warning("oh", extra={"shelf": TwoArguments("corner shop", "bread")})
+    return value
+
+
+class OnlyIn:
+    """Rebuilds in one process only."""
+
+    def __init__(self, process: int) -> None:
+        self.process = process
+
+    def __setstate__(self, state: dict[str, int]) -> None:
+        if state["process"] != os.getpid():
+            raise RuntimeError("not here")
+
+
+def logs_what_only_it_can_rebuild(value: Any) -> Any:
+    logging.getLogger("tests.offload.child").warning("oh", extra={"shelf": OnlyIn(os.getpid())})
+    return value
+
+
+class Poison:
+    """Rebuilding it in one process wants to end that process."""
+
+    def __init__(self, process: int) -> None:
+        self.process = process
+        self.rest = os.urandom(300_000)
+
+    def __setstate__(self, state: dict[str, int]) -> None:
+        if state["process"] == os.getpid():
+            sys.exit(1)
+
+
+def poison(process: int) -> Poison:
+    return Poison(process)
+
+
 def left() -> float | None:
     return remaining()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextvars
 import logging
 import os
+import pickle
 import runpy
 import signal
 import sys
@@ -101,6 +102,7 @@ def _resolved(where: Reference) -> Callable[..., Any]:
     return found
 
 
+log = logging.getLogger("onebeat.offload")
 _functions: dict[Reference, Callable[..., Any]] = {}
 _arrived: tuple[Tracking | None, Any] = (None, None)  # the unit of the call, and its fields as they came
 
@@ -132,14 +134,15 @@ def _settle_in(hello: dict[str, Any], channel: Channel) -> None:
     sys.argv[:] = hello["argv"]
     os.environ.clear()
     os.environ.update(hello["environ"])
-    try:
-        os.chdir(hello["cwd"])
-    except OSError:  # the folder may be gone; the parent would not be able to enter it either
-        pass
     root = logging.getLogger()
     root.handlers[:] = [Forward(channel)]
     for name, level in hello["levels"].items():
         logging.getLogger(name).setLevel(level)
+    if hello["cwd"] is not None:
+        try:
+            os.chdir(hello["cwd"])
+        except OSError as error:
+            log.warning("a child process cannot enter its parent's folder: %s", error)
     if hello["watch"]:
         threading.Thread(target=_leave_with, args=(os.getppid(),), daemon=True).start()
 
@@ -164,7 +167,7 @@ def _adopt_main(name: str | None, path: str | None) -> None:
         else:
             content = runpy.run_path(path or "", run_name="__mp_main__")
     except BaseException:
-        logging.getLogger("onebeat.offload").warning("the main module cannot be imported by a child", exc_info=True)
+        log.warning("the main module cannot be imported by a child", exc_info=True)
         return
     module.__dict__.update(content)
     sys.modules["__main__"] = sys.modules["__mp_main__"] = module
@@ -195,8 +198,15 @@ def _packed(record: logging.LogRecord) -> Packed:
     unit = VARIABLE.get()
     known = unit is None or (unit is _arrived[0] and unit.fields is _arrived[1])
     carried = None if known else carrying.pack()  # the function opened a unit of its own, or bound fields
+    return Packed(wire.LOG, ({name: _sendable(value) for name, value in fields.items()}, carried))
+
+
+def _sendable(value: Any) -> Any:
+    """An extra as it is if it survives the journey, proved here once; else its repr."""
+    if type(value) in (str, int, float, bool, type(None)):
+        return value
     try:
-        return Packed(wire.LOG, (fields, carried))
-    except Exception:  # noqa: BLE001 - an extra that pickle refuses travels as its repr
-        plain = (str, int, float, bool, type(None))
-        return Packed(wire.LOG, ({k: v if isinstance(v, plain) else repr(v) for k, v in fields.items()}, carried))
+        pickle.loads(pickle.dumps(value, 5))  # noqa: S301 - just pickled here
+    except Exception:  # noqa: BLE001 - pickle raises whatever a __reduce__ or a constructor raises
+        return repr(value)
+    return value

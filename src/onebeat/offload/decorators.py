@@ -8,7 +8,8 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Literal, ParamSpec, TypeVar, overload
 
 from onebeat.errors import ConfigurationError
-from onebeat.offload.lanes import Lane, name_of
+from onebeat.offload.calls import name_of
+from onebeat.offload.lanes import Lane
 from onebeat.offload.processes import to_process
 from onebeat.offload.threads import to_thread
 

@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
-import logging
 import os
 import sys
 import threading
 import time
-import traceback
 import weakref
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
-from types import FrameType
-from typing import Any, Protocol
+from typing import Any
 
-from onebeat.errors import Busy, Stopped
-from onebeat.offload.limits import Limit
-
-log = logging.getLogger("onebeat.offload")
+from onebeat.errors import Busy
+from onebeat.offload.calls import Call, Held, log, on_loop, settle
 
 IDLE = 60.0  # seconds after which a thread without work ends; a burst leaves nothing behind
 
@@ -45,7 +37,7 @@ class Lane:
         if width < 1 or queue < 0:
             raise ValueError(f"lane {name!r}: width={width} must be at least 1 and queue={queue} at least 0")
         self.name, self.width, self.queue = name, width, queue
-        self._reset()
+        self.forget()
         _lanes.add(self)
 
     def __repr__(self) -> str:
@@ -103,39 +95,20 @@ class Lane:
                 worker = self._idle.pop()
                 worker.call = call
                 self._calls.add(call)
-            elif self._threads < self.width and self.grow(self._threads):
-                self._threads += 1
-                worker = None
-                self._calls.add(call)
-            elif len(self._queue) < self.queue:
-                self._queue.append(call)
+                worker.wake.release()
                 return
-            else:
+            added = self._added()
+            if added is None and len(self._queue) >= self.queue:
                 raise Busy(self._full())
-        if worker is None:
-            self._start(call)
-        else:
-            worker.wake.release()
-
-    def shut(self) -> list[Call]:
-        """Take no more calls and let idle threads end; returns what still runs. What was queued is told `Busy`."""
-        with self._lock:
-            self._closed = True
-            idle = list(self._idle)
-            self._idle.clear()
-            self._threads -= len(idle)
-            queued, running = list(self._queue), list(self._calls)
-            self._queue.clear()
-        for worker in idle:
-            worker.wake.release()
-        for call in queued:
-            call.error = Busy(f"{self.name!r} is closed")
-            call.deliver()
-        return running
-
-    def threads(self) -> list[threading.Thread]:
-        """The threads that live now."""
-        return [thread for thread in list(self._alive) if thread.is_alive()]
+            self._queue.append(call)
+            if added is not None:
+                self._take(added)
+        if added is not None:
+            try:
+                self._start(added)
+            except RuntimeError:
+                if self.withdraw(call):
+                    raise
 
     def withdraw(self, call: Call) -> bool:
         """Take back a call that has not started; False when it has."""
@@ -145,60 +118,38 @@ class Lane:
                 return True
         return False
 
-    def _start(self, call: Call) -> None:
-        worker = Worker(call)
-        self._count += 1
-        name = f"onebeat-{self.name}-{self._count}"
-        thread = threading.Thread(target=self._work, args=(worker,), name=name, daemon=True)
-        try:
-            thread.start()
-        except RuntimeError:  # the machine gives no more threads
-            with self._lock:
-                self._threads -= 1
-                self._calls.discard(call)
-            raise
-        self._alive.add(thread)
-
-    def _work(self, worker: Worker) -> None:
-        """Run calls until there has been nothing to do for a minute, or the lane is closed."""
-        while (call := worker.call) is not None:
-            worker.call = None
-            call.run(partial(self.enter, call, worker))
-            queued = self._next(call, worker)
-            call.deliver()
-            del call
-            if not queued:
-                self.tidy(worker)
-                self._rest(worker)
-        self.leave(worker)
-
-    def _rest(self, worker: Worker) -> None:
-        """Wait for the next call; without one the thread is no longer counted and may end."""
-        while not worker.wake.acquire(timeout=IDLE):
-            with self._lock:
-                if worker not in self._idle:
-                    continue  # a call was given in this very moment
-                if self._threads > self.kept:
-                    self._idle.remove(worker)
-                    self._threads -= 1
-                    return
-
-    def _next(self, call: Call, worker: Worker) -> bool:
-        """Free the place before anybody learns of the result, so that the next start finds it; True: more to do."""
+    def shut(self) -> list[Call]:
+        """Take no more calls and let idle threads end; returns what still runs. What was queued is told `Busy`."""
         with self._lock:
-            self._calls.discard(call)
-            if self._closed:
-                self._threads -= 1
-                return True  # there is nothing to wait for
-            if not self._queue:
-                self._idle.append(worker)
-                return False
-            worker.call = self._queue.popleft()
-            self._calls.add(worker.call)
-            return True
+            self._closed = True
+            queued, running = list(self._queue), list(self._calls)
+            self._queue.clear()
+            for worker in self._idle:
+                self._workers.discard(worker)
+                worker.wake.release()
+            self._idle.clear()
+        for call in queued:
+            call.error = Busy(f"{self.name!r} is closed")
+            call.deliver()
+        return running
 
-    def grow(self, threads: int) -> bool:
-        """Whether a thread may be added to so many; called with the lane's lock held."""
+    def threads(self) -> list[threading.Thread]:
+        """The threads that live now."""
+        return [thread for thread in list(self._alive) if thread.is_alive()]
+
+    def forget(self) -> None:
+        """As new: also what a forked process needs, in which none of the threads exists."""
+        self._lock = threading.Lock()
+        self._idle: list[Worker] = []
+        self._queue: deque[Call] = deque()
+        self._calls: set[Call] = set()
+        self._workers: set[Worker] = set()
+        self._count = 0
+        self._alive: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
+        self._closed = False
+
+    def admit(self, worker: Worker) -> bool:
+        """Whether this thread may be added; called with the lane's lock held."""
         return True
 
     def enter(self, call: Call, worker: Worker) -> Any:
@@ -210,17 +161,79 @@ class Lane:
         """Called on the thread when it has delivered a result and nothing is queued."""
 
     def leave(self, worker: Worker) -> None:
-        """Called on the thread before it ends."""
+        """Called before the thread ends, on the thread; or instead of its start."""
 
-    def _reset(self) -> None:
-        """As new: also what a forked child needs, in which none of the threads exists."""
-        self._lock = threading.Lock()
-        self._idle: list[Worker] = []
-        self._queue: deque[Call] = deque()
-        self._calls: set[Call] = set()
-        self._threads = self._count = 0
-        self._alive: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
-        self._closed = False
+    def _added(self) -> Worker | None:
+        """One more worker, if there may be one; with the lock held."""
+        if len(self._workers) >= self.width or not self.admit(worker := Worker()):
+            return None
+        self._workers.add(worker)
+        return worker
+
+    def _take(self, worker: Worker) -> None:
+        """Give it the call that has waited longest; with the lock held."""
+        worker.call = call = self._queue.popleft()
+        self._calls.add(call)
+
+    def _start(self, worker: Worker) -> None:
+        """Start its thread; `RuntimeError` when the machine gives no more, and its call is back in the queue then."""
+        self._count += 1
+        name = f"onebeat-{self.name}-{self._count}"
+        thread = threading.Thread(target=self._work, args=(worker,), name=name, daemon=True)
+        self._alive.add(thread)
+        try:
+            thread.start()
+        except RuntimeError:
+            with self._lock:
+                self._workers.discard(worker)
+                if (call := worker.call) is not None:
+                    self._calls.discard(call)
+                    self._queue.appendleft(call)
+            self.leave(worker)
+            raise
+
+    def _work(self, worker: Worker) -> None:
+        """Run calls until there has been nothing to do for a minute, or the lane is closed."""
+        while (call := worker.call) is not None:
+            worker.call = None
+            call.run(partial(self.enter, call, worker))
+            more = self._next(call, worker)
+            call.deliver()
+            del call
+            if not more:
+                self.tidy(worker)
+                self._rest(worker)
+        self.leave(worker)
+
+    def _next(self, call: Call, worker: Worker) -> bool:
+        """Free the place before anybody learns of the result, so that the next start finds it; True: more to do."""
+        added = None
+        with self._lock:
+            self._calls.discard(call)
+            if self._closed:
+                self._workers.discard(worker)
+                return True  # there is nothing to wait for
+            if not self._queue:
+                self._idle.append(worker)
+                return False
+            self._take(worker)
+            if self._queue and (added := self._added()) is not None:  # what forbade it before may be over
+                self._take(added)
+        if added is not None:
+            try:
+                self._start(added)
+            except RuntimeError:
+                log.warning("lane %r cannot have another thread", self.name, exc_info=True)
+        return True
+
+    def _rest(self, worker: Worker) -> None:
+        """Wait for the next call; without one the thread is no longer counted and may end."""
+        while not worker.wake.acquire(timeout=IDLE):
+            with self._lock:
+                if worker in self._idle and len(self._workers) > self.kept:
+                    self._idle.remove(worker)
+                    self._workers.discard(worker)
+                    return
 
     def _full(self) -> str:
         left = sum(call.abandoned for call in self._calls)
@@ -231,127 +244,17 @@ class Lane:
         )
 
 
-class Call:
-    """One call of a synchronous function on its way through a lane."""
-
-    __slots__ = (
-        "abandoned", "args", "context", "ended", "error", "function", "kwargs", "limit", "slot", "started", "thread",
-        "value", "watchers",
-    )  # fmt: skip
-
-    def __init__(
-        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], limit: Limit
-    ) -> None:
-        self.function, self.args, self.kwargs, self.limit = function, args, kwargs, limit
-        self.context = contextvars.copy_context()
-        self.value: Any = None
-        self.error: BaseException | None = None
-        self.started = 0.0
-        self.thread = 0
-        self.ended = self.abandoned = False
-        self.watchers: list[Callable[[], object]] = []
-        self.slot: Ends | None = None  # what can end the function, where it cannot only be asked
-
-    def run(self, enter: Callable[[], Any]) -> None:
-        """Run the function here, in the caller's context; its value or exception is kept."""
-        self.started, self.thread = time.monotonic(), threading.get_ident()
-        try:
-            self.value = self.context.run(enter)
-        except asyncio.CancelledError as left:
-            reason = self.limit.reason or (str(left) if self.limit.deadline is not None else None)
-            self.error = Stopped(reason) if reason else _harmless(self, left)
-        except Exception as error:  # noqa: BLE001 - it belongs to whoever awaits the call
-            self.error = error if not isinstance(error, StopIteration) else _harmless(self, error)
-        except BaseException as error:  # noqa: BLE001 - sys.exit() in a thread must not end the server
-            self.error = _harmless(self, error)
-
-    def stop(self, reason: str) -> None:
-        """Tell the function to end."""
-        self.limit.stop(reason)
-        if (slot := self.slot) is not None:
-            slot.end(self)
-
-    def deliver(self) -> None:
-        """Let everybody know that the function has ended; what an abandoned call came to is said in the log."""
-        if self.abandoned and self.error is not None and not isinstance(self.error, Stopped):
-            self.context.run(log.warning, "abandoned call of %s failed", name_of(self.function), exc_info=self.error)
-        self.ended = True
-        self._tell()
-
-    def when_ended(self, tell: Callable[[], object]) -> None:
-        """Call `tell` once the function has ended, on whatever thread knows."""
-        self.watchers.append(tell)
-        if self.ended:
-            self._tell()
-
-    def _tell(self) -> None:
-        while self.watchers:
-            self.watchers.pop()()
-
-
-class Awaited(Call):
-    """A call made on an event loop; its future completes there."""
-
-    __slots__ = ("future", "loop")
-
-    def __init__(
-        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], limit: Limit
-    ) -> None:
-        super().__init__(function, args, kwargs, limit)
-        self.loop = asyncio.get_running_loop()
-        self.future: asyncio.Future[Any] = self.loop.create_future()
-
-    def deliver(self) -> None:
-        super().deliver()
-        on_loop(self.loop, self._complete)
-
-    def _complete(self) -> None:
-        if not self.future.done():
-            if self.error is None:
-                self.future.set_result(self.value)
-            else:
-                self.future.set_exception(self.error)
-        self.error = self.value = None  # a traceback holds the frames of the call
-
-
-class Ends(Protocol):
-    """What can end a call that runs elsewhere."""
-
-    def end(self, call: Call) -> None: ...
-
-
 class Worker:
     """A thread's mailbox: the next call, and the lock whose release says that it is there."""
 
-    __slots__ = ("call", "slot", "wake")
+    __slots__ = ("call", "slot", "token", "wake")
 
-    def __init__(self, call: Call) -> None:
-        self.call: Call | None = call
+    def __init__(self) -> None:
+        self.call: Call | None = None
         self.wake = threading.Lock()
         self.wake.acquire()
-        self.slot: Any = None  # a lane of processes keeps the thread's child here
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Held:
-    """A call that holds a thread: whose, for how long, and what it is doing now."""
-
-    function: str
-    seconds: float
-    abandoned: bool
-    context: contextvars.Context
-    stack: str
-
-    @classmethod
-    def of(cls, call: Call, now: float, frame: FrameType | None) -> Held:
-        stack = "".join(traceback.format_stack(frame)) if frame is not None else ""
-        return cls(
-            function=name_of(call.function),
-            seconds=now - call.started,
-            abandoned=call.abandoned,
-            context=call.context,
-            stack=stack,
-        )
+        self.slot: Any = None  # a lane of processes keeps the thread's child here,
+        self.token: Any = None  # and what permits it
 
 
 def all_lanes() -> list[Lane]:
@@ -359,41 +262,12 @@ def all_lanes() -> list[Lane]:
     return sorted(_lanes, key=lambda lane: lane.name)
 
 
-def name_of(function: Callable[..., Any]) -> str:
-    """A function's name for people: module and qualified name, also behind `functools.partial`."""
-    while hasattr(function, "func"):
-        function = function.func
-    name = getattr(function, "__qualname__", None) or type(function).__qualname__
-    return f"{getattr(function, '__module__', None) or 'builtins'}.{name}"
-
-
-def _harmless(call: Call, error: BaseException) -> RuntimeError:
-    """An exception that would end the event loop, as one that does not."""
-    said = RuntimeError(f"{name_of(call.function)}() raised {type(error).__name__}({error}) in a thread")
-    said.__cause__ = error
-    return said
-
-
-def on_loop(loop: asyncio.AbstractEventLoop, function: Callable[..., None], *args: Any) -> None:
-    """Have an event loop call this soon; a closed one has nobody left who could ask."""
-    try:
-        loop.call_soon_threadsafe(function, *args)
-    except RuntimeError:
-        log.debug("a call ended after its event loop")
-
-
-def settle(future: asyncio.Future[Any]) -> None:
-    """Complete a future that only says that something has happened."""
-    if not future.done():
-        future.set_result(None)
-
-
 _lanes: weakref.WeakSet[Lane] = weakref.WeakSet()
 
 
 def _after_fork() -> None:
     for lane in list(_lanes):
-        lane._reset()
+        lane.forget()
 
 
 if hasattr(os, "register_at_fork"):

@@ -12,44 +12,25 @@ import sys
 import threading
 import time
 from collections.abc import Collection
-from dataclasses import dataclass
+from contextlib import suppress
 
 from onebeat.errors import ConfigurationError
+from onebeat.offload.ends import STATUS, End, from_code, from_status
 from onebeat.offload.family import Process, descendants, end_group
-from onebeat.offload.seed import BORN, STATUS
+from onebeat.offload.pipes import UNFORKED, Pipes
+from onebeat.offload.seed import BORN
 
 GRACE = 0.5  # seconds between asking a group to end and ending it
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class End:
-    """How a child ended: by exit code or by signal, and the most memory it had."""
-
-    exit_code: int | None = None
-    signal: int | None = None
-    peak: int | None = None  # bytes
-
-    def __str__(self) -> str:
-        words = "an unknown end" if self.exit_code is None else f"exit code {self.exit_code}"
-        if self.signal is not None:
-            words = f"signal {_signal_name(self.signal)} ({self.signal})"
-        if self.signal == getattr(signal, "SIGKILL", None):
-            words += " (the kernel sends it when memory runs out)"
-        return words if self.peak is None else f"{words}, at most {self.peak / 2**20:.0f} MiB used"
 
 
 class Child:
     """A started child: its pipes, its process id, and how it ends."""
 
-    def __init__(
-        self, pipes: Pipes, process: Process, watched: int | None, popen: subprocess.Popen[bytes] | None = None
-    ):
-        self.process = process
-        self.reader: int | None = pipes.reader
-        self.writer: int | None = pipes.writer
+    def __init__(self, pipes: Pipes, process: Process, popen: subprocess.Popen[bytes] | None = None) -> None:
+        self.process, self.pipes = process, pipes
         self.alone = popen is not None
         """Whether it must look by itself whether its parent lives."""
-        self._watched, self._popen = watched, popen
+        self._popen = popen
         self._waiting = threading.Lock()
         self._end: End | None = None
 
@@ -65,9 +46,9 @@ class Child:
                 return self._end
             if self._popen is not None:
                 if (code := _wait(self._popen, within)) is not None:
-                    self._end = _from_code(code)
-            elif self._watched is not None and _readable(self._watched, within):
-                self._end = _from_status(os.read(self._watched, STATUS.size))
+                    self._end = from_code(code)
+            elif self.pipes.status in self.pipes and _readable(self.pipes.status, within):
+                self._end = from_status(os.read(self.pipes.status, STATUS.size))
             return self._end
 
     def end(self, grace: float = GRACE) -> None:
@@ -90,21 +71,15 @@ class Child:
 
     def says_something(self, within: float) -> bool:
         """Whether there is something to read from it, waiting at most `within` seconds."""
-        return self.reader is not None and _readable(self.reader, within)
+        return _readable(self.pipes.reader, within)
 
     def close(self) -> None:
         """Give back the descriptors."""
-        self.hang_up()
-        for fd in (self.reader, self._watched):
-            if fd is not None:
-                os.close(fd)
-        self.reader = self._watched = None
+        self.pipes.close()
 
     def hang_up(self) -> None:
         """Close the pipe to the child: an idle one ends by itself then."""
-        if self.writer is not None:
-            os.close(self.writer)
-        self.writer = None
+        self.pipes.close(self.pipes.writer)
 
     def _signal(self, family: set[Process], number: int) -> None:
         """To a group only by whoever waits for its leader, and before: the seed does that for the children it forks."""
@@ -116,24 +91,6 @@ class Child:
                     end_group(self.pid, number)
         for process in family:
             process.signal(number)
-
-
-class Pipes:
-    """Two pipes between this process and a child: ours to keep, theirs to hand over."""
-
-    def __init__(self) -> None:
-        self.their_reader, self.writer = os.pipe()
-        self.reader, self.their_writer = os.pipe()
-
-    def handed_over(self) -> None:
-        """Close the child's ends here."""
-        os.close(self.their_reader)
-        os.close(self.their_writer)
-
-    def drop(self) -> None:
-        """Close our ends too."""
-        os.close(self.reader)
-        os.close(self.writer)
 
 
 class Seedbed:
@@ -177,6 +134,8 @@ class Seedbed:
 
     def _uproot(self) -> None:
         if self._control is not None:
+            with suppress(OSError):  # it is gone already
+                self._control.shutdown(socket.SHUT_RDWR)  # a fork of this process may hold the socket open
             self._control.close()
             self._control = None
         if self._popen is not None:
@@ -195,25 +154,26 @@ class Spawner:
     def start(self) -> Child:
         """A new child."""
         pipes = Pipes()
-        theirs = (pipes.their_reader, pipes.their_writer)
-        told = f"{theirs[0]}, {theirs[1]}, {[*self._preload]!r}"
         try:
-            popen = _python(f"from onebeat.offload.child import alone; alone({told})", theirs)
+            reader, writer, _ = pipes.theirs
+            told = f"{reader}, {writer}, {[*self._preload]!r}"
+            popen = _python(f"from onebeat.offload.child import alone; alone({told})", (reader, writer))
+            pipes.close(*pipes.theirs)
         except OSError:
-            pipes.drop()
+            pipes.close()
             raise
-        finally:
-            pipes.handed_over()
-        return Child(pipes, Process.of(popen.pid), None, popen)
+        return Child(pipes, Process.of(popen.pid), popen)
 
     def close(self) -> None:
         """Nothing is kept."""
 
 
 Launcher = Seedbed | Spawner
+FORKS = sys.platform == "linux" and os.path.exists("/proc/self/stat")
+"""Whether children are forked here: a process of one's child is told from a later one by what /proc says of it."""
 
 
-def launcher(preload: tuple[str, ...] = (), *, spawn: bool = sys.platform != "linux") -> Launcher:
+def launcher(preload: tuple[str, ...] = (), *, spawn: bool = not FORKS) -> Launcher:
     """The way to start children here; `ConfigurationError` where there is none."""
     if sys.platform == "win32":
         raise ConfigurationError(
@@ -222,42 +182,32 @@ def launcher(preload: tuple[str, ...] = (), *, spawn: bool = sys.platform != "li
     return Spawner(preload) if spawn else Seedbed(preload)
 
 
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:  # a real-time signal has no name
-        return "without a name"
-
-
 def _fork(control: socket.socket) -> Child:
     """Ask the seed for a child."""
     pipes = Pipes()
-    status, their_status = os.pipe()
     try:
-        fds = array.array("i", [pipes.their_reader, pipes.their_writer, their_status])
-        control.sendmsg([b"+"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)])
-        pipes.handed_over()
-        os.close(their_status)
-        data = os.read(status, BORN.size) if _readable(status, 60) else b""
+        control.sendmsg([b"+"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", pipes.theirs))])
+        pipes.close(*pipes.theirs)
+        data = os.read(pipes.status, BORN.size) if _readable(pipes.status, 60) else b""
         if len(data) < BORN.size:
             raise ConnectionError("the seed process ended or did not answer within 60 s")
     except OSError:
-        pipes.drop()
-        os.close(status)
+        pipes.close()
         raise
-    return Child(pipes, Process(*BORN.unpack(data)), status)
+    return Child(pipes, Process(*BORN.unpack(data)))
 
 
 def _python(code: str, inherited: Collection[int]) -> subprocess.Popen[bytes]:
     """An interpreter like this one, in a session of its own, with this import path."""
     code = f"import sys; sys.path[:] = {sys.path!r}; {code}"
     flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]  # what multiprocessing uses too
-    return subprocess.Popen(  # noqa: S603 - our own interpreter and code
-        [sys.executable, *flags, "-c", code],
-        pass_fds=inherited,
-        stdin=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    with UNFORKED:  # Popen waits until nobody holds its own pipe to the new process any more
+        return subprocess.Popen(  # noqa: S603 - our own interpreter and code
+            [sys.executable, *flags, "-c", code],
+            pass_fds=inherited,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        )
 
 
 def _wait(popen: subprocess.Popen[bytes], within: float) -> int | None:
@@ -288,14 +238,3 @@ def _readable(fd: int, within: float) -> bool:
     poll = select.poll()
     poll.register(fd, select.POLLIN)
     return bool(poll.poll(within * 1000))
-
-
-def _from_status(data: bytes) -> End:
-    if len(data) < STATUS.size:
-        return End()  # the seed went first
-    status, peak = STATUS.unpack(data)
-    return _from_code(os.waitstatus_to_exitcode(status), peak * 1024)
-
-
-def _from_code(code: int, peak: int | None = None) -> End:
-    return End(signal=-code, peak=peak) if code < 0 else End(exit_code=code, peak=peak)

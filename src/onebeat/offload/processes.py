@@ -6,18 +6,16 @@ import asyncio
 import atexit
 import os
 import threading
-import time
-from collections import deque
 from collections.abc import Callable
 from typing import Any, Literal, Never, TypeVar, TypeVarTuple
 
-from onebeat.errors import Busy, ConfigurationError, Stopped, WorkerProcessDied
+from onebeat.errors import ConfigurationError, Stopped, WorkerProcessDied
 from onebeat.offload import child
-from onebeat.offload.lanes import Awaited, Call, Lane, Worker, log, name_of
-from onebeat.offload.launch import launcher
+from onebeat.offload.breaker import Breaker
+from onebeat.offload.calls import Awaited, Call
 from onebeat.offload.limits import Limit
-from onebeat.offload.share import PROCESSORS, Share, Token
-from onebeat.offload.slots import Slot
+from onebeat.offload.process_lane import ProcessLane
+from onebeat.offload.share import PROCESSORS, Share
 from onebeat.offload.threads import late, outlast, refuse, withdraw_when_over
 
 LOOK = 0.25  # seconds after which a waiting thread looks whether the call around it was told to stop
@@ -112,129 +110,6 @@ def to_process_sync(function: Callable[[*Ts], R], /, *args: *Ts, timeout: float 
             raise error
 
 
-class ProcessLane(Lane):
-    """A lane whose threads each hold one child process, started on first use.
-
-    With `share` it may always have one child, and each further one takes a token that all workers of this server share.
-    """
-
-    places = "processes"
-    kept = 1
-
-    def __init__(
-        self,
-        name: str,
-        width: int,
-        queue: int = 256,
-        *,
-        recycle: int | None = None,
-        preload: tuple[str, ...] = (),
-        spawn: bool | None = None,
-        share: Share | None = None,
-    ) -> None:
-        super().__init__(name, width, queue)
-        self._share = share
-        self._tokens: list[Token] = []
-        self._said = False
-        self._recycle = recycle
-        self._launcher = launcher(preload) if spawn is None else launcher(preload, spawn=spawn)
-
-    def grow(self, threads: int) -> bool:
-        if self._share is None or threads == 0:
-            return True
-        token = self._share.take()
-        if token is not None:
-            self._tokens.append(token)
-        return token is not None
-
-    @property
-    def free(self) -> int:
-        """How many calls could start at once: in idle children, and in one more if it may be started."""
-        if self._share is None:
-            return super().free
-        with self._lock:
-            idle, threads = len(self._idle), self._threads
-        if idle == 0 and threads < self.width and (threads == 0 or self._share.left()):
-            return 1
-        return idle
-
-    @property
-    def bound(self) -> str:
-        """How many children there can be, in words."""
-        if self._share is None:
-            return f"at most {self.width} child processes here, as many in each other worker of this server"
-        return (
-            f"one child process here, as in each other worker of this server, and {len(self._share)} more "
-            "that all workers share"
-        )
-
-    def warm(self) -> None:
-        """Start every child now."""
-        for _ in range(self.width - len(self.threads())):
-            try:
-                self.submit(Call(_start_only, (), {}, Limit()))
-            except Busy:
-                return
-
-    def enter(self, call: Call, worker: Worker) -> Any:
-        if worker.slot is None:
-            self._say()
-            worker.slot = Slot(self._launcher, self._recycle)
-        if call.function is _start_only:
-            return worker.slot.warm()
-        return worker.slot.run(call)
-
-    def _say(self) -> None:
-        """Say once, with the first child, how many there can be."""
-        with self._lock:
-            said, self._said = self._said, True
-        if not said:
-            log.info("%s: %s", self.name, self.bound)
-
-    def tidy(self, worker: Worker) -> None:
-        if worker.slot is not None and not self.closed:
-            worker.slot.tidy()
-
-    def leave(self, worker: Worker) -> None:
-        if worker.slot is not None:
-            worker.slot.close()
-        if self._tokens:
-            self._tokens.pop().close()
-
-    def close(self, timeout: float = 2.0) -> None:
-        """Start nothing more and end every child, busy ones too; returns when they have ended, or after `timeout`."""
-        deadline = time.monotonic() + timeout
-        for call in self.shut():
-            call.stop("the process lane is closing")
-        for thread in self.threads():
-            thread.join(max(0.0, deadline - time.monotonic()))
-        self._launcher.close()
-
-
-class Breaker:
-    """Refuses a function that ended `limit` children within `window` seconds, until the oldest of them is that old."""
-
-    def __init__(self, limit: int = 5, window: float = 60.0, clock: Callable[[], float] = time.monotonic) -> None:
-        self._limit, self._window, self._clock = limit, window, clock
-        self._deaths: dict[str, deque[float]] = {}
-
-    def died(self, function: Callable[..., Any]) -> None:
-        """A child ended by itself while it ran this function."""
-        self._deaths.setdefault(name_of(function), deque(maxlen=self._limit)).append(self._clock())
-
-    def check(self, function: Callable[..., Any]) -> None:
-        """Raise `Busy` while the function is refused."""
-        deaths = self._deaths.get(name_of(function))
-        if deaths is None or len(deaths) < self._limit:
-            return
-        left = deaths[0] + self._window - self._clock()
-        if left > 0:
-            raise Busy(
-                f"{name_of(function)} ended {self._limit} processes within {self._window:g} s and is not started for "
-                f"another {left:.0f} s; other functions go on. Look for WorkerProcessDied in the log."
-            )
-
-
 breaker = Breaker()
 
 
@@ -275,10 +150,6 @@ def set_processes(settings: dict[str, Any]) -> None:
             raise ConfigurationError("setup_offload() must come before the first to_process()")
         _settings.clear()
         _settings.update(settings)
-
-
-def _start_only() -> None:
-    """Not called: a slot that gets it only starts its child."""
 
 
 def _refuse_inside_a_child() -> None:

@@ -17,9 +17,9 @@ import struct
 import sys
 from importlib import import_module
 
+from onebeat.offload.ends import STATUS
 from onebeat.offload.family import Process, end_group
 
-STATUS = struct.Struct("!iQ")  # what waitpid says of a child, and the most memory it had, in KiB
 BORN = struct.Struct("!IQ")  # a new child: its number, and when it was born
 PR_SET_PDEATHSIG = 1  # prctl(2): the signal a process gets when its parent dies
 

@@ -7,8 +7,11 @@ from collections.abc import Sequence
 from typing import Literal
 
 from onebeat.errors import ConfigurationError
-from onebeat.offload.lanes import Held, Lane, all_lanes, log
-from onebeat.offload.processes import ProcessLane, close_processes, default_lane, default_settings, set_processes
+from onebeat.offload.calls import Held, log
+from onebeat.offload.lanes import Lane, all_lanes
+from onebeat.offload.process_lane import ProcessLane
+from onebeat.offload.processes import close_processes, default_lane, default_settings, set_processes
+from onebeat.offload.share import PROCESSORS
 from onebeat.offload.threads import DEFAULT_LANE, to_thread
 
 
@@ -50,8 +53,22 @@ def setup_offload(
         settings["spawn"] = True
     set_processes(settings)
     DEFAULT_LANE.width, DEFAULT_LANE.queue = threads, queue
+    log.info("threads: at most %d here; child processes: %s", threads, said(processes))
     if warm:
         default_lane().warm()
+
+
+def said(processes: int | None) -> str:
+    """How many children there can be over all workers of a server, in words.
+
+    >>> said(3)
+    'at most 3 for to_process and 3 for jobs, in each worker of this server'
+    """
+    if processes is not None:
+        return f"at most {processes} for to_process and {processes} for jobs, in each worker of this server"
+    return (
+        f"one for to_process and one for jobs, in each worker of this server, and {PROCESSORS - 1} more for all of them"
+    )
 
 
 async def close_offload(timeout: float = 5.0) -> list[Held]:

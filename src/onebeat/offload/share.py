@@ -6,20 +6,14 @@ import os
 import socket
 import sys
 from pathlib import Path
-from typing import Protocol
-
-
-class Token(Protocol):
-    """Held until it is closed, or until this process ends, however it ends."""
-
-    def close(self) -> None: ...
 
 
 class Share:
-    """`count` tokens for all processes that have one parent: the workers of one `uvicorn --workers 4`.
+    """`count` tokens for all processes of one server: those of one user with one parent in one process group.
 
-    A token is a name bound in Linux' abstract socket namespace: there is no file to clean up, and the kernel frees it
-    when its holder ends. Elsewhere each process has a quarter of them to itself.
+    So the workers of one `uvicorn --workers 4` have them together, and another server has its own. A token is a name
+    bound in Linux' abstract socket namespace: there is no file to clean up, and the kernel frees it when its holder
+    ends. Elsewhere each process has a quarter of them to itself.
 
     >>> share = Share(1)
     >>> first, second = share.take(), share.take()
@@ -31,7 +25,9 @@ class Share:
     """
 
     def __init__(self, count: int, family: str | None = None) -> None:
-        self._count = count
+        self.common = sys.platform == "linux"
+        """Whether other processes take from them too."""
+        self._count = count if self.common else count // 4
         self._family = family
         self._taken: list[socket.socket] = []
 
@@ -40,9 +36,9 @@ class Share:
 
     def take(self) -> socket.socket | None:
         """A token, or None when all are held."""
-        if sys.platform != "linux":
+        if not self.common:
             self._taken = [token for token in self._taken if token.fileno() >= 0]
-            if len(self._taken) >= self._count // 4:
+            if len(self._taken) >= self._count:
                 return None
             self._taken.append(socket.socket())
             return self._taken[-1]
@@ -78,8 +74,20 @@ def processors() -> int:
 
 
 def _family() -> str:
-    """User and parent process; a parent's number is used again only after all its children are gone or adopted."""
-    return f"{os.getuid()}-{os.getppid()}"
+    """What the workers of one server have in common, and other servers of the same user have not.
+
+    A group's number is not given away while it has a member. Containers may have equal numbers and one network, so
+    their own numbering counts too. Asked each time: a worker whose parent has ended belongs to another family.
+    """
+    return f"{os.getuid()}-{_NUMBERING}-{os.getppid()}-{os.getpgrp()}"
+
+
+def _numbering() -> int:
+    """The namespace in which process numbers count here; it never changes for a process. 0 where there is none."""
+    try:
+        return os.stat("/proc/self/ns/pid").st_ino
+    except OSError:
+        return 0
 
 
 def _quota() -> float | None:
@@ -96,4 +104,5 @@ def _quota() -> float | None:
         return None
 
 
-PROCESSORS = processors()  # read once at import: two small files, which must not be read on an event loop
+PROCESSORS = processors()  # both are read once at import: small files, which must not be read on an event loop
+_NUMBERING = _numbering()

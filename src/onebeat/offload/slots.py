@@ -13,8 +13,9 @@ from typing import Any
 
 from onebeat.errors import RemoteError, Stopped, WorkerProcessDied
 from onebeat.offload import remote, wire
-from onebeat.offload.lanes import Call, log, name_of
-from onebeat.offload.launch import Child, End, Launcher
+from onebeat.offload.calls import Call, log, name_of
+from onebeat.offload.ends import End
+from onebeat.offload.launch import Child, Launcher
 from onebeat.offload.reference import culprit, reference
 from onebeat.offload.wire import Channel, Closed, Packed, Unreadable
 from onebeat.tracking import carrying
@@ -33,7 +34,7 @@ class Slot:
         self._channel: Channel | None = None
         self._call: Call | None = None
         self._ending: threading.Thread | None = None
-        self._main_sent = self._replace = False
+        self._main_sent = self._replace = self._asked = False
         self._calls = 0
 
     def run(self, call: Call) -> Any:
@@ -43,7 +44,8 @@ class Slot:
             self._call = call
         call.slot = self
         try:
-            return self._receive(self._send(packed, call), call)
+            self._send(packed, call)
+            return self._answer(call)
         except Closed:
             raise self._died(call) from None
         finally:
@@ -57,86 +59,100 @@ class Slot:
                 self._ending = threading.Thread(target=child.end, name="onebeat-ending", daemon=True)
                 self._ending.start()
 
-    def warm(self) -> Channel:
-        """The channel to a child that is ready for a call."""
-        if self._recycle is not None and self._calls >= self._recycle:
-            self._dismiss()
-        if self._channel is None:
-            self._start()
-        assert self._channel is not None, "just started"
-        return self._channel
+    def warm(self) -> None:
+        """Have a child that is ready for a call. What prevents it is said in the log: nobody waits for it."""
+        try:
+            self._ready()
+        except Exception:  # noqa: BLE001 - whatever it is, this thread must go on and try again
+            log.warning("a child process could not be started; the next call tries again", exc_info=True)
+            self._end()
 
     def tidy(self) -> None:
         """Between calls: replace a child that was ended or has run its number of calls."""
-        if self._replace or (self._recycle is not None and self._calls >= self._recycle):
-            try:
-                self.warm()
-            except (OSError, Closed):
-                log.warning("a child process could not be started; the next call tries again", exc_info=True)
+        if self._replace or self._worn:
+            self.warm()
 
     def close(self) -> None:
         """Let the child end, and end it if it does not."""
         self._dismiss()
 
-    def _send(self, packed: Packed, call: Call) -> Channel:
+    @property
+    def _worn(self) -> bool:
+        return self._recycle is not None and self._calls >= self._recycle
+
+    def _ready(self) -> Channel:
+        """The channel to a child that is ready for a call."""
+        if self._worn:
+            self._dismiss()
+        return self._channel or self._start()
+
+    def _send(self, packed: Packed, call: Call) -> None:
         """Send the call; a child that died between calls is replaced, for the call has not begun there."""
         for again in (True, False):
-            channel = self.warm()
+            channel = self._ready()
             if call.limit.reason is not None:  # told while there was no child to end
                 raise Stopped(call.limit.reason)
             try:
                 if not self._main_sent and packed.mentions(b"__main__"):
                     channel.send(Packed(wire.HELLO, _main()))
                     self._main_sent = True
+                self._asked = True
                 channel.send(packed)
-                break
+                return
             except Closed:
                 if not again or self._ending is not None:
                     raise
                 log.warning("a child process ended between calls: %s", self._ended())
                 self._bury()
-        return channel
 
-    def _receive(self, channel: Channel, call: Call) -> Any:
-        while True:
-            try:
-                kind, value = channel.receive()
-            except Unreadable as unreadable:
-                words = f"what {name_of(call.function)} returned cannot be rebuilt here: {unreadable.__cause__}"
-                raise RemoteError(words) from unreadable.__cause__
-            if kind == wire.VALUE:
-                return value
-            if kind == wire.ERROR:
-                raise remote.unpack(value)
-            _record(value)
+    def _answer(self, call: Call) -> Any:
+        """The value that the child sends, or the exception; its log records come before."""
+        assert self._channel is not None, "a call was sent on it"
+        try:
+            kind, value = _next(self._channel)
+        except Unreadable as unreadable:
+            self._asked = False
+            words = f"what {name_of(call.function)} returned cannot be rebuilt here: {unreadable.__cause__}"
+            raise RemoteError(words) from unreadable.__cause__
+        self._asked = False
+        if kind == wire.ERROR:
+            raise remote.unpack(value)
+        return value
 
     def _finish(self) -> None:
-        """No longer to be ended for this call; if that has begun, see it through."""
+        """No longer to be ended for this call; if that has begun, see it through.
+
+        A child that still owes an answer would give it to the next call: it is ended too.
+        """
         with self._lock:
             self._call, ending, self._ending = None, self._ending, None
         self._calls += 1
         if ending is not None:
             ending.join()
             self._bury()
+        elif self._asked:
+            self._end()
 
-    def _start(self) -> None:
+    def _start(self) -> Channel:
+        """A new child that has said it is ready; `Closed` when it ended before, or says nothing for a minute."""
         child = self._launcher.start()
         with self._lock:
             self._child = child
-        assert child.reader is not None, "a new child's pipes are open"
-        assert child.writer is not None, "a new child's pipes are open"
-        channel = Channel(child.reader, child.writer)
-        self._main_sent = self._replace = False
+        channel = Channel(child.pipes.reader, child.pipes.writer)
+        self._main_sent = self._replace = self._asked = False
         self._calls = 0
-        channel.send(Packed(wire.HELLO, _hello(watch=child.alone)))
-        while child.says_something(STARTING):
-            kind, value = channel.receive()
-            if kind == wire.READY:
-                self._channel = channel
-                return
-            _record(value)
-        child.end(0)
-        raise Closed
+        try:
+            channel.send(Packed(wire.HELLO, _hello(watch=child.alone)))
+            if not child.says_something(STARTING):
+                child.end(0)
+            _next(channel)  # its READY
+        except Closed:
+            raise  # how it ended is yet to be told
+        except BaseException:
+            self._end()
+            raise
+        self._channel = channel
+        return channel
 
     def _died(self, call: Call) -> Exception:
         """The child is gone in the midst of a call: because it was told to, or by itself. End what it left behind."""
@@ -175,7 +191,7 @@ class Slot:
             child, self._child, self._channel = self._child, None, None
         if child is not None:
             child.close()
-        self._replace = True
+        self._replace, self._asked = True, False
 
 
 def _pack(call: Call) -> Packed:
@@ -205,9 +221,24 @@ def _refused(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[s
     )
 
 
-def _record(sent: tuple[dict[str, Any], str | None]) -> None:
+def _next(channel: Channel) -> tuple[int, Any]:
+    """The next frame that is no log record. Those go to this process's logging, and none of them harms a call."""
+    while True:
+        try:
+            kind, value = channel.receive()
+            if kind != wire.LOG:
+                return kind, value
+            _record(*value)
+        except Closed:
+            raise
+        except Exception as error:
+            if isinstance(error, Unreadable) and error.kind != wire.LOG:
+                raise
+            log.warning("a log record of a child process is lost", exc_info=True)
+
+
+def _record(fields: dict[str, Any], carried: str | None) -> None:
     """Hand a child's log record to this process's logging: in the caller's context, or in the one it was made in."""
-    fields, carried = sent
     logger = logging.getLogger(fields.get("name"))
     if logger.isEnabledFor(fields.get("levelno", logging.INFO)):
         with carrying.unpacked(carried):
@@ -224,10 +255,17 @@ def _hello(watch: bool) -> dict[str, Any]:
         "path": sys.path,
         "argv": sys.argv,
         "environ": dict(os.environ),
-        "cwd": os.getcwd(),
+        "cwd": _cwd(),
         "levels": levels,
         "watch": watch,
     }
+
+
+def _cwd() -> str | None:
+    try:
+        return os.getcwd()
+    except FileNotFoundError:  # removed since: the child stays where it starts
+        return None
 
 
 def _main() -> tuple[str | None, str | None]:

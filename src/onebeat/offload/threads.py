@@ -11,7 +11,8 @@ from functools import partial
 from typing import Any, Literal, Never, TypeVar, TypeVarTuple
 
 from onebeat.errors import Stopped
-from onebeat.offload.lanes import Awaited, Call, Lane, log, name_of, on_loop, settle
+from onebeat.offload.calls import Awaited, Call, log, name_of, on_loop, settle
+from onebeat.offload.lanes import Lane
 from onebeat.offload.limits import Limit
 
 R = TypeVar("R")

@@ -29,6 +29,9 @@ class Closed(Exception):
 class Unreadable(Exception):
     """A frame arrived whole, but its pickle could not be rebuilt; the cause says why, and the channel is in step."""
 
+    def __init__(self, kind: int) -> None:
+        self.kind = kind
+
 
 class Packed:
     """An object made ready for sending; holds what it refers to until it is sent."""
@@ -85,7 +88,7 @@ class Channel:
             try:
                 return kind, pickle.loads(body)  # noqa: S301 - from our own child or parent, over an unnamed socket
             except Exception as error:
-                raise Unreadable from error
+                raise Unreadable(kind) from error
         stream = _Body(self, size)
         try:
             return kind, pickle.Unpickler(stream).load()  # noqa: S301 - as above
@@ -93,7 +96,7 @@ class Channel:
             raise
         except Exception as error:
             stream.skip()
-            raise Unreadable from error
+            raise Unreadable(kind) from error
 
     def _fill(self, size: int) -> None:
         """Have at least `size` (at most `SMALL`) bytes in the buffer."""
