@@ -98,7 +98,9 @@ class Scheduler(TaskRouter):
         )
         self.workers = Workers(self._open_database)
         self.queues = Queues(self._open_database)
-        self.locks = DatabaseLocks.for_scheduler(self._open_database, self._open_heartbeat, clock=self._clock)
+        self.locks = DatabaseLocks.for_scheduler(
+            self._open_database, self._open_heartbeat, lambda: self._loop, clock=self._clock
+        )
 
     def __repr__(self) -> str:
         return f"<Scheduler of {len(list(self.registry))} tasks>"

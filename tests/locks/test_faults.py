@@ -19,7 +19,7 @@ from onebeat.locks.base import LocksOn
 from onebeat.store.database import Database
 from onebeat.store.tables import build
 from onebeat.store.transaction import Tx
-from onebeat.testing.lock_contract import patiently
+from onebeat.testing.lock_support import patiently
 from tests.conftest import SERVERS, MakeDatabase
 from tests.support.databases import waits_until
 from tests.support.proxy import proxy_to
@@ -235,6 +235,23 @@ async def test_a_database_that_goes_away_ends_the_trust_before_the_lease(
         assert "'b' could not be released" in caplog.text
         with pytest.raises(DatabaseUnavailable):
             await locks.lock("c").acquire()
+
+
+async def test_a_redis_that_goes_away_ends_the_trust_before_the_lease(redis_server: RedisServer) -> None:
+    async with RedisLocks(redis_server.url) as locks:
+        lease = await locks.lock("a", ttl=TTL).acquire()
+
+        async def kill() -> None:
+            redis_server.kill()
+            with pytest.raises(DatabaseUnavailable, match="is it running"):
+                await lease.check()
+
+        begun = time.monotonic()
+        with pytest.raises(LeaseLost, match="renewed in time"):
+            await lost_body(lease, kill)
+        assert time.monotonic() - begun < TTL + SLOW
+        with pytest.raises(DatabaseUnavailable):
+            await locks.lock("b").acquire()
 
 
 async def test_a_blocked_event_loop_does_not_lose_the_lock(database_url: str) -> None:

@@ -11,7 +11,7 @@ import pytest
 from onebeat import LeaseLost, NotStarted, Scheduler
 from onebeat.locks import DatabaseLocks
 from onebeat.store.transaction import Tx
-from onebeat.testing.lock_contract import patiently
+from onebeat.testing.lock_support import patiently
 from tests.conftest import MakeDatabase
 
 WITHIN = 20.0  # seconds

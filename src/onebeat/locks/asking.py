@@ -64,7 +64,8 @@ def _between(what: str, value: Seconds, least: int, most: int | None) -> int:
     try:
         found = seconds_us(value)
     except ValueError as error:
-        raise ConfigurationError(f"{what}={value!r:.80} cannot be used: {error}") from None
+        advice = "; None waits without limit" if what == "wait" else ""
+        raise ConfigurationError(f"{what}={value!r:.80} cannot be used: {error}{advice}") from None
     if found < least or (most is not None and found > most):
         limits = f"at least {least / SECOND:g} s" if most is None else f"{least / SECOND:g} to {most / SECOND:g} s"
         raise ConfigurationError(f"{what}={value!r:.80} cannot be used; it must be {limits}")

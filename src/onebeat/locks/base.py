@@ -91,8 +91,8 @@ class LocksOn(Generic[B]):
         only the fence tells them apart. Who did it and why is kept where the lock lives.
         Raises `ConfigurationError` for an empty reason.
         """
-        if not reason.strip():
-            raise ConfigurationError("force_release needs a reason; it is kept in the audit record")
+        if not isinstance(reason, str) or not reason.strip():
+            raise ConfigurationError(f"force_release needs a reason in words, for its record; this is {reason!r:.80}")
         found = await self._usable().force_release(lock_name(name), reason, holder())
         if found is not None:
             log.warning("lock %r was taken by force from %s: %s", name, found.holder, reason)

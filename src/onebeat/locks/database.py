@@ -143,24 +143,39 @@ class DatabaseLocks(LocksOn[DatabaseBackend]):
 
     @classmethod
     def for_scheduler(
-        cls, database: Callable[[], Database], heartbeat: Callable[[], Beat], *, clock: Clock | None = None
+        cls,
+        database: Callable[[], Database],
+        heartbeat: Callable[[], Beat],
+        loop: Callable[[], asyncio.AbstractEventLoop | None],
+        *,
+        clock: Clock | None = None,
     ) -> DatabaseLocks:
-        """The locks of a scheduler: its database and its heartbeat thread, asked for when they are needed.
+        """The locks of a scheduler: its database, heartbeat thread and event loop, asked for when they are needed.
 
-        Both functions raise `NotStarted` before start. The scheduler awaits `close()` before it closes either.
+        The first two raise `NotStarted` before start. The scheduler awaits `close()` before it closes either.
         """
-        return _SchedulersLocks(database, heartbeat, clock)
+        return _SchedulersLocks(database, heartbeat, loop, clock)
 
 
 class _SchedulersLocks(DatabaseLocks):
-    def __init__(self, database: Callable[[], Database], heartbeat: Callable[[], Beat], clock: Clock | None) -> None:
+    def __init__(
+        self,
+        database: Callable[[], Database],
+        heartbeat: Callable[[], Beat],
+        loop: Callable[[], asyncio.AbstractEventLoop | None],
+        clock: Clock | None,
+    ) -> None:
         LocksOn.__init__(self, DatabaseBackend(database), clock=clock)
         self._heartbeat = heartbeat
+        self._schedulers_loop = loop
 
     def _ready(self) -> None:
-        """Started or not is the scheduler's word; another event loop is refused by its database."""
-        asyncio.get_running_loop()
+        """Started or not is the scheduler's word."""
         _ = self._backend.database
+        if asyncio.get_running_loop() is not self._schedulers_loop():
+            raise NotStarted(
+                "the scheduler was started in another event loop; use its locks there, or `with` on a lock in a thread"
+            )
 
     def _make_beat(self) -> Beat:
         return self._heartbeat()

@@ -34,6 +34,7 @@ class Keeper:
         self._clock = clock
         self._mutex = threading.Lock()
         self._held: dict[Hold, int] = {}  # to when it is to be renewed, boot microseconds
+        self._asleep_until: int | None = None  # so that only an earlier renewal wakes the thread; None: until woken
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._woken: asyncio.Event | None = None
@@ -43,12 +44,14 @@ class Keeper:
     def add(self, hold: Hold) -> None:
         """Keep this alive from now on; it was granted just now."""
         with self._mutex:
-            self._held[hold] = self._next(hold, 1.0)
+            at = self._held[hold] = self._next(hold, 1.0)
+            soon_enough = self._asleep_until is not None and self._asleep_until <= at
             if self._thread is None or not self._thread.is_alive():
                 self._stopping = False
                 self._thread = threading.Thread(target=self._main, name="onebeat-locks-heartbeat", daemon=True)
                 self._thread.start()
-        self._wake()
+        if not soon_enough:
+            self._wake()
 
     def remove(self, hold: Hold) -> None:
         """Stop renewing this."""
@@ -97,7 +100,7 @@ class Keeper:
     async def _sleep(self) -> None:
         assert self._woken is not None
         with self._mutex:
-            at = min(self._held.values(), default=None)
+            self._asleep_until = at = min(self._held.values(), default=None)
         timer = None
         if at is not None:
             delay = max((at - self._clock.boot()) / SECOND, 0.0)
