@@ -12,6 +12,7 @@ from typing import Any
 _REMEMBERED = 5_000  # paths
 _TIMES = frozenset(("created", "msecs", "relativeCreated"))
 _paths: dict[str, tuple[str, str]] = {}
+_modules = sys.modules
 _begun = getattr(logging, "_startTime", time.time())
 _START = _begun / 1e9 if _begun > 1e12 else _begun  # nanoseconds from Python 3.13 on
 
@@ -48,14 +49,19 @@ class Record(logging.LogRecord):
         self.lineno = lineno
         self.funcName = func  # type: ignore[assignment]  # None when logging does not look for callers
         self.created = created
-        self.msecs = int((created - int(created)) * 1000) + 0.0
+        self.msecs = int(created % 1 * 1000) + 0.0
         self.relativeCreated = (created - _START) * 1000
         if logging.logThreads:
             self.thread = threading.get_ident()
             self.threadName = threading.current_thread().name
         else:
             self.thread = self.threadName = None
-        self.processName = _process_name() if logging.logMultiprocessing else None
+        if not logging.logMultiprocessing:
+            self.processName = None
+        elif "multiprocessing" in _modules:
+            self.processName = _process_name()
+        else:
+            self.processName = "MainProcess"
         self.process = os.getpid() if logging.logProcesses else None
         if sys.version_info >= (3, 12):
             self.taskName = _task_name() if logging.logAsyncioTasks else None
@@ -99,11 +105,8 @@ def _names_of(path: str) -> tuple[str, str]:
 
 
 def _process_name() -> str:
-    multiprocessing = sys.modules.get("multiprocessing")
-    if multiprocessing is None:
-        return "MainProcess"
     try:
-        return str(multiprocessing.current_process().name)
+        return str(_modules["multiprocessing"].current_process().name)
     except Exception:  # noqa: BLE001 - as in logging: half imported, anything may be missing
         return "MainProcess"
 
