@@ -10,6 +10,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
+import pytest_asyncio
 
 from onebeat.errors import ConfigurationError, LockTimeout
 from onebeat.locks.base import LocksOn
@@ -20,7 +21,7 @@ from onebeat.testing.lock_threads import Threads
 
 
 class LockContract(Loss, Misuse, Threads):
-    """What a lock promises, as tests. Give it a fixture `make_locks`:
+    """What a lock promises, as tests, with pytest and pytest-asyncio. Give it a fixture `make_locks`:
 
     ```python
     class TestEtcdLocks(LockContract):
@@ -41,7 +42,7 @@ class LockContract(Loss, Misuse, Threads):
         """Returns new, unopened locks at one place at each call."""
         raise NotImplementedError("a LockContract needs a fixture make_locks that returns a function")
 
-    @pytest.fixture
+    @pytest_asyncio.fixture
     async def open_locks(self, make_locks: MakeLocks) -> AsyncIterator[OpenLocks]:
         """Opens locks, and closes them at the end of the test."""
         async with AsyncExitStack() as stack:
