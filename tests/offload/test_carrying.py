@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Iterator
 from typing import Any
@@ -56,7 +57,7 @@ async def test_a_thread_and_a_child_see_the_id_and_the_registered_variables_for_
 
 
 async def test_the_first_call_of_a_child_has_the_variables_its_module_registers() -> None:
-    close_processes()
+    await asyncio.to_thread(close_processes)
     work.tenant.set("first")
     assert (await to_process(work.surroundings))[2] == "first"
 

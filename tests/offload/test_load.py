@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import socket
+import statistics
 import subprocess
 import sys
 import time
@@ -17,8 +18,25 @@ from pathlib import Path
 import pytest
 
 CLIENTS = 200  # concurrent requests
-WORK = 1.0  # seconds each of them takes
+WORK = 0.5  # seconds each of them takes
 PROBING = 2.0  # seconds the unrelated route is asked for
+PAIRS, MOST = 5, 15  # measurements beside each other: so many, and more when a busy machine made them uneven
+
+
+PROBE = """
+import socket, sys, time
+port, seconds = int(sys.argv[1]), float(sys.argv[2])
+connection = socket.create_connection(("127.0.0.1", port))
+until = time.monotonic() + seconds
+while time.monotonic() < until:
+    before = time.perf_counter()
+    connection.sendall(b"GET /quick HTTP/1.1\\r\\nHost: test\\r\\n\\r\\n")
+    answer = b""
+    while b"at once" not in answer:
+        answer += connection.recv(4096)
+    print(time.perf_counter() - before)
+    time.sleep(0.002)
+"""  # a process of its own: the clients' work must not count as the server's
 
 
 class Server:
@@ -99,21 +117,19 @@ async def p99_beside(server: Server, path: str) -> float:
     over = False
     statuses: set[int] = set()
 
-    async def client() -> None:
+    async def client(number: int) -> None:
         async with server.connection() as (reader, writer):
+            await asyncio.sleep(WORK * number / CLIENTS)  # evenly, not all in the same moment again and again
             while not over:
                 statuses.add((await ask(reader, writer, path))[0])
 
-    clients = [asyncio.create_task(client()) for _ in range(CLIENTS)]
-    await asyncio.sleep(0.5)  # until all are connected
-    times = []
-    async with server.connection() as (reader, writer):
-        until = time.monotonic() + PROBING
-        while time.monotonic() < until:
-            before = time.perf_counter()
-            await ask(reader, writer, "/quick")
-            times.append(time.perf_counter() - before)
-            await asyncio.sleep(0.002)
+    clients = [asyncio.create_task(client(number)) for number in range(CLIENTS)]
+    await asyncio.sleep(1.5 * WORK)  # until all are under way
+    probe = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", PROBE, str(server.port), str(PROBING), stdout=asyncio.subprocess.PIPE
+    )
+    said, _ = await probe.communicate()
+    times = [float(line) for line in said.split()]
     over = True
     await asyncio.gather(*clients)
     assert statuses == {200}
@@ -121,17 +137,19 @@ async def p99_beside(server: Server, path: str) -> float:
     return sorted(times)[int(len(times) * 0.99)]
 
 
+@pytest.mark.timeout(300)
 async def test_blocking_calls_through_onebeat_cost_an_unrelated_route_no_more_than_sleeps(server: Server) -> None:
-    """p99 at most 1.5 times that beside `asyncio.sleep`: in the best of four pairs, for the machine has other work."""
+    """p99 at most 1.5 times that beside `asyncio.sleep`: the median of pairs, each one's halves beside each other."""
     ratios = []
-    for _ in range(4):
-        asleep = await p99_beside(server, f"/asleep/{WORK}")
-        thread = await p99_beside(server, f"/thread/{WORK}")
-        print(f"p99 of an unrelated route: beside sleeps {asleep * 1e3:.1f} ms, beside threads {thread * 1e3:.1f} ms")
-        ratios.append(thread / asleep)
-        if ratios[-1] <= 1.5:
+    for number in range(MOST):
+        ways = ["asleep", "thread"] if number % 2 else ["thread", "asleep"]
+        p99 = {way: await p99_beside(server, f"/{way}/{WORK}") for way in ways}
+        ratios.append(p99["thread"] / p99["asleep"])
+        print(f"p99 beside sleeps {p99['asleep'] * 1e3:.1f} ms, beside threads {p99['thread'] * 1e3:.1f} ms")
+        if number + 1 >= PAIRS and statistics.median(ratios) <= 1.5:
             break
-    assert min(ratios) <= 1.5, ratios
+    print(f"median of the ratios {statistics.median(ratios):.2f}")
+    assert statistics.median(ratios) <= 1.5, ratios
 
 
 async def test_the_same_call_made_directly_is_named_by_the_watchdog(server: Server) -> None:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import re
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from blockbuster import BlockBuster, BlockingError, blockbuster_ctx
@@ -57,3 +61,37 @@ async def test_nothing_in_this_room_makes_a_blocking_call_on_the_loop() -> None:
     setup_offload()
     assert await to_process(work.identity, 1) == 1, "with the number of processors, read off the loop"
     await close_offload()
+
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def guarded(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """pytest in a process of its own, with every wait on an event loop noted."""
+    command = [sys.executable, "-m", "pytest", "-c", "pyproject.toml", "-p", "tests.offload.guard", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_the_guard_sees_a_wait_of_onebeat_and_no_other(tmp_path: Path) -> None:
+    own = tmp_path / "test_waits.py"
+    own.write_text(
+        "import time\n"
+        "from onebeat.offload.processes import close_processes, to_process\n"
+        "async def test_by_onebeat():\n"
+        "    await to_process(int)\n"
+        "    close_processes()  # joins threads: no business of a loop\n"
+        "async def test_by_the_test():\n"
+        "    time.sleep(0.01)\n"
+    )
+    done = guarded(str(own))
+    assert done.returncode == 1, done.stdout
+    assert re.search(r"blocking calls of onebeat on an event loop: [1-9]", done.stdout), done.stdout
+    assert "thread.join(" in done.stdout
+    assert "test_by_the_test" not in done.stdout
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+def test_nothing_in_onebeat_waits_on_a_loop_while_its_tests_run() -> None:
+    done = guarded("-m", "not soak", "--ignore", __file__, "tests")
+    assert "blocking calls of onebeat on an event loop: 0\n" in done.stdout, done.stdout[-20_000:]

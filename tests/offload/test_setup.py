@@ -53,7 +53,7 @@ async def test_children_start_with_the_first_call_or_with_warm() -> None:
     setup_offload(processes=2)
     lane = default_lane()
     assert lane.threads() == []
-    close_processes()
+    await asyncio.to_thread(close_processes)
     setup_offload(processes=2, warm=True)
     lane = default_lane()
     async with asyncio.timeout(30):
@@ -66,7 +66,7 @@ async def test_children_start_with_the_first_call_or_with_warm() -> None:
 async def test_preloaded_modules_are_there_before_the_call() -> None:
     setup_offload(processes=1, preload=["tests.offload.work"])
     assert await to_process(loaded, "tests.offload.work")
-    close_processes()
+    await asyncio.to_thread(close_processes)
     setup_offload(processes=1, preload=["no.such.module"])
     assert await to_process(loaded, "os"), "a module that cannot be preloaded is said on stderr and does no harm"
 
@@ -217,10 +217,10 @@ async def test_calls_that_wait_for_a_token_start_in_their_order_when_there_is_on
     elsewhere.close()
     calls.append(submit(lane, work.wait_for, str(tmp_path / "fourth")))
     assert (lane.running, lane.waiting) == (2, 2)
-    for name in ("second", "third", "fourth"):  # the first holds the one child all the while
+    for name, call in zip(("second", "third", "fourth"), calls[1:], strict=True):
         (tmp_path / name).touch()
-    assert [await call.future for call in calls[1:]] == [str(tmp_path / n) for n in ("second", "third", "fourth")]
-    assert not calls[0].future.done()
+        assert await call.future == str(tmp_path / name)
+    assert not calls[0].future.done(), "it holds the one child all the while"
     (tmp_path / "first").touch()
     await calls[0].future
     await to_thread(lane.close)

@@ -38,6 +38,11 @@ def spin_noting(path: str) -> None:
     spin()
 
 
+def sleep_noting(path: str) -> None:
+    Path(path).write_text(str(os.getpid()))
+    time.sleep(600)
+
+
 def stubborn(path: str) -> None:
     """Ignore the polite signal."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
