@@ -138,11 +138,10 @@ def _settle_in(hello: dict[str, Any], channel: Channel) -> None:
     root.handlers[:] = [Forward(channel)]
     for name, level in hello["levels"].items():
         logging.getLogger(name).setLevel(level)
-    if hello["cwd"] is not None:
-        try:
-            os.chdir(hello["cwd"])
-        except OSError as error:
-            log.warning("a child process cannot enter its parent's folder: %s", error)
+    try:
+        os.chdir(hello["cwd"])
+    except OSError as error:
+        log.warning("a child process cannot enter its parent's folder: %s", error)
     if hello["watch"]:
         threading.Thread(target=_leave_with, args=(os.getppid(),), daemon=True).start()
 

@@ -197,6 +197,14 @@ def _fork(control: socket.socket) -> Child:
     return Child(pipes, Process(*BORN.unpack(data)))
 
 
+def folder() -> str:
+    """This process's working directory; ``/`` when it has been removed: Python 3.13.0 does not start in such a one."""
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        return "/"
+
+
 def _python(code: str, inherited: Collection[int]) -> subprocess.Popen[bytes]:
     """An interpreter like this one, in a session of its own, with this import path."""
     code = f"import sys; sys.path[:] = {sys.path!r}; {code}"
@@ -206,6 +214,7 @@ def _python(code: str, inherited: Collection[int]) -> subprocess.Popen[bytes]:
             [sys.executable, *flags, "-c", code],
             pass_fds=inherited,
             stdin=subprocess.DEVNULL,
+            cwd=folder(),
             start_new_session=True,
         )
 

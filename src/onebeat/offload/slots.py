@@ -15,7 +15,7 @@ from onebeat.errors import RemoteError, Stopped, WorkerProcessDied
 from onebeat.offload import remote, wire
 from onebeat.offload.calls import Call, log, name_of
 from onebeat.offload.ends import End
-from onebeat.offload.launch import Child, Launcher
+from onebeat.offload.launch import Child, Launcher, folder
 from onebeat.offload.reference import culprit, reference
 from onebeat.offload.wire import Channel, Closed, Packed, Unreadable
 from onebeat.tracking import carrying
@@ -255,17 +255,10 @@ def _hello(watch: bool) -> dict[str, Any]:
         "path": sys.path,
         "argv": sys.argv,
         "environ": dict(os.environ),
-        "cwd": _cwd(),
+        "cwd": folder(),
         "levels": levels,
         "watch": watch,
     }
-
-
-def _cwd() -> str | None:
-    try:
-        return os.getcwd()
-    except FileNotFoundError:  # removed since: the child stays where it starts
-        return None
 
 
 def _main() -> tuple[str | None, str | None]:
