@@ -9,18 +9,17 @@ import hashlib
 import json
 import os
 import stat
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, TypeVar
-from weakref import WeakSet
 
 from onebeat.errors import ConfigurationError, DatabaseUnavailable
 from onebeat.locks.backend import LockInfo
 from onebeat.locks.base import LocksOn
+from onebeat.locks.descriptors import Descriptors, is_named, try_lock
 from onebeat.locks.hold import Hold
 from onebeat.model.seams import Clock
 from onebeat.timing.clock import SystemClock, from_us
@@ -116,10 +115,10 @@ class FileBackend:
         path = self._path(name, "lock")
         descriptor = os.open(path, _OPEN, 0o600)
         try:
-            if not self._lock_unless_probed(descriptor, name) or not _same(descriptor, path):
+            if not self._lock_unless_probed(descriptor, name) or not is_named(descriptor, path):
                 return None
             with self._record(name) as record:
-                if not _same(descriptor, path):  # taken away by force in between
+                if not is_named(descriptor, path):  # taken away by force in between
                     return None
                 fence = max(record.fence + 1, self._clock.now())
                 self._write(
@@ -135,7 +134,7 @@ class FileBackend:
     def _lock_unless_probed(self, descriptor: int, name: str) -> bool:
         """Lock the file; where it is locked and its record knows no owner, somebody only looks or is just leaving."""
         for _ in range(PROBES):
-            if _lock(descriptor):
+            if try_lock(descriptor):
                 return True
             if _read(self._path(name, "json")).owner is not None:
                 return False
@@ -145,7 +144,7 @@ class FileBackend:
     def still_ours(self, name: str, owner: str) -> bool:
         """Whether this owner's file is the one that counts."""
         descriptor = self._descriptors.get(owner)
-        return descriptor is not None and _same(descriptor, self._path(name, "lock"))
+        return descriptor is not None and is_named(descriptor, self._path(name, "lock"))
 
     def _release(self, name: str, owner: str) -> bool:
         ours = self.still_ours(name, owner)
@@ -188,7 +187,7 @@ class FileBackend:
         except FileNotFoundError:
             return False
         try:
-            return not _lock(descriptor, fcntl.LOCK_SH)
+            return not try_lock(descriptor, fcntl.LOCK_SH)
         finally:
             os.close(descriptor)
 
@@ -202,7 +201,7 @@ class FileBackend:
         descriptor = os.open(self._path(name, "mutex"), _OPEN, 0o600)
         try:
             until = time.monotonic() + PATIENCE
-            while not _lock(descriptor):
+            while not try_lock(descriptor):
                 if time.monotonic() >= until:
                     raise OSError(errno.EBUSY, f"the record of lock {name!r} has been changing for {PATIENCE:g} s")
                 time.sleep(STEP)
@@ -242,67 +241,6 @@ class FileBackend:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-
-
-class Descriptors:
-    """The locked descriptors of this process, by owner; a forked child closes its copies, which frees nothing."""
-
-    def __init__(self) -> None:
-        self._mutex = threading.Lock()
-        self._open: dict[str, int] = {}
-        _ALL.add(self)
-
-    def add(self, owner: str, descriptor: int) -> None:
-        """Keep it open."""
-        with self._mutex:
-            self._open[owner] = descriptor
-
-    def get(self, owner: str) -> int | None:
-        """The descriptor, if it is open."""
-        return self._open.get(owner)
-
-    def close(self, owner: str) -> None:
-        """Unlock and close it; unlocked by word, for a child forked this moment may not have closed its copy yet."""
-        with self._mutex:
-            descriptor = self._open.pop(owner, None)
-        if descriptor is not None:
-            fcntl.flock(descriptor, fcntl.LOCK_UN)
-            os.close(descriptor)
-
-    def leave(self) -> None:
-        """In a forked child: what is locked belongs to the parent."""
-        self._mutex = threading.Lock()
-        for descriptor in self._open.values():
-            os.close(descriptor)
-        self._open.clear()
-
-
-_ALL: WeakSet[Descriptors] = WeakSet()
-
-
-def _leave_all() -> None:
-    for descriptors in list(_ALL):
-        descriptors.leave()
-
-
-os.register_at_fork(after_in_child=_leave_all)
-
-
-def _lock(descriptor: int, kind: int = fcntl.LOCK_EX) -> bool:
-    try:
-        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _same(descriptor: int, path: Path) -> bool:
-    """Whether the open file is the one that the path names now."""
-    try:
-        there = os.lstat(path)
-    except FileNotFoundError:
-        return False
-    return os.path.samestat(os.fstat(descriptor), there)
 
 
 def _read(path: Path) -> Record:
