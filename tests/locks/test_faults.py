@@ -175,6 +175,30 @@ async def test_a_database_clock_set_back_an_hour_costs_nobody_a_lock_or_a_fence(
         assert fences == sorted(set(fences))
 
 
+async def test_a_renewal_while_the_clock_is_behind_shortens_no_lease(
+    database_url: str, make_database: MakeDatabase
+) -> None:
+    """The clock is set back an hour and right again: nobody loses what was granted before."""
+    from onebeat.store import locks as rows
+
+    clock = VirtualClock()
+    database = await make_database(database_url, clock=clock)
+    name, owner, ttl = "a", "a" * 32, 30_000_000
+    assert await database.write_one(rows.acquire, name, owner, ttl, "us")
+    clock.advance(-HOUR)
+    assert await database.write_one(rows.renew, name, owner, ttl)
+    clock.advance(HOUR)
+    assert await database.read(rows.holds, name, owner)
+    assert await database.write_one(rows.acquire, name, "b" * 32, ttl, "them") is None
+
+
+async def test_a_lock_taken_by_force_is_missed_at_the_next_renewal_long_before_the_deadline(database_url: str) -> None:
+    async with DatabaseLocks(database_url) as ours, DatabaseLocks(database_url) as theirs:
+        lease = await ours.lock("a", ttl=4 * TTL).acquire()  # renewed after a quarter, trusted for two thirds
+        with pytest.raises(LeaseLost, match="taken by force"):
+            await lost_body(lease, lambda: theirs.force_release("a", reason="a test"))
+
+
 async def test_a_database_clock_set_forward_is_a_loss_that_is_noticed(database_url: str) -> None:
     clock = VirtualClock()
     async with DatabaseLocks(Database(database_url, tables=build(), clock=clock)) as locks:
