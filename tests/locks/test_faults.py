@@ -16,6 +16,7 @@ from sqlalchemy import delete
 from onebeat.errors import DatabaseUnavailable, LeaseLost
 from onebeat.locks import DatabaseLocks, FileLocks, RedisLocks, redis as redis_locks
 from onebeat.locks.base import LocksOn
+from onebeat.locks.keeper import Keeper
 from onebeat.store.database import Database
 from onebeat.store.tables import build
 from onebeat.store.transaction import Tx
@@ -276,6 +277,16 @@ async def test_a_redis_that_goes_away_ends_the_trust_before_the_lease(redis_serv
         assert time.monotonic() - begun < TTL + SLOW
         with pytest.raises(DatabaseUnavailable):
             await locks.lock("b").acquire()
+
+
+async def test_a_lease_that_needs_renewal_sooner_wakes_the_thread_that_sleeps_for_another(database_url: str) -> None:
+    async with DatabaseLocks(database_url) as locks, locks.lock("long", ttl=HOUR):
+        keeper = locks._beat
+        assert isinstance(keeper, Keeper)
+        await waits_until(lambda: keeper._asleep_until is not None)
+        async with locks.lock("short", ttl=4 * TTL) as lease:
+            before = lease._hold.deadline
+            await waits_until(lambda: lease._hold.deadline > before)
 
 
 async def test_a_blocked_event_loop_does_not_lose_the_lock(database_url: str) -> None:
