@@ -366,6 +366,7 @@ async def test_names_that_are_not_used_any_more_are_forgotten_and_their_next_fen
         assert await locks.prune() == 0, "they were used just now"
         await database.write(age)
         held = await locks.lock("c").acquire()
+        await database.write(age)  # held for more than a month, and renewed just now
         assert await database.write(lambda tx: rows.prune(tx, limit=1)) == 1
         assert await locks.prune() == 1, "one is left, and one is held"
         await held.check()
