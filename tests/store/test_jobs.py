@@ -123,6 +123,29 @@ async def test_a_late_worker_cannot_settle_a_rescued_job(database: Database) -> 
     assert await state_of(database, plain.id) is JobState.RUNNING
 
 
+@pytest.mark.parametrize("way", ["settle", "succeed"])
+async def test_every_end_of_a_batch_is_held_against_its_own_token(database: Database, way: str) -> None:
+    first, second = a_job(), a_job()
+    await database.write(jobs.add, [first])
+    slow = await registered(database)
+    (late,) = await claimed(database, slow)
+    await database.write(workers.mark_dead_by_id, [slow])
+    await database.write(settlements.rescue)
+    await database.write(jobs.add, [second])
+    anew = await claimed(database, await registered(database))
+    ends = [ended(late), *(ended(job) for job in anew if job.id == second.id)]
+
+    async def settle() -> set[UUID]:
+        if way == "succeed" and settlements.one_statement(database.dialect, ends):
+            return await database.write_one(settlements.succeed, ends)
+        return await database.write(settlements.settle, ends, worker_id=slow)
+
+    assert await settle() == {second.id}, "the late end's token is not the one the job has now"
+    assert await settle() == {second.id}, "the answer of the first settlement may have been lost"
+    assert await state_of(database, first.id) is JobState.RUNNING
+    assert await state_of(database, second.id) is JobState.SUCCEEDED
+
+
 async def test_an_error_is_retried_after_its_delay_and_then_exhausted(database: Database) -> None:
     job = a_job(max_attempts=2)
     await database.write(jobs.add, [job])

@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from random import random
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
 from onebeat.engine.claimer import is_suspect
@@ -123,9 +123,7 @@ class Executor:
         self._runs[job.id] = run
         self._by_queue[job.queue] += 1
         self._suspects += is_suspect(job)
-        task = asyncio.create_task(self._drive(run))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks.add(asyncio.create_task(self._drive(run)))
 
     def stop(self, reason: StopReason, ids: Sequence[UUID] | None = None) -> None:
         """Ask runs to end: these, or all."""
@@ -135,9 +133,11 @@ class Executor:
     async def wait_idle(self, timeout: float) -> bool:
         """Whether every run ended within `timeout` seconds."""
         deadline = time.monotonic() + timeout
-        while self._tasks and (left := deadline - time.monotonic()) > 0:
-            await asyncio.wait(set(self._tasks), timeout=left)
-        return not self._tasks
+        while (alive := {task for task in self._tasks if not task.done()}) and (
+            left := deadline - time.monotonic()
+        ) > 0:
+            await asyncio.wait(alive, timeout=left)
+        return not alive
 
     def _prepare(self, job: Claimed) -> Run:
         task: Task[Any, Any] | None
@@ -178,6 +178,7 @@ class Executor:
             outcome = Outcome(ending=Ending.DRAINED)
         finally:
             self._forget(run)
+            self._tasks.discard(cast(asyncio.Task[None], asyncio.current_task()))  # a callback costs a turn of the loop
         if outcome.ending is Ending.LOST:
             return  # the job is someone else's by now
         settlement = settle(

@@ -72,6 +72,8 @@ class Settler:
         """The ids that were written. An end that the database refuses is written without its texts, and says so."""
         worker_id = self._worker_id()
         try:
+            if settlements.one_statement(self._database.dialect, batch):
+                return await self._database.write_one(settlements.succeed, batch)
             return await self._database.write(settlements.settle, batch, worker_id=worker_id)
         except DatabaseUnavailable:
             raise

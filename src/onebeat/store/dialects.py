@@ -52,6 +52,7 @@ class Dialect(ABC):
     module: ClassVar[str]  # what must be importable for it
     extra: ClassVar[str | None]  # `pip install onebeat[…]`
     update_returning: ClassVar[bool] = True  # UPDATE … RETURNING and DELETE … RETURNING
+    arrays: ClassVar[bool] = False  # a list of any length in one bound value, and UPDATE … FROM it
     one_writer: ClassVar[bool] = False  # a file with a single writer, on threads of onebeat's own
     transactional_ddl: ClassVar[bool] = True
 
@@ -91,6 +92,10 @@ class Dialect(ABC):
         expression needs: MySQL assigns from left to right. `rowcount` is not comparable between databases.
         `where`: leave the row alone unless it fulfils this; only where `update_returning` (MySQL has no such clause).
         """
+
+    def among(self, column: ColumnElement[Any], name: str) -> ColumnElement[bool]:
+        """`column` is one of the values bound as the list `name`; give it `padded`, as each length is a statement."""
+        return column.in_(bindparam(name, expanding=True))
 
     def greatest(self, a: Any, b: Any) -> ColumnElement[int]:
         """The larger of two numbers; neither may be NULL (databases disagree about that)."""
@@ -260,6 +265,7 @@ class PostgreSQL(Dialect):
     driver = "asyncpg"
     module = "asyncpg"
     extra = "postgresql"
+    arrays = True
 
     def clock_expression(self) -> ColumnElement[int]:
         """`statement_timestamp()` is stable, so an index can use it; `now()` stands still through a transaction."""
@@ -281,6 +287,10 @@ class PostgreSQL(Dialect):
         """ON CONFLICT DO UPDATE."""
         insert = postgresql.insert(table).values(**values)
         return insert.on_conflict_do_update(index_elements=list(key), set_=dict(update), where=where)
+
+    def among(self, column: ColumnElement[Any], name: str) -> ColumnElement[bool]:
+        """One array instead of a parameter for each value: nothing to render, and one plan for every length."""
+        return column == func.any(bindparam(name, type_=postgresql.ARRAY(column.type)))
 
     def classify(self, error: BaseException) -> Fault:
         """By SQLSTATE."""

@@ -7,7 +7,7 @@ from itertools import starmap
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Row, Select, Update, and_, bindparam, exists, func, select, update
+from sqlalchemy import ColumnElement, Row, Select, Update, and_, bindparam, exists, func, not_, select, update
 from sqlalchemy.sql.dml import ReturningUpdate
 
 from onebeat.model import payload
@@ -16,6 +16,7 @@ from onebeat.store.database import Tx
 from onebeat.store.words import QUEUED, SCHEDULED, padded, word
 
 PROMOTED_AT_ONCE = 500  # one batch stays a short transaction
+Shape = tuple[bool, bool, bool]  # of a claim's statement: only these queues, all but these, suspects
 
 
 def add(tx: Tx, jobs: Sequence[NewJob]) -> None:
@@ -119,87 +120,92 @@ def claim(
     elif excluded:
         values["b_excluded"] = padded(excluded)
     shape = (queues is not None, bool(excluded) and queues is None, suspects)
-    if tx.dialect.update_returning:
-        statement = tx.prepared(_claim_in_one, *shape)
-        rows = tx.execute(statement, values | {"b_token": token}).all()
-        return sorted(starmap(Claimed, rows), key=_order)
-    return _claim_in_steps(tx, tx.prepared(_claimable, *shape), values, token)
+    claim_rows = _claim_in_one if tx.dialect.update_returning else _claim_in_steps
+    return claim_rows(tx, shape, values, token)
 
 
 def _order(job: Claimed) -> tuple[int, int, UUID]:
     return job.rank, job.run_at_us, job.id
 
 
-def _claimable(tx: Tx, only: bool, excluding: bool, suspects: bool) -> Select[Any]:
-    """The ids to claim, in order, locked."""
+def _claimable(tx: Tx, shape: Shape, *columns: ColumnElement[Any]) -> Select[Any]:
+    """What to claim, in order, locked: these columns of it."""
+    only, excluding, suspects = shape
     c = tx.tables.jobs.c
     condition = and_(
         c.state == QUEUED,
-        c.task.in_(bindparam("b_tasks", expanding=True)),
+        tx.dialect.among(c.task, "b_tasks"),
         c.crashes >= SUSPECT_CRASHES if suspects else c.crashes < SUSPECT_CRASHES,
         alive(tx, bindparam("b_worker")),
     )
     if only:
-        condition = and_(condition, c.queue.in_(bindparam("b_queues", expanding=True)))
+        condition = and_(condition, tx.dialect.among(c.queue, "b_queues"))
     if excluding:
-        condition = and_(condition, c.queue.not_in(bindparam("b_excluded", expanding=True)))
-    query = select(c.id).where(condition).order_by(c.rank, c.run_at_us, c.id).limit(bindparam("b_limit"))
+        condition = and_(condition, not_(tx.dialect.among(c.queue, "b_excluded")))
+    query = select(*columns).where(condition).order_by(c.rank, c.run_at_us, c.id).limit(bindparam("b_limit"))
     return tx.dialect.skip_locked(query)
 
 
-def _claim_in_one(tx: Tx, *shape: bool) -> ReturningUpdate[Any]:
+def _claim_in_one(tx: Tx, shape: Shape, values: dict[str, Any], token: str) -> list[Claimed]:
+    rows = tx.execute(tx.prepared(_claim_returning, shape), values | {"b_token": token}).all()
+    return sorted(starmap(Claimed, rows), key=_order)
+
+
+def _claim_returning(tx: Tx, shape: Shape) -> ReturningUpdate[Any]:
     table = tx.tables.jobs
     chosen = (
-        _claimable(tx, *shape).cte("chosen").prefix_with("MATERIALIZED")
+        _claimable(tx, shape, table.c.id).cte("chosen").prefix_with("MATERIALIZED")
     )  # a sub-query may be run again for each row, and lock more than the limit
     return (
-        update(table)
-        .where(table.c.id.in_(select(chosen.c.id)))
-        .values(
-            state=str(JobState.RUNNING),
-            attempt=table.c.attempt + 1,
-            worker_id=bindparam("b_worker"),
-            lease_token=bindparam("b_token"),
-            fence=next_fence(tx),
-            claimed_us=tx.clock,
-            started_us=tx.clock,
-        )
-        .returning(*_columns(tx))
+        update(table).where(table.c.id.in_(select(chosen.c.id))).values(_taken(tx, tx.clock)).returning(*_columns(tx))
     )
 
 
-def _claim_in_steps(tx: Tx, chosen: Select[Any], values: dict[str, Any], token: str) -> list[Claimed]:
-    """Where an update cannot return rows: lock, update, read back."""
-    c = tx.tables.jobs.c
-    ids = [row.id for row in tx.execute(chosen, values)]
-    if not ids:
+def _claim_in_steps(tx: Tx, shape: Shape, values: dict[str, Any], token: str) -> list[Claimed]:
+    """Where an update cannot return rows: lock and read them, then write what follows from that and the time."""
+    rows = tx.execute(tx.prepared(_claimable_now, shape), values).all()
+    if not rows:
         return []
-    some = {"b_ids": padded(ids), "b_token": token}
-    tx.execute(tx.prepared(_take), some | {"b_worker": values["b_worker"]})
-    back = select(*_columns(tx)).where(c.id.in_(some["b_ids"]), c.lease_token == token)
-    return sorted(starmap(Claimed, tx.execute(back)), key=_order)
+    now = rows[0].now_us
+    taken = {"b_ids": padded([row.id for row in rows]), "b_now": now, "b_worker": values["b_worker"], "b_token": token}
+    tx.execute(tx.prepared(_take), taken)
+    return [
+        Claimed._make(row[:-2])._replace(
+            attempt=row.attempt + 1, lease_token=token, fence=row.new_fence, claimed_us=now
+        )
+        for row in rows
+    ]
+
+
+def _claimable_now(tx: Tx, shape: Shape) -> Select[Any]:
+    return _claimable(tx, shape, *_columns(tx), tx.clock.label("now_us"), next_fence(tx, tx.clock).label("new_fence"))
 
 
 def _take(tx: Tx) -> Update:
     table = tx.tables.jobs
     return (
         update(table)
-        .where(table.c.id.in_(bindparam("b_ids", expanding=True)), table.c.state == QUEUED)
-        .values(
-            state=str(JobState.RUNNING),
-            attempt=table.c.attempt + 1,
-            worker_id=bindparam("b_worker"),
-            lease_token=bindparam("b_token"),
-            fence=next_fence(tx),
-            claimed_us=tx.clock,
-            started_us=tx.clock,
-        )
+        .where(tx.dialect.among(table.c.id, "b_ids"), table.c.state == QUEUED)
+        .values(_taken(tx, bindparam("b_now", type_=table.c.fence.type)))
     )
 
 
-def next_fence(tx: Tx) -> ColumnElement[int]:
+def _taken(tx: Tx, now: ColumnElement[int]) -> dict[str, Any]:
+    """What a claim writes."""
+    return {
+        "state": str(JobState.RUNNING),
+        "attempt": tx.tables.jobs.c.attempt + 1,
+        "worker_id": bindparam("b_worker"),
+        "lease_token": bindparam("b_token"),
+        "fence": next_fence(tx, now),
+        "claimed_us": now,
+        "started_us": now,
+    }
+
+
+def next_fence(tx: Tx, now: ColumnElement[int]) -> ColumnElement[int]:
     """Grows with every claim and never falls behind the clock, so that it survives deletion and restored back-ups."""
-    return tx.dialect.greatest(tx.tables.jobs.c.fence + 1, tx.clock)
+    return tx.dialect.greatest(tx.tables.jobs.c.fence + 1, now)
 
 
 def _columns(tx: Tx) -> list[ColumnElement[Any]]:

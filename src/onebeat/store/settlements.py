@@ -8,12 +8,14 @@ from random import random
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Row, Select, Update, and_, bindparam, case, null, or_, select, update
+from sqlalchemy import ColumnElement, Row, Select, Update, and_, bindparam, case, func, null, or_, select, update
+from sqlalchemy.dialects.postgresql import ARRAY
 
 from onebeat.model import payload
 from onebeat.model.job import FINAL, Claimed, Ending, JobState, Outcome, Settlement, settle as decide
 from onebeat.model.schedule import waits_for
 from onebeat.store.database import Tx
+from onebeat.store.dialects import Dialect
 from onebeat.store.words import QUEUED, RUNNING, SCHEDULED, WAITING, padded, word
 from onebeat.timing.backoff import Retry
 
@@ -32,6 +34,11 @@ class Ended:
     def plain(self) -> bool:
         """A success without anything to write but that."""
         return self.settlement.state is JobState.SUCCEEDED and self.outcome.value is None and not self.settlement.reason
+
+    @property
+    def bare(self) -> bool:
+        """A plain success that nothing follows: no history, as it is the first attempt, and no schedule's next job."""
+        return self.plain and self.job.attempt == 1 and self.job.schedule_id is None
 
 
 def mine(tx: Tx, token: ColumnElement[str] | str) -> ColumnElement[bool]:
@@ -57,6 +64,32 @@ def settle(tx: Tx, ended: Sequence[Ended], *, worker_id: str) -> set[UUID]:
     return kept
 
 
+def one_statement(dialect: Dialect, ended: Sequence[Ended]) -> bool:
+    """Whether `succeed` can write these ends: all bare, and claimed together unless the dialect has arrays."""
+    return all(item.bare for item in ended) and (dialect.arrays or len({item.job.lease_token for item in ended}) == 1)
+
+
+def succeed(tx: Tx, ended: Sequence[Ended]) -> set[UUID]:
+    """As `settle`, in one statement, for ends of which `one_statement` is true."""
+    ids, tokens = [item.job.id for item in ended], [item.job.lease_token for item in ended]
+    if not tx.dialect.arrays:
+        return _succeed(tx, tokens[0], ids)
+    result = tx.execute(tx.prepared(_success_of_pairs), {"b_ids": ids, "b_tokens": tokens})
+    if result.rowcount == len(ids):
+        return set(ids)
+    return _ours(tx, tokens, ids)
+
+
+def _success_of_pairs(tx: Tx) -> Update:
+    c = tx.tables.jobs.c
+    claims = (
+        func.unnest(bindparam("b_ids", type_=ARRAY(c.id.type)), bindparam("b_tokens", type_=ARRAY(c.lease_token.type)))
+        .table_valued("id", "token", name="claims")
+        .render_derived()
+    )
+    return _succeeded(tx).where(c.id == claims.c.id, mine(tx, claims.c.token))
+
+
 def _succeed(tx: Tx, token: str, ids: list[UUID]) -> set[UUID]:
     result = tx.execute(tx.prepared(_success), {"b_ids": padded(ids), "b_token": token})
     if result.rowcount == len(ids):
@@ -65,16 +98,16 @@ def _succeed(tx: Tx, token: str, ids: list[UUID]) -> set[UUID]:
 
 
 def _success(tx: Tx) -> Update:
+    return _succeeded(tx).where(tx.dialect.among(tx.tables.jobs.c.id, "b_ids"), mine(tx, bindparam("b_token")))
+
+
+def _succeeded(tx: Tx) -> Update:
     table = tx.tables.jobs
-    return (
-        update(table)
-        .where(table.c.id.in_(bindparam("b_ids", expanding=True)), mine(tx, bindparam("b_token")))
-        .values(
-            state=str(JobState.SUCCEEDED),
-            reason=case((table.c.cancel_requested_us.is_not(None), "cancel ignored"), else_=null()),
-            unique_slot=null(),
-            finished_us=tx.clock,
-        )
+    return update(table).values(
+        state=str(JobState.SUCCEEDED),
+        reason=case((table.c.cancel_requested_us.is_not(None), "cancel ignored"), else_=null()),
+        unique_slot=null(),
+        finished_us=tx.clock,
     )
 
 
@@ -87,8 +120,8 @@ def _ours(tx: Tx, tokens: Sequence[str], ids: Sequence[UUID]) -> set[UUID]:
 def _left_running(tx: Tx) -> Select[Any]:
     c = tx.tables.jobs.c
     return select(c.id).where(
-        c.id.in_(bindparam("b_ids", expanding=True)),
-        c.lease_token.in_(bindparam("b_tokens", expanding=True)),
+        tx.dialect.among(c.id, "b_ids"),
+        tx.dialect.among(c.lease_token, "b_tokens"),
         c.state != RUNNING,
     )
 

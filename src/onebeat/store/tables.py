@@ -17,7 +17,6 @@ from sqlalchemy import (
     String,
     Table,
     Text,
-    UniqueConstraint,
     Uuid,
     text,
 )
@@ -136,7 +135,7 @@ def build(prefix: str = "onebeat_", schema: str | None = None) -> Tables:
     )
 
 
-def _table(metadata: MetaData, name: str, *items: Column[Any] | Index | UniqueConstraint) -> Table:
+def _table(metadata: MetaData, name: str, *items: Column[Any] | Index) -> Table:
     return Table(name, metadata, *items, mysql_engine="InnoDB", mysql_charset="utf8mb4", mysql_collate="utf8mb4_bin")
 
 
@@ -254,8 +253,8 @@ def _jobs(metadata: MetaData, p: str) -> Table:
         Column("claimed_us", BigInteger),
         Column("started_us", BigInteger),
         Column("finished_us", BigInteger),
-        UniqueConstraint("unique_slot", name=f"{p}jobs_unique"),
-        UniqueConstraint("idempotency_slot", name=f"{p}jobs_idempotent"),
+        Index(f"{p}jobs_unique", "unique_slot", unique=True, **_where("unique_slot IS NOT NULL")),
+        Index(f"{p}jobs_idempotent", "idempotency_slot", unique=True, **_where("idempotency_slot IS NOT NULL")),
         Index(f"{p}jobs_claim", "state", "rank", "run_at_us", "id", **_where("state = 'queued'")),
         Index(f"{p}jobs_due", "state", "run_at_us", **_where("state = 'scheduled'")),
         Index(f"{p}jobs_worker", "worker_id", "state", **_where("state = 'running'")),
