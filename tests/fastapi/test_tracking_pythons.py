@@ -1,4 +1,4 @@
-"""The tracking room's own tests under the other Pythons that onebeat supports."""
+"""The tests of tracking, its layer and the logs under each Python that onebeat supports."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def test_requests_and_context_under(version: str, tmp_path: Path) -> None:
     subprocess.run([python, "-m", "venv", str(tmp_path / "venv")], check=True, env=environment)
     own = str(tmp_path / "venv" / "bin" / "python")
     subprocess.run([own, "-m", "pip", "install", "-qq", "-e", f"{ROOT}[dev]"], check=True, env=environment)
-    rooms = ["tests/tracking", "tests/fastapi"]
-    command = [own, "-m", "pytest", "-q", *rooms, "-p", "no:cacheprovider", "--deselect", __file__]
+    rooms = ["tests/tracking", "tests/fastapi", "tests/logs"]
+    command = [own, "-m", "pytest", "-q", *rooms, "-p", "no:cacheprovider", f"--ignore={__file__}"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     assert done.returncode == 0, done.stdout[-8000:]
 
