@@ -68,7 +68,8 @@ class Served:
         """Log records with these fields, of all files, in order."""
         found = []
         for path in sorted(self.directory.glob("*.log")):
-            found += [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+            whole = path.read_text("utf-8").rpartition("\n")[0]  # the last line may be half seen
+            found += [json.loads(line) for line in whole.splitlines()]
         return [line for line in found if all(line.get(name) == value for name, value in fields.items())]
 
     def wait_for_line(self, **fields: Any) -> dict[str, Any]:

@@ -54,7 +54,10 @@ ENDINGS = {
     "sys.exit": "import sys; sys.exit(0)",
     "an exception nobody catches": "raise RuntimeError('unhandled')",
     "SIGTERM": "import os, signal, time; os.kill(os.getpid(), signal.SIGTERM); time.sleep(30)",
-    "Ctrl-C": "import os, signal, time; os.kill(os.getpid(), signal.SIGINT); time.sleep(30)",
+    "Ctrl-C": (  # what a shell starts in the background ignores it, and its children with it
+        "import os, signal, time; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "os.kill(os.getpid(), signal.SIGINT); time.sleep(30)"
+    ),
     "logging.shutdown and then more": "logging.shutdown(); log.info('more'); log.info('more')",
 }
 
