@@ -437,10 +437,14 @@ class MySQL(Dialect):
         connection.exec_driver_sql("START TRANSACTION")
 
     def setup(self, connection: Connection, *, pooled: bool) -> None:
-        """READ COMMITTED, strict values, limits of time; what only MariaDB has stands in its own kind of comment."""
+        """READ COMMITTED, strict values, limits of time; what only MariaDB has stands in its own kind of comment.
+
+        No notes are kept of rows that `insert_ignore` leaves out: the driver would log a warning of each.
+        """
         connection.exec_driver_sql("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED")
         connection.exec_driver_sql(
             "SET SESSION sql_mode = 'STRICT_ALL_TABLES,ERROR_FOR_DIVISION_BY_ZERO,NO_ENGINE_SUBSTITUTION', "
+            "max_error_count = 0, "
             "innodb_lock_wait_timeout = 5 /*M!100600 , max_statement_time = 30, idle_transaction_timeout = 60 */"
         )
 
