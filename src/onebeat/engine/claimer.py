@@ -15,6 +15,7 @@ SECOND = 1_000_000
 SUSPECT_PATIENCE = 60 * SECOND  # a suspect that nobody idle took in this time makes this worker run dry for it
 DRY_LIMIT = 5 * SECOND  # how long the slots may run dry for a suspect before ordinary work goes on
 DRY_PAUSE = 60 * SECOND  # and then not again for this long
+CONTENDED = 10_000  # microseconds: something is queued, but another worker looked at it under a lock; look again soon
 
 
 class Slots(Protocol):
@@ -58,6 +59,7 @@ class Claimer:
         self._own = list(own_slots)
         self._poll = poll
         self._turn = 0
+        self._misses = 0  # looks in a row after which a job was left that this worker could have taken
         self._dry_since: int | None = None
         self._not_dry_before = 0
 
@@ -69,19 +71,23 @@ class Claimer:
         if self._running_dry(now):
             return now + SECOND // 20
         again = False
+        self._turn += 1
         for queues, excluded, limit in self._groups():
             again |= await self._claim(worker_id, limit, queues, excluded)
         if not again and self._slots.idle:
             await self._claim_suspect(worker_id)
-        return now if again and self._slots.free > 0 else now + self._poll
+        if again and self._slots.free > 0:
+            return now
+        self._misses = 0 if again or not await self._missed() else self._misses + 1
+        return now + min(self._misses * CONTENDED or self._poll, self._poll)
 
     def _groups(self) -> list[tuple[Sequence[str] | None, Sequence[str], int]]:
         """What to claim in this tick: queues with slots of their own apart, the first one rotating."""
         free = self._slots.free
         groups: list[tuple[Sequence[str] | None, Sequence[str], int]] = []
         if self._own:
-            self._turn = (self._turn + 1) % len(self._own)
-            for name in self._own[self._turn :] + self._own[: self._turn]:
+            first = self._turn % len(self._own)
+            for name in self._own[first:] + self._own[:first]:
                 groups.append(([name], (), min(free, self._slots.free_in(name))))
         if self._queues is None or not self._own:
             groups.append((self._queues, self._own, free))
@@ -117,7 +123,20 @@ class Claimer:
 
     async def _claim_suspect(self, worker_id: str) -> None:
         self._dry_since = None
-        await self._claim(worker_id, 1, self._queues, (), suspects=True)
+        for tasks, _ in self._slots.startable(1):
+            if await self._database.read(jobs.any_claimable, tasks=tasks, queues=self._queues, suspects=True):
+                await self._claim(worker_id, 1, self._queues, (), suspects=True)
+                return
+
+    async def _missed(self) -> bool:
+        """Whether a job may be left because another's search held its row at the moment of ours."""
+        if not self._database.dialect.locks_in_passing:
+            return False
+        for queues, excluded, limit in self._groups():
+            for tasks, _ in self._slots.startable(limit):
+                if await self._database.read(jobs.any_claimable, tasks=tasks, queues=queues, excluded=excluded):
+                    return True
+        return False
 
     def _running_dry(self, now: int) -> bool:
         """Whether to leave slots empty so that a suspect can be run alone."""

@@ -53,6 +53,7 @@ class Dialect(ABC):
     extra: ClassVar[str | None]  # `pip install onebeat[…]`
     update_returning: ClassVar[bool] = True  # UPDATE … RETURNING and DELETE … RETURNING
     arrays: ClassVar[bool] = False  # a list of any length in one bound value, and UPDATE … FROM it
+    locks_in_passing: ClassVar[bool] = False  # a locking search locks, for a moment, rows that it then does not want
     one_writer: ClassVar[bool] = False  # a file with a single writer, on threads of onebeat's own
     transactional_ddl: ClassVar[bool] = True
 
@@ -397,6 +398,7 @@ class MySQL(Dialect):
     module = "asyncmy"
     extra = "mysql"
     update_returning = False
+    locks_in_passing = True
     transactional_ddl = False
 
     def clock_expression(self) -> ColumnElement[int]:

@@ -114,14 +114,34 @@ def claim(
     `queues` None: every queue but the `excluded`. `suspects`: only jobs that were running when a worker died, twice.
     A worker that is not alive in the database receives nothing.
     """
-    values: dict[str, Any] = {"b_worker": worker_id, "b_limit": limit, "b_tasks": padded(tasks or [""])}
+    shape, values = _wanted(tasks, queues, excluded, suspects)
+    values |= {"b_worker": worker_id, "b_limit": limit}
+    claim_rows = _claim_in_one if tx.dialect.update_returning else _claim_in_steps
+    return claim_rows(tx, shape, values, token)
+
+
+def any_claimable(
+    tx: Tx,
+    *,
+    tasks: Sequence[str],
+    queues: Sequence[str] | None = None,
+    excluded: Sequence[str] = (),
+    suspects: bool = False,
+) -> bool:
+    """Whether a job is queued that `claim` would take; it locks nothing, so it hides no job from another's claim."""
+    shape, values = _wanted(tasks, queues, excluded, suspects)
+    return tx.execute(tx.prepared(_any_claimable, shape), values).first() is not None
+
+
+def _wanted(
+    tasks: Sequence[str], queues: Sequence[str] | None, excluded: Sequence[str], suspects: bool
+) -> tuple[Shape, dict[str, Any]]:
+    values: dict[str, Any] = {"b_tasks": padded(tasks or [""])}
     if queues is not None:
         values["b_queues"] = padded(queues)
     elif excluded:
         values["b_excluded"] = padded(excluded)
-    shape = (queues is not None, bool(excluded) and queues is None, suspects)
-    claim_rows = _claim_in_one if tx.dialect.update_returning else _claim_in_steps
-    return claim_rows(tx, shape, values, token)
+    return (queues is not None, bool(excluded) and queues is None, suspects), values
 
 
 def _order(job: Claimed) -> tuple[int, int, UUID]:
@@ -130,20 +150,28 @@ def _order(job: Claimed) -> tuple[int, int, UUID]:
 
 def _claimable(tx: Tx, shape: Shape, *columns: ColumnElement[Any]) -> Select[Any]:
     """What to claim, in order, locked: these columns of it."""
+    c = tx.tables.jobs.c
+    query = select(*columns).where(_waiting(tx, shape), alive(tx, bindparam("b_worker")))
+    return tx.dialect.skip_locked(query.order_by(c.rank, c.run_at_us, c.id).limit(bindparam("b_limit")))
+
+
+def _any_claimable(tx: Tx, shape: Shape) -> Select[Any]:
+    return select(tx.tables.jobs.c.id).where(_waiting(tx, shape)).limit(1)
+
+
+def _waiting(tx: Tx, shape: Shape) -> ColumnElement[bool]:
     only, excluding, suspects = shape
     c = tx.tables.jobs.c
     condition = and_(
         c.state == QUEUED,
         tx.dialect.among(c.task, "b_tasks"),
         c.crashes >= SUSPECT_CRASHES if suspects else c.crashes < SUSPECT_CRASHES,
-        alive(tx, bindparam("b_worker")),
     )
     if only:
         condition = and_(condition, tx.dialect.among(c.queue, "b_queues"))
     if excluding:
         condition = and_(condition, not_(tx.dialect.among(c.queue, "b_excluded")))
-    query = select(*columns).where(condition).order_by(c.rank, c.run_at_us, c.id).limit(bindparam("b_limit"))
-    return tx.dialect.skip_locked(query)
+    return condition
 
 
 def _claim_in_one(tx: Tx, shape: Shape, values: dict[str, Any], token: str) -> list[Claimed]:
