@@ -61,7 +61,7 @@ async def paused(url: str, folder: Path, mix: Mix, name: str, rounds: int) -> No
                 for at in chance.sample(range(cluster.count), 2)
             )
             await asyncio.gather(*pauses)
-        await cluster.quiet(60)
+        await cluster.quiet(60 + mix.count * mix.longest / 50)  # what is left, at fifty jobs a time
         await cluster.ready()
         assert await cluster.terminate() == [0] * cluster.count
         facts = await cluster.facts()
