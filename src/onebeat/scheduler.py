@@ -157,7 +157,7 @@ class Scheduler(TaskRouter):
 
     async def _start(self) -> None:
         for task in self.registry:
-            task.signature.check()
+            task.check()
         settings = self.settings
         database = self.new_database()
         try:

@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field, ValidationError, field_validator, m
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from onebeat.errors import ConfigurationError
-from onebeat.model.task import check_name
+from onebeat.model.checks import check_name
 
 
 def _seconds(value: Any) -> Any:

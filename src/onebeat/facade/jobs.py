@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable, Sequence
+from datetime import timedelta
 from uuid import UUID
 
-from onebeat.errors import JobExists, JobNotFound
+from onebeat.errors import ConfigurationError, InvalidArguments, JobExists, JobNotFound
 from onebeat.facade.watcher import Watcher
+from onebeat.model.checks import Seconds, check_filters, check_tracking_id
 from onebeat.model.info import AttemptInfo, JobInfo, Page
 from onebeat.model.job import FINAL, JobState
-from onebeat.model.task import check_filters
 from onebeat.store import job_edits, reports
 from onebeat.store.database import Database
 
@@ -49,9 +51,10 @@ class Jobs:
     ) -> Page[JobInfo]:
         """Jobs that fit every filter given, newest first, at most `limit` (1,000) a page.
 
-        Raises `ConfigurationError` for a filter that no job can fit, such as a name with a blank.
+        `cursor` is that of the page before. Raises `ConfigurationError` for a filter that no job can fit, such as a
+        name with a blank or an unknown state, and for a cursor that is none.
         """
-        check_filters(tag=tag, task=task, queue=queue, schedule_id=schedule_id)
+        _check(state, tracking_id, tag=tag, task=task, queue=queue, schedule_id=schedule_id)
         page: Page[JobInfo] = await self._database().read(
             reports.jobs,
             limit=max(1, min(limit, 1000)),
@@ -72,18 +75,28 @@ class Jobs:
         task: str | None = None,
         queue: str | None = None,
         schedule_id: str | None = None,
+        tracking_id: str | None = None,
         tag: str | None = None,
     ) -> int:
         """How many jobs fit every filter given; refuses filters as `list` does."""
-        check_filters(tag=tag, task=task, queue=queue, schedule_id=schedule_id)
+        _check(state, tracking_id, tag=tag, task=task, queue=queue, schedule_id=schedule_id)
         counts = await self._database().read(
-            reports.count_jobs, state=state, task=task, queue=queue, schedule_id=schedule_id, tag=tag
+            reports.count_jobs,
+            state=state,
+            task=task,
+            queue=queue,
+            schedule_id=schedule_id,
+            tracking_id=tracking_id,
+            tag=tag,
         )
         return sum(counts.values())
 
     async def attempts(self, id: UUID | str) -> Sequence[AttemptInfo]:
-        """The attempts worth remembering, in order: all but a success at the first try."""
-        return await self._database().read(reports.attempts, _uuid(id))
+        """The attempts worth remembering, in order: all but a success at the first try. Raises `JobNotFound`."""
+        found = await self._database().read(reports.attempts, _uuid(id))
+        if not found:
+            await self.get(id)
+        return found
 
     async def cancel(self, id: UUID | str) -> JobInfo:
         """Cancel: at once when not started; a running function is asked to stop and learns it within 2 s."""
@@ -98,11 +111,15 @@ class Jobs:
         self._woken()
         return await self.get(id)
 
-    async def wait(self, id: UUID | str, timeout: float | None = None) -> JobInfo:
-        """Return the ended job; `TimeoutError` after `timeout` seconds, `JobNotFound`."""
+    async def wait(self, id: UUID | str, timeout: Seconds | None = None) -> JobInfo:
+        """Return the ended job; `TimeoutError` after `timeout` (seconds or a timedelta), `JobNotFound`."""
+        patience = _patience(timeout)
         info = await self.get(id)
         if info.state not in FINAL:
-            await self._watcher().wait(info.id, timeout)
+            try:
+                await self._watcher().wait(info.id, patience)
+            except TimeoutError:
+                raise TimeoutError(f"job {info.id} ({info.task}) has not ended within {patience:g} s") from None
             info = await self.get(id)
         return info
 
@@ -115,6 +132,24 @@ class Jobs:
     async def prune(self) -> int:
         """Delete what is older than the retention now; the number of jobs deleted."""
         return await self._prune()
+
+
+def _check(state: JobState | str | None, tracking_id: str | None, **names: str | None) -> None:
+    """Refuse filters that no job can fit."""
+    if state is not None and state not in list(JobState):
+        raise ConfigurationError(f"no job is ever {str(state)[:60]!r}; states are {', '.join(JobState)}")
+    check_tracking_id(tracking_id)
+    check_filters(**names)
+
+
+def _patience(timeout: Seconds | None) -> float | None:
+    """Seconds to wait, None without limit; what is left of a deadline that is over may be negative."""
+    seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
+    if seconds is None or seconds == math.inf:
+        return None
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or math.isnan(seconds):
+        raise InvalidArguments(f"timeout={timeout!r:.40} is no duration; give seconds, a timedelta, or None")
+    return float(seconds)
 
 
 def _uuid(id: UUID | str) -> UUID:

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Concatenate, ParamSpec, Protocol, TypedDict, TypeVar, Unpack, overload
 
-from onebeat.errors import ConfigurationError, ScheduleExists
+from onebeat.errors import ConfigurationError, InvalidTrigger, ScheduleExists
+from onebeat.model.checks import Seconds, check_name, check_names, check_priority, check_tag
 from onebeat.model.context import JobContext
 from onebeat.model.policies import CatchUp, Policies
 from onebeat.model.seams import Trigger
-from onebeat.model.task import Registry, RunIn, Seconds, Task, check_name, check_tag, default_name, make_settings
+from onebeat.model.task import Registry, RunIn, Task, default_name, make_settings
 from onebeat.timing.backoff import Retry
 from onebeat.timing.clock import seconds_us
 from onebeat.timing.triggers import Cron, Every
@@ -111,8 +112,8 @@ def declared(id: str, task: Task[Any, Any], trigger: Trigger, options: ScheduleO
         args=tuple(options.get("args", ())),
         kwargs=dict(options.get("kwargs", {})),
         queue=None if queue is None else check_name(queue, "queue"),
-        priority=options.get("priority"),
-        tags=tuple(check_tag(tag) for tag in options.get("tags", ())),
+        priority=None if (priority := options.get("priority")) is None else check_priority(priority),
+        tags=check_names(options.get("tags", ()), "tags", check_tag),
         note=options.get("note"),
     )
 
@@ -129,6 +130,7 @@ class TaskRouter:
 
     def __init__(self, prefix: str = "", **task_options: Unpack[TaskOptions]) -> None:
         self.prefix = prefix and check_name(prefix, "prefix")
+        _refuse_unknown(task_options)
         self._defaults = task_options
         self.registry = Registry()
         self.declared: dict[str, Declared] = {}
@@ -170,10 +172,7 @@ class TaskRouter:
         if not callable(function):
             raise ConfigurationError(f"a task is a function, not {function!r}; decorate one with @scheduler.task")
         merged: dict[str, Any] = {**self._defaults, **options}
-        unknown = set(merged) - set(TaskOptions.__annotations__)
-        if unknown:
-            known = ", ".join(sorted(TaskOptions.__annotations__))
-            raise ConfigurationError(f"unknown task option {', '.join(sorted(unknown))}; there are {known}")
+        _refuse_unknown(merged)
         own = name if name is not None else default_name(function)
         full = f"{self.prefix}.{own}" if self.prefix else own
         settings = make_settings(
@@ -186,7 +185,7 @@ class TaskRouter:
             run_in=merged.get("run_in", "auto"),
             at_most_once=merged.get("at_most_once", False),
         )
-        task: Task[Any, Any] = Task(function, name=full, settings=settings, aliases=tuple(merged.get("aliases", ())))
+        task: Task[Any, Any] = Task(function, name=full, settings=settings, aliases=merged.get("aliases", ()))
         self.registry.add(task)
         return task
 
@@ -217,7 +216,10 @@ class TaskRouter:
         **options: Unpack[DeclareOptions],
     ) -> Decorator:
         """Declare a function as a task that fires at a fixed interval, aligned to the Unix epoch in UTC."""
-        parts = timedelta(seconds=seconds, minutes=minutes, hours=hours)
+        try:
+            parts = timedelta(seconds=seconds, minutes=minutes, hours=hours)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise InvalidTrigger(f"every(seconds=…, minutes=…, hours=…) takes numbers: {error}") from None
         if (interval is None) == (parts == timedelta()):
             raise ConfigurationError(
                 "every() takes one interval: every(30), every(seconds=30), every(timedelta(minutes=5))"
@@ -244,5 +246,15 @@ class TaskRouter:
         self.declared[id] = declared(id, task, trigger, options)
 
 
+def _refuse_unknown(options: Mapping[str, Any]) -> None:
+    unknown = set(options) - set(TaskOptions.__annotations__)
+    if unknown:
+        known = ", ".join(sorted(TaskOptions.__annotations__))
+        raise ConfigurationError(f"unknown task option {', '.join(sorted(unknown))}; there are {known}")
+
+
 def _interval(value: Seconds) -> timedelta:
-    return timedelta(microseconds=seconds_us(value))
+    try:
+        return timedelta(microseconds=seconds_us(value))
+    except (ValueError, OverflowError) as error:
+        raise InvalidTrigger(f"every({value!r:.40}): {error}") from None

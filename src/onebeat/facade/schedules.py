@@ -10,12 +10,13 @@ from onebeat.errors import ConfigurationError, InvalidTrigger
 from onebeat.facade.router import Declared, ScheduleOptions, declared
 from onebeat.facade.why import INSTANT, Why, explain
 from onebeat.model import changes, payload
+from onebeat.model.checks import aware_us, check_filters
 from onebeat.model.definition import Definition
 from onebeat.model.ids import uuid7
 from onebeat.model.info import Fire, Page, ScheduleInfo
 from onebeat.model.schedule import PlannedFire, Schedule, Unfinished
 from onebeat.model.seams import Trigger
-from onebeat.model.task import Registry, Task, aware_us, check_filters
+from onebeat.model.task import Registry, Task
 from onebeat.settings import Settings
 from onebeat.store import fires as store_fires, reports, schedules as store
 from onebeat.store.database import Database

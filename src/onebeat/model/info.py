@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Generic, Protocol, TypeVar
 from uuid import UUID
 
@@ -21,7 +21,7 @@ class JobVerbs(Protocol):
     async def get(self, id: UUID | str) -> JobInfo:
         """The job as it is now."""
 
-    async def wait(self, id: UUID | str, timeout: float | None = None) -> JobInfo:
+    async def wait(self, id: UUID | str, timeout: float | timedelta | None = None) -> JobInfo:
         """Return when the job has ended."""
 
     async def cancel(self, id: UUID | str) -> JobInfo:
@@ -63,11 +63,11 @@ class JobInfo:
         """The same snapshot with verbs."""
         return replace(self, _jobs=jobs)
 
-    async def wait(self, timeout: float | None = None) -> JobInfo:
-        """Return the snapshot of the ended job; `TimeoutError` after `timeout` seconds."""
+    async def wait(self, timeout: float | timedelta | None = None) -> JobInfo:
+        """Return the snapshot of the ended job; `TimeoutError` after `timeout` (seconds or a timedelta)."""
         return await self._verbs().wait(self.id, timeout)
 
-    async def result(self, timeout: float | None = None) -> Any:
+    async def result(self, timeout: float | timedelta | None = None) -> Any:
         """Wait and return the value; raises `JobFailed`, `JobCancelled` or `TimeoutError`."""
         ended = await self.wait(timeout)
         if ended.state is JobState.FAILED:

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
+from datetime import datetime
 from functools import cached_property, update_wrapper
 from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, Protocol, TypeVar
 
 from onebeat.errors import ConfigurationError, DuplicateTask, InvalidArguments, NotStarted, UnknownTask
+from onebeat.model.checks import (
+    Seconds,
+    aware_us,
+    check_name,
+    check_names,
+    check_priority,
+    check_retry,
+    check_tag,
+    check_tracking_id,
+    duration,
+)
 from onebeat.model.signature import Signature
 from onebeat.timing.backoff import Retry
-from onebeat.timing.clock import seconds_us, to_us
-from onebeat.tracking.ids import is_valid
 
 if TYPE_CHECKING:
     from onebeat.model.info import JobInfo
@@ -23,46 +31,6 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 RunIn = Literal["auto", "loop", "thread", "process"]
-Seconds = float | timedelta
-
-NAME = re.compile(r"[A-Za-z0-9_.:\-]{1,200}")
-
-
-def check_name(name: str, what: str, longest: int = 200) -> str:
-    """`name`, when it is 1 to `longest` of letters, digits and `_ . : -`; else `ConfigurationError`.
-
-    No blanks: MySQL and MariaDB would take "a" and "a " for one key.
-
-    >>> check_name("billing.charge", "task name")
-    'billing.charge'
-    """
-    if not isinstance(name, str) or not NAME.fullmatch(name) or len(name) > longest:
-        shown = repr(name if len(str(name)) <= 60 else f"{str(name)[:60]}…")
-        raise ConfigurationError(f"{what} {shown} cannot be used; take 1 to {longest} of A-Z a-z 0-9 _ . : -")
-    return name
-
-
-def check_tag(tag: str) -> str:
-    """`tag`, when it is a name of at most 100 characters: it shares an index with the job's id."""
-    return check_name(tag, "tag", longest=100)
-
-
-def check_filters(*, tag: str | None = None, **names: str | None) -> None:
-    """Refuse what no row can hold, as every database would have it: with `ConfigurationError`, not with a near miss."""
-    if tag is not None:
-        check_tag(tag)
-    for what, name in names.items():
-        if name is not None:
-            check_name(name, what)
-
-
-def _tracking_id(text: str | None) -> str | None:
-    if text is not None and not is_valid(text):
-        raise ConfigurationError(
-            f"tracking_id {str(text)[:60]!r} cannot be used; "
-            "take 1 to 128 visible ASCII characters, no double quote, comma or backslash"
-        )
-    return text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,15 +89,28 @@ class Task(Generic[P, R]):
     """A registered function. Calling it calls the plain function; `enqueue` makes a job of the call."""
 
     def __init__(
-        self, function: Callable[P, R], *, name: str, settings: TaskSettings, aliases: tuple[str, ...] = ()
+        self, function: Callable[P, R], *, name: str, settings: TaskSettings, aliases: Iterable[str] = ()
     ) -> None:
         self.function = function
         self.name = check_name(name, "task name")
         self.settings = settings
-        self.aliases = tuple(check_name(alias, "alias") for alias in aliases)
+        self.aliases = check_names(aliases, "aliases")
         self.signature = Signature(function, name)
         self._options = CallOptions()
         update_wrapper(self, function)
+        self._refuse_context(self.signature.context_by_word)
+
+    def check(self) -> None:
+        """Read every annotation now, when all names are there; raises `ConfigurationError` for one that cannot work."""
+        self.signature.check()
+        self._refuse_context(self.signature.context_parameter)
+
+    def _refuse_context(self, parameter: str | None) -> None:
+        if parameter is not None and self.settings.run_in == "process":
+            raise ConfigurationError(
+                f"task {self.name!r} runs in a process of its own, which no JobContext reaches; leave parameter "
+                f"{parameter!r} out and use checkpoint() and remaining() of onebeat.offload, or take run_in='thread'"
+            )
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         return self.function(*args, **kwargs)
@@ -160,27 +141,34 @@ class Task(Generic[P, R]):
         retry: Retry | None = None,
         timeout: Seconds | None = None,
         tracking_id: str | None = None,
-        tags: Iterable[str] = (),
+        tags: Iterable[str] | None = None,
     ) -> Task[P, R]:
-        """A bound copy that enqueues with these options. `delay`: seconds or a timedelta; `run_at`: aware datetime."""
+        """A bound copy that enqueues with these options. `delay`: seconds or a timedelta; `run_at`: aware datetime.
+
+        What an earlier `options()` said stays, unless it is said anew; `delay` and `run_at` take each other's place.
+        """
         if delay is not None and run_at is not None:
             raise InvalidArguments("delay= and run_at= both say when to run; give one")
+        before = self._options
+        if delay is not None or run_at is not None:
+            before = replace(before, delay=None, run_at=None)
+        said: dict[str, Any] = {
+            "delay": None if delay is None else duration(delay, "delay"),
+            "run_at": None if run_at is None else aware_us(run_at, "run_at"),
+            "priority": None if priority is None else check_priority(priority),
+            "queue": None if queue is None else check_name(queue, "queue"),
+            "retry": None if retry is None else self._one_start(check_retry(retry)),
+            "timeout": None if timeout is None else duration(timeout, "timeout", least=1),
+            "tracking_id": check_tracking_id(tracking_id),
+            "tags": None if tags is None else check_names(tags, "tags", check_tag),
+        }
         copy = object.__new__(type(self))
         copy.__dict__.update(self.__dict__)
-        copy._options = CallOptions(
-            delay=None if delay is None else duration(delay, "delay"),
-            run_at=None if run_at is None else aware_us(run_at, "run_at"),
-            priority=priority,
-            queue=None if queue is None else check_name(queue, "queue"),
-            retry=self._one_start(retry),
-            timeout=None if timeout is None else duration(timeout, "timeout", least=1),
-            tracking_id=_tracking_id(tracking_id),
-            tags=tuple(check_tag(tag) for tag in tags),
-        )
+        copy._options = replace(before, **{name: value for name, value in said.items() if value is not None})
         return copy
 
-    def _one_start(self, retry: Retry | None) -> Retry | None:
-        if retry is not None and self.settings.at_most_once:
+    def _one_start(self, retry: Retry) -> Retry:
+        if self.settings.at_most_once:
             raise ConfigurationError(
                 f"task {self.name!r} is at_most_once: one start, whatever happens; leave out retry="
             )
@@ -202,8 +190,22 @@ class Task(Generic[P, R]):
 
     async def enqueue_many(self, calls: Iterable[Call[R] | tuple[Any, ...]]) -> list[JobInfo]:
         """Store many jobs in one transaction; items are `task.call(...)` or tuples of positional arguments."""
-        ready = [c if isinstance(c, Call) else Call(self, self.signature.pack(c, {}), self._options) for c in calls]
-        return await self._enqueuer().enqueue_calls(ready)
+        ready = [self._ready(item) for item in calls]
+        enqueuer = self._enqueuer()
+        for other in {call.task.name: call.task for call in ready}.values():
+            if not enqueuer.owns(other):
+                raise UnknownTask(f"{enqueuer!r}, which stores these jobs, does not include task {other.name!r}")
+        return await enqueuer.enqueue_calls(ready)
+
+    def _ready(self, item: Call[R] | tuple[Any, ...]) -> Call[R]:
+        if isinstance(item, Call):
+            return item
+        if not isinstance(item, tuple | list):
+            raise InvalidArguments(
+                f"{self.name}: enqueue_many takes tuples of arguments, such as [(1,), (2,)], or calls made by "
+                f"{self.name}.call(…); {item!r:.60} is neither"
+            )
+        return Call(self, self.signature.pack(item, {}), self._options)
 
     def _enqueuer(self) -> Enqueuer:
         current = active.get()
@@ -285,16 +287,36 @@ def make_settings(
         raise ConfigurationError(
             f"task {name!r} is async and runs on the event loop; run_in={run_in!r} is for sync functions"
         )
+    _refuse_generators(function, name)
+    if run_in == "process" and not _has_a_place(function):
+        raise ConfigurationError(
+            f"task {name!r} runs in a process of its own, which finds a function by module and name; "
+            "define it at the top level of a module"
+        )
     settings = TaskSettings(
         queue=check_name(queue, "queue"),
-        priority=priority,
+        priority=check_priority(priority),
         timeout=None if timeout is None else duration(timeout, "timeout", least=1),
         run_in=run_in,
         at_most_once=at_most_once,
     )
     if at_most_once:
         return replace(settings, retry=Retry(attempts=1))
-    return settings if retry is None else replace(settings, retry=retry)
+    return settings if retry is None else replace(settings, retry=check_retry(retry))
+
+
+def _refuse_generators(function: Callable[..., Any], name: str) -> None:
+    plain = inspect.unwrap(function)
+    if inspect.isgeneratorfunction(plain) or inspect.isasyncgenfunction(plain):
+        raise ConfigurationError(
+            f"task {name!r} has a `yield`: calling it makes a generator and runs nothing; "
+            "return a list, or tell how far the work is with progress()"
+        )
+
+
+def _has_a_place(function: Callable[..., Any]) -> bool:
+    qualified = getattr(inspect.unwrap(function), "__qualname__", "")
+    return bool(qualified) and "<" not in qualified  # neither <lambda> nor <locals>
 
 
 def default_name(function: Callable[..., Any]) -> str:
@@ -306,33 +328,6 @@ def default_name(function: Callable[..., Any]) -> str:
             f'{qualified or function!r} has no lasting name; give the task one: @scheduler.task(name="…")'
         )
     return str(name)
-
-
-def aware_us(moment: datetime, what: str) -> int:
-    """UTC microseconds of an aware datetime; a naive one raises `InvalidArguments` with a hint."""
-    if not isinstance(moment, datetime):
-        raise InvalidArguments(f"{what} is a {type(moment).__name__}; give an aware datetime")
-    if moment.utcoffset() is None:
-        raise InvalidArguments(
-            f"{what}={moment.isoformat()} has no time zone; "
-            'write datetime.now(UTC), or add tzinfo=ZoneInfo("Europe/Berlin")'
-        )
-    return to_us(moment)
-
-
-def duration(value: Seconds, what: str, *, least: int = 0) -> int:
-    """Microseconds of `value`, at least `least`; else `InvalidArguments`, naming `what`.
-
-    >>> duration(0.5, "delay")
-    500000
-    """
-    try:
-        us = seconds_us(value)
-    except ValueError as error:
-        raise InvalidArguments(f"{what}: {error}") from None
-    if us < least:
-        raise InvalidArguments(f"{what} is {us / 1_000_000:g} s; it must be over 0")
-    return us
 
 
 def _where(task: Task[Any, Any]) -> str:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
 from sqlalchemy import Row, and_, func, or_, select
 
-from onebeat.errors import JobNotFound
+from onebeat.errors import ConfigurationError, JobNotFound
 from onebeat.model import payload
 from onebeat.model.info import AttemptInfo, Fire, JobInfo, Page, QueueInfo, WorkerInfo
 from onebeat.model.job import JobState
@@ -17,6 +17,8 @@ from onebeat.store.database import Tx
 from onebeat.store.words import QUEUED, RUNNING, SCHEDULED, WAITING, padded
 from onebeat.store.workers import live
 from onebeat.timing.clock import from_us
+
+T = TypeVar("T")
 
 
 def job(tx: Tx, id: UUID) -> JobInfo:
@@ -58,7 +60,7 @@ def jobs(tx: Tx, /, *, limit: int, cursor: str | None, **wanted: Any) -> Page[Jo
     table = tx.tables.jobs
     query = select(table).where(*_filters(tx, wanted)).order_by(table.c.id.desc()).limit(limit + 1)
     if cursor is not None:
-        query = query.where(table.c.id < UUID(cursor))
+        query = query.where(table.c.id < _place(cursor, UUID))
     rows = tx.execute(query).all()
     items = tuple(_job(row) for row in rows[:limit])
     return Page(items, str(items[-1].id) if len(rows) > limit else None)
@@ -111,8 +113,9 @@ def fires(
     if end is not None:
         query = query.where(c.fire_us < end)
     if cursor is not None:
-        at, _, key = cursor.partition("/")
-        query = query.where(or_(c.fire_us < int(at), and_(c.fire_us == int(at), c.fire_key < key)))
+        text, _, key = str(cursor).partition("/")
+        at = _place(text, int)
+        query = query.where(or_(c.fire_us < at, and_(c.fire_us == at, c.fire_key < key)))
     rows = tx.execute(query).all()
     last = rows[limit - 1] if len(rows) > limit else None
     return Page(tuple(fire(row) for row in rows[:limit]), f"{last.fire_us}/{last.fire_key}" if last else None)
@@ -190,6 +193,16 @@ def queues(tx: Tx) -> list[QueueInfo]:
         QueueInfo(name=name, workers=sum(names is None or name in names for names in served), **counts.get(name, {}))
         for name in sorted(named | counts.keys())
     ]
+
+
+def _place(cursor: str, read: Callable[[str], T]) -> T:
+    """Where a page begins; raises `ConfigurationError` for what is no cursor."""
+    try:
+        return read(cursor)
+    except (ValueError, TypeError, AttributeError):
+        raise ConfigurationError(
+            f"cursor {str(cursor)[:60]!r} is none; give the `cursor` of the page before as it is, or None for the first"
+        ) from None
 
 
 def _moment(us: int | None) -> datetime | None:

@@ -114,6 +114,8 @@ class Snooze(Exception):
 
     def __init__(self, delay: float | timedelta) -> None:
         self.delay_us = seconds_us(delay)
+        if self.delay_us > MAX_DELAY * SECOND:
+            raise ConfigurationError(f"Snooze({delay!r:.40}) is over a year; durations are seconds")
         super().__init__(f"again in {self.delay_us / SECOND:g} s")
 
 
