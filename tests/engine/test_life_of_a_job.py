@@ -122,6 +122,43 @@ async def test_snooze_uses_no_attempt_and_cancel_stops_for_good(make: Make) -> N
         await (await gone.enqueue()).result(10)
 
 
+@pytest.mark.parametrize("words", ["nicht nötig – ß", "日本" * 60, "a\nb\x00c", "x" * 500], ids=ascii)
+async def test_a_task_may_say_in_any_script_why_it_stops(make: Make, words: str) -> None:
+    scheduler = make()
+
+    @scheduler.task(name="stop")
+    async def stop(why: str) -> None:
+        raise Cancel(why)
+
+    await scheduler.start()
+    ended = await (await stop.enqueue(words)).wait(10)
+    assert ended.state == JobState.CANCELLED
+    assert ended.reason is not None
+    assert ended.reason[:8] == words[:8].replace("\x00", "\\x00")
+    assert len(ended.reason) <= 64
+
+
+async def test_the_last_progress_is_written_however_soon_the_function_returns(make: Make) -> None:
+    scheduler = make()
+
+    @scheduler.task(name="quick")
+    async def quick(job: JobContext) -> None:
+        for done in range(1, 4):
+            await job.progress(done, 3, f"{done} of drei – ß")
+
+    @scheduler.task(name="threaded", retry=Retry(attempts=1))
+    def threaded(job: JobContext) -> None:
+        job.sync.progress(1)
+        job.sync.progress(2)
+        raise RuntimeError("half way")
+
+    await scheduler.start()
+    ended = await (await quick.enqueue()).wait(10)
+    assert ended.progress == {"done": 3, "total": 3, "message": "3 of drei – ß"}
+    failed = await (await threaded.enqueue()).wait(10)
+    assert (failed.state, failed.progress) == (JobState.FAILED, {"done": 2, "total": None, "message": None})
+
+
 async def test_a_coroutine_past_its_timeout_is_cancelled(make: Make) -> None:
     scheduler = make()
 

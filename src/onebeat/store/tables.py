@@ -41,6 +41,13 @@ def name_type(length: int = 200) -> TypeEngine[str]:
     )
 
 
+def words_type(length: int) -> TypeEngine[str]:
+    """Short free text, in any script; never a key."""
+    return String(length).with_variant(
+        mysql.VARCHAR(length, charset="utf8mb4", collation="utf8mb4_bin"), "mysql", "mariadb"
+    )
+
+
 def text_type() -> TypeEngine[str]:
     """Free text and canonical JSON, up to 16 MiB; never a key."""
     return Text().with_variant(mysql.MEDIUMTEXT(charset="utf8mb4", collation="utf8mb4_bin"), "mysql", "mariadb")
@@ -221,7 +228,7 @@ def _jobs(metadata: MetaData, p: str) -> Table:
         Column("queue", name_type(), nullable=False),
         Column("rank", BigInteger, nullable=False),  # minus the priority, so that every index ascends
         Column("state", name_type(12), nullable=False),
-        Column("reason", name_type(64)),
+        Column("reason", words_type(64)),  # onebeat's own word, or the task's own words: Cancel("…")
         Column("run_at_us", BigInteger, nullable=False),
         Column("waits_for", name_type(240)),
         Column("attempt", Integer, nullable=False, server_default="0"),
