@@ -157,7 +157,7 @@ class Executor:
             fire_time=None if job.fire_us is None else fire_time(job.fire_us, job.args),
             deadline=time.monotonic() + timeout,
             owned=lambda: self._owned(job),
-            report=_Progress(self._database, job),
+            report=_Progress(self._database, job, self._trouble),
         )
         return Run(
             job,
@@ -212,7 +212,10 @@ class Executor:
                     **about(job),
                 )
             )
-            return await run.outcome()
+            outcome = await run.outcome()
+            if run.context._reported is not None:
+                await run.context._reported.write_last()
+            return outcome
 
     def _forget(self, run: Run) -> None:
         if self._runs.get(run.job.id) is run:
@@ -235,7 +238,10 @@ class Executor:
         try:
             await self._database.write(job_edits.note_overrun, job.id, job.lease_token)
         except DatabaseUnavailable as error:  # the row will say `running` alone; the outcome comes when the thread ends
-            self._announce(DatabaseTrouble(part="executor", problem=str(error), retry_in=0))
+            self._trouble(error)
+
+    def _trouble(self, error: DatabaseUnavailable) -> None:
+        self._announce(DatabaseTrouble(part="executor", problem=str(error), retry_in=0))
 
     def _dropped(self, run: Run, problem: str) -> None:
         job = run.job
@@ -243,17 +249,19 @@ class Executor:
 
 
 class _Progress:
-    """Writes a job's progress: at most once each half second, the last one always."""
+    """Writes a job's progress: at most once each half second, the last one always. Trouble with it fails no job."""
 
-    def __init__(self, database: Database, job: Claimed) -> None:
+    def __init__(self, database: Database, job: Claimed, trouble: Callable[[DatabaseUnavailable], None]) -> None:
         self._database = database
         self._job = job
-        self._latest: dict[str, Any] | None = None
+        self._trouble = trouble
+        self._latest: str | None = None
         self._written = 0.0
         self._later: asyncio.Task[None] | None = None
+        self._over = asyncio.Event()
 
     async def __call__(self, report: dict[str, Any]) -> None:
-        self._latest = report
+        self._latest = payload.encode(report, what="progress")  # refused here, where the function says it
         left = self._written + PROGRESS_EACH - time.monotonic()
         if left <= 0:
             await self._write()
@@ -261,12 +269,25 @@ class _Progress:
             self._later = asyncio.create_task(self._write_after(left))
 
     async def _write_after(self, delay: float) -> None:
-        await asyncio.sleep(delay)
+        try:
+            await asyncio.wait_for(self._over.wait(), delay)
+        except TimeoutError:
+            pass  # the half second
+        await self._write()
+
+    async def write_last(self) -> None:
+        """Write what still waits for its half second: the function has returned and the claim holds yet."""
+        self._over.set()
+        if self._later is not None:
+            await self._later
         await self._write()
 
     async def _write(self) -> None:
         if self._latest is None:
             return
-        text, self._latest = payload.encode(self._latest, what="progress"), None
+        text, self._latest = self._latest, None
         self._written = time.monotonic()
-        await self._database.write(job_edits.progress, self._job.id, self._job.lease_token, text)
+        try:
+            await self._database.write(job_edits.progress, self._job.id, self._job.lease_token, text)
+        except DatabaseUnavailable as error:
+            self._trouble(error)

@@ -7,10 +7,20 @@ import time
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from datetime import datetime
-from typing import Any
+from typing import Any, Protocol
 from uuid import UUID
 
 from onebeat.errors import JobCancelled, LeaseLost, NotStarted
+
+
+class Reports(Protocol):
+    """Where a job's progress goes."""
+
+    async def __call__(self, report: dict[str, Any], /) -> None:
+        """Write it, or keep it until its half second is over."""
+
+    async def write_last(self) -> None:
+        """Write what was kept."""
 
 
 class JobContext:
@@ -33,7 +43,7 @@ class JobContext:
         fire_time: datetime | None = None,
         deadline: float | None = None,
         owned: Callable[[], Awaitable[bool]] | None = None,
-        report: Callable[[dict[str, Any]], Awaitable[None]] | None = None,
+        report: Reports | None = None,
     ) -> None:
         self.id = id
         self.attempt = attempt
@@ -45,6 +55,7 @@ class JobContext:
         self._deadline = deadline
         self._owned = owned
         self._report = report
+        self._reported: Reports | None = None  # once there was something to report
         self._stop = False  # a plain flag: it is only ever set, from any thread
         self._lost = False
         self._loop = _running_loop()
@@ -79,6 +90,7 @@ class JobContext:
     async def progress(self, done: float, total: float | None = None, message: str | None = None) -> None:
         """Tell how far the work is; at most one write each half second, the last one always."""
         if self._report is not None:
+            self._reported = self._report
             await self._report({"done": done, "total": total, "message": message})
 
     @property
