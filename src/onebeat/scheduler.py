@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 from onebeat.engine.heartbeat import Heartbeat
 from onebeat.engine.sweeper import Retention, prune
@@ -27,15 +27,16 @@ from onebeat.locks.database import DatabaseLocks
 from onebeat.locks.lock import BackendLock
 from onebeat.locks.locked import Decorator
 from onebeat.logs.events import word
-from onebeat.model.events import Event, JobSettled
+from onebeat.model.events import DatabaseCaution, Event, JobSettled
 from onebeat.model.info import JobInfo
 from onebeat.model.seams import Carrier, Clock
 from onebeat.model.task import Call, Task, active, started
 from onebeat.offload.runners import ProcessRunner, ThreadRunner
-from onebeat.settings import Settings, resolve
+from onebeat.settings import Overrides, Settings, resolve
 from onebeat.store import jobs as job_store, tables
 from onebeat.store.database import Database
 from onebeat.store.migrations import prepare
+from onebeat.store.targets import told
 from onebeat.timing.clock import SystemClock, seconds_us
 from onebeat.tracking.carrier import ContextCarrier
 
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
 E = TypeVar("E", bound=Event)
-DAY = 86_400 * 1_000_000
 
 
 class Scheduler(TaskRouter):
@@ -68,7 +68,7 @@ class Scheduler(TaskRouter):
         *,
         settings: Settings | None = None,
         app: str | None = None,
-        **overrides: Any,
+        **overrides: Unpack[Overrides],
     ) -> None:
         super().__init__()
         self.settings = resolve(settings, app, overrides)
@@ -103,11 +103,14 @@ class Scheduler(TaskRouter):
         )
 
     def __repr__(self) -> str:
-        return f"<Scheduler of {len(list(self.registry))} tasks>"
+        name = "" if self.settings.app is None else f" {self.settings.app!r}"
+        return f"<Scheduler{name} on {told(self._target)}, {len(list(self.registry))} tasks>"
 
     # ── definitions ───────────────────────────────────────────────────────────────────────────────────────────────────
     def include(self, router: TaskRouter) -> None:
-        """Take over a router's tasks and schedules. Raises `DuplicateTask`, `ScheduleExists`."""
+        """Take over a router's tasks and schedules, as they are now. Raises `DuplicateTask`, `ScheduleExists`."""
+        if not isinstance(router, TaskRouter):
+            raise ConfigurationError(f"include() takes a onebeat.TaskRouter, not {type(router).__name__}")
         for task in router.registry:
             self.registry.add(task)
         for id, item in router.declared.items():
@@ -167,6 +170,8 @@ class Scheduler(TaskRouter):
         except BaseException:
             await database.close()
             raise
+        for caution in database.cautions:
+            self._announce(DatabaseCaution(database=database.where, caution=caution))
         self._database, self._loop = database, asyncio.get_running_loop()
         self._watcher = Watcher(database)
         self._heartbeat = Heartbeat(
@@ -267,8 +272,9 @@ class Scheduler(TaskRouter):
             active.reset(token)
 
     def __enter__(self) -> Scheduler:
-        self._script = Script(self)
-        self._script.start()
+        script = Script(self)
+        script.start()
+        self._script = script
         return self
 
     def __exit__(
@@ -396,12 +402,12 @@ class Scheduler(TaskRouter):
 def _retention(settings: Settings) -> Retention:
     kept = settings.retention
     return Retention(
-        succeeded=_days(kept.succeeded),
-        failed=_days(kept.failed),
-        fires=_days(kept.fires),
-        workers=_days(kept.workers),
+        succeeded=_age(kept.succeeded),
+        failed=_age(kept.failed),
+        fires=_age(kept.fires),
+        workers=_age(kept.workers),
     )
 
 
-def _days(days: float | None) -> int | None:
-    return None if days is None else int(days * DAY)
+def _age(seconds: float | None) -> int | None:
+    return None if seconds is None else seconds_us(seconds)

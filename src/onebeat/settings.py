@@ -2,50 +2,126 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypedDict, Unpack
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
 
 from onebeat.errors import ConfigurationError
 from onebeat.model.checks import check_name
+
+DAY = 86_400  # seconds
 
 
 def _seconds(value: Any) -> Any:
     return value.total_seconds() if isinstance(value, timedelta) else value
 
 
-Seconds = Annotated[float, BeforeValidator(_seconds)]
+def _kept(value: Any) -> Any:
+    return None if value in ("none", "None", "null") else _seconds(value)
+
+
+def _names(value: Any) -> Any:
+    """Names after each other, with commas between them, as an environment variable has them."""
+    return tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value
+
+
+Seconds = Annotated[float, BeforeValidator(_seconds), Field(allow_inf_nan=False)]
+Kept = Annotated[Annotated[float, Field(gt=0, allow_inf_nan=False)] | None, BeforeValidator(_kept)]
+
+
+Duration = float | timedelta
+
+
+class RetentionOptions(TypedDict, total=False):
+    """What `Retention` may be told."""
+
+    succeeded: Duration | None
+    failed: Duration | None
+    fires: Duration | None
+    workers: Duration | None
+
+
+class Overrides(TypedDict, total=False):
+    """What `Scheduler` may be told by keyword, apart from its database and `app`."""
+
+    database_url: str | None
+    slots: int
+    queues: Sequence[str] | Mapping[str, int] | str | None
+    timezone: str
+    lease: Duration
+    heartbeat: Duration
+    drain: Duration
+    default_timeout: Duration
+    poll: Duration
+    start_timeout: Duration
+    retention: Retention | RetentionOptions | None
+    table_prefix: str
+    schema: str | None
+    migrate: bool
+    role: Literal["all", "client"]
+    pool_size: int
+    sqlite_synchronous: Literal["FULL", "NORMAL", "EXTRA"]
+    sqlite_allow_network: bool
+    hints: bool
+
+
+class Options(Overrides, total=False):
+    """What `Settings` may be told."""
+
+    app: str | None
 
 
 class Retention(BaseSettings):
-    """How long ended things are kept, in days; None keeps them for ever."""
+    """How long ended things are kept: seconds or timedeltas; None (in the environment `none`) keeps them for ever.
 
-    model_config = SettingsConfigDict(extra="forbid", env_prefix="ONEBEAT_RETENTION_")
+    Succeeded and cancelled jobs, failed ones, what became of fires (at most 50,000 a schedule), and dead workers.
 
-    succeeded: float | None = Field(7, gt=0)
-    failed: float | None = Field(30, gt=0)
-    fires: float | None = Field(30, gt=0)
-    workers: float | None = Field(7, gt=0)
+    >>> from datetime import timedelta
+    >>> Retention(succeeded=timedelta(days=1), failed=None).succeeded
+    86400.0
+    """
+
+    model_config = SettingsConfigDict(extra="forbid", env_prefix="ONEBEAT_RETENTION_", frozen=True)
+
+    succeeded: Kept = 7 * DAY
+    failed: Kept = 30 * DAY
+    fires: Kept = 30 * DAY
+    workers: Kept = 7 * DAY
+
+    def __init__(self, **values: Unpack[RetentionOptions]) -> None:
+        with _named("retention"):
+            super().__init__(**values)
 
 
 class Settings(BaseSettings):
     """What a scheduler can be told. Keyword before `settings` before environment `ONEBEAT_…` before default.
 
-    Durations are seconds, as numbers or timedeltas.
+    Durations are seconds, as numbers or timedeltas. Raises `ConfigurationError`, naming each setting that cannot work.
 
     >>> Settings(slots=20).slots
     20
+    >>> Settings(database_url="postgresql://shop:secret@db/shop", slots=20)  # shows no URL
+    Settings(app=None, slots=20, ...)
     """
 
-    model_config = SettingsConfigDict(env_prefix="ONEBEAT_", extra="forbid", frozen=True)
+    model_config = SettingsConfigDict(env_prefix="ONEBEAT_", extra="forbid", frozen=True, hide_input_in_errors=True)
 
-    database_url: str | None = None  # used when the scheduler is given no database
+    database_url: str | None = Field(None, repr=False)  # used when the scheduler is given no database
     app: str | None = None  # one name for all processes of this application on these tables
     slots: int = Field(100, ge=1, le=10_000)  # jobs at once in this process
-    queues: tuple[str, ...] | dict[str, int] | None = None  # None: all; a mapping gives queues slots of their own
+    # None: all; a mapping gives queues slots of their own; in the environment `mail,reports` or JSON
+    queues: Annotated[tuple[str, ...] | dict[str, int] | None, BeforeValidator(_names)] = None
     timezone: str = "UTC"
     lease: Seconds = Field(60, ge=1, le=3600)
     heartbeat: Seconds = Field(15, ge=0.1)
@@ -61,7 +137,28 @@ class Settings(BaseSettings):
     pool_size: int = Field(3, ge=1, le=50)
     sqlite_synchronous: Literal["FULL", "NORMAL", "EXTRA"] = "FULL"
     sqlite_allow_network: bool = False
-    hints: bool = True
+    hints: bool = True  # for wake-ups between processes; until there are any, all processes poll
+
+    def __init__(self, **values: Unpack[Options]) -> None:
+        with _named("settings"):
+            super().__init__(**values)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Keywords, then the environment."""
+        return init_settings, _Environment(settings_cls)
+
+    @field_validator("retention", mode="before")
+    @classmethod
+    def _keep_all(cls, value: Any) -> Any:
+        return Retention(succeeded=None, failed=None, fires=None, workers=None) if value is None else value
 
     @field_validator("timezone")
     @classmethod
@@ -90,25 +187,47 @@ class Settings(BaseSettings):
         return self
 
 
-def resolve(given: Settings | None, app: str | None, overrides: dict[str, Any]) -> Settings:
+def resolve(given: Settings | None, app: str | None, overrides: Overrides) -> Settings:
     """The settings in force: keywords before `settings` before the environment before defaults.
 
     Raises `ConfigurationError`, naming each setting that cannot work, never its value.
     """
-    chosen = dict(overrides)
+    chosen: dict[str, Any] = dict(overrides)
     if app is not None:
         chosen["app"] = app
+    if given is None:
+        return Settings(**chosen)
+    if not isinstance(given, Settings):
+        raise ConfigurationError(f"settings= takes onebeat.Settings(…), not {type(given).__name__}")
+    told = {name: getattr(given, name) for name in given.model_fields_set}
+    if "schema_" in told:
+        told["schema"] = told.pop("schema_")
+    return Settings(**{**told, **chosen})
+
+
+class _Environment(EnvSettingsSource):
+    """`ONEBEAT_SCHEMA` for `schema`, which the source would read without the prefix, because the field has an alias."""
+
+    def __call__(self) -> dict[str, Any]:
+        found = super().__call__()
+        found.pop("schema", None)
+        if (schema := self.env_vars.get("onebeat_schema")) is not None:
+            found["schema"] = schema
+        return found
+
+
+@contextmanager
+def _named(what: str) -> Iterator[None]:
+    """Values that cannot work raise `ConfigurationError`, which names them and never shows them."""
     try:
-        if given is None:
-            return Settings(**chosen)
-        told = {name: getattr(given, name) for name in given.model_fields_set}
-        if "schema_" in told:
-            told["schema"] = told.pop("schema_")
-        return Settings(**{**told, **chosen})
+        yield
     except ValidationError as error:
         problems = "; ".join(
-            f"{'.'.join(str(part) for part in item['loc']) or 'settings'}: {item['msg']}"
+            f"{'.'.join(str(part) for part in item['loc']) or what}: {item['msg'].removeprefix('Value error, ')}"
             for item in error.errors(include_url=False, include_input=False, include_context=False)
         )
-        known = ", ".join(sorted(Settings.model_fields)).replace("schema_", "schema")
-        raise ConfigurationError(f"settings cannot be used: {problems}. Settings are {known}") from None
+        fields = Retention.model_fields if what == "retention" else Settings.model_fields
+        known = ", ".join(sorted(fields)).replace("schema_", "schema")
+        raise ConfigurationError(f"{what} cannot be used: {problems}. There are {known}") from None
+    except SettingsError as error:
+        raise ConfigurationError(f"{what} cannot be read from the environment: {error}") from None

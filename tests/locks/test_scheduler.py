@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from typing import Any
 
 import pytest
 
@@ -22,7 +23,7 @@ def heartbeats() -> list[str]:
 
 
 @pytest.mark.parametrize("role", ["all", "client"])
-async def test_a_schedulers_locks_are_renewed_by_its_own_heartbeat(database_url: str, role: str) -> None:
+async def test_a_schedulers_locks_are_renewed_by_its_own_heartbeat(database_url: str, role: Any) -> None:
     scheduler = Scheduler(database_url, role=role)
     before = heartbeats()
     async with scheduler, DatabaseLocks(database_url) as others:

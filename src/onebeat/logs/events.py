@@ -137,6 +137,7 @@ _WORDS: dict[type[e.Event], Callable[[Any], None]] = {
     e.ValueDropped: _said(
         jobs, logging.WARNING, lambda v: f"the value of {v.task} was not stored, the job succeeded: {v.problem}"
     ),
+    e.DatabaseCaution: _said(log, logging.INFO, lambda v: f"{v.database}: {v.caution}"),
     e.DatabaseTrouble: _said(
         log, logging.WARNING, lambda v: f"{v.part}: {v.problem}; trying again in {v.retry_in:.1f} s"
     ),

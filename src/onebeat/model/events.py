@@ -185,6 +185,14 @@ class ValueDropped(JobEvent):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DatabaseCaution(Event):
+    """Something an operator should know about this server or library, found when it was opened."""
+
+    database: str  # without its password
+    caution: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DatabaseTrouble(Event):
     """A part could not reach the database and will try again."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from sqlalchemy.pool import NullPool
 
 from onebeat.errors import ConfigurationError
 from onebeat.store.dialects import Dialect, dialect_for
+from onebeat.store.sqlite import file_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +28,8 @@ class Target:
 
     @property
     def where(self) -> str:
-        """For people: the URL with the password hidden."""
-        return self.url.render_as_string(hide_password=True)
+        """For people: the URL with a file's whole path, and without the password and the query, which may hold one."""
+        return _shown(self.url)
 
 
 def aim(target: str | URL | AsyncEngine | Callable[[], AsyncEngine]) -> Target:
@@ -35,14 +37,41 @@ def aim(target: str | URL | AsyncEngine | Callable[[], AsyncEngine]) -> Target:
 
     Raises `ConfigurationError` for a URL that cannot be read, an unknown scheme or a driver that is not installed.
 
-    >>> aim("sqlite+aiosqlite:///app.db").where
-    'sqlite+pysqlite:///app.db'
+    >>> aim("sqlite+aiosqlite:////srv/app.db").where
+    'sqlite+pysqlite:////srv/app.db'
     """
     if isinstance(target, AsyncEngine):
         return _from_engine(lambda: target, target.url)
     if callable(target):
-        return _from_engine(target, _made_by(target).url)
+        return _from_engine(lambda: _made_by(target), _made_by(target).url)
+    if not isinstance(target, str | URL):
+        raise ConfigurationError(
+            f"database is a {type(target).__name__}; give a URL, an AsyncEngine, or a function that returns a new one"
+        )
     return _from_url(_read(target))
+
+
+def told(target: str | URL | AsyncEngine | Callable[[], AsyncEngine]) -> str:
+    """The same for people, of whatever was given; calls no function and never raises.
+
+    >>> told("postgresql://shop:secret@db/shop?sslpassword=secret")
+    'postgresql://shop:***@db/shop'
+    """
+    if isinstance(target, AsyncEngine):
+        return _shown(target.url)
+    if callable(target):
+        return f"the engine of {getattr(target, '__qualname__', type(target).__name__)}()"
+    try:
+        return _shown(make_url(target))
+    except (ArgumentError, ValueError):
+        return "a database URL that cannot be read"
+
+
+def _shown(url: URL) -> str:
+    with suppress(ConfigurationError):  # a scheme that onebeat does not know
+        if dialect_for(url).one_writer and (file := file_of(url)) is not None:
+            url = url.set(database=str(file))
+    return url.set(query={}).render_as_string(hide_password=True)
 
 
 def _read(text: str | URL) -> URL:
@@ -74,9 +103,12 @@ def _from_engine(make: Callable[[], AsyncEngine], url: URL) -> Target:
         return _from_url(url)
 
     def engine(connect_args: dict[str, Any]) -> AsyncEngine:
-        source = make()
-        # The pool's creator knows the engine's URL, connect_args, creator and `do_connect` listeners.
-        return create_async_engine(source.url, creator=source.sync_engine.pool._creator, **_OPTIONS)
+        def connect() -> Any:
+            # The pool's creator knows the engine's URL, connect_args, creator and `do_connect` listeners. A function is
+            # called for each connection: a token it put into its engine may be too old for the next one.
+            return make().sync_engine.pool._creator()  # type: ignore[call-arg]  # the record it may take is for pools
+
+        return create_async_engine(url, creator=connect, **_OPTIONS)
 
     return Target(url, dialect, engine)
 
