@@ -149,7 +149,7 @@ class Scheduler(TaskRouter):
     def new_database(self) -> Database:
         """A closed `Database` with this scheduler's settings, for the command line; raises `ConfigurationError`."""
         settings = self.settings
-        return Database(
+        database = Database(
             self._target,
             tables=self._tables,
             pool_size=settings.pool_size,
@@ -157,6 +157,12 @@ class Scheduler(TaskRouter):
             sqlite_allow_network=settings.sqlite_allow_network,
             role=settings.role,
         )
+        if database.dialect.one_writer and settings.schema_ not in (None, "main"):
+            raise ConfigurationError(
+                f"schema={settings.schema_!r} cannot be used: {database.where} is SQLite, which has none; "
+                "use table_prefix, or a second file"
+            )
+        return database
 
     async def _start(self) -> None:
         for task in self.registry:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from sqlalchemy import inspect, text
 
 from onebeat import alembic as onebeat_alembic
 from onebeat.errors import ConfigurationError, DatabaseUnavailable, SchemaOutOfDate
+from onebeat.scheduler import Scheduler
 from onebeat.store import migrations
 from onebeat.store.database import Database, Tx
 from onebeat.store.migrations import Schema
@@ -298,9 +301,8 @@ async def test_a_migration_cut_off_in_the_middle_is_completed_by_the_next(
     assert "onebeat_fires_time" in await database.read(indexes)
 
 
-async def test_the_sql_for_another_hand_makes_the_same_tables(fresh_database_url: str, make_database: Any) -> None:
-    database = await make_database(fresh_database_url)
-    script = migrations.sql(database)
+def by_hand(script: str) -> Callable[[Tx], None]:
+    """What somebody does who runs the printed statements one by one."""
 
     def run(tx: Tx) -> None:
         body = "\n".join(line for line in script.splitlines() if not line.startswith("--"))
@@ -308,7 +310,32 @@ async def test_the_sql_for_another_hand_makes_the_same_tables(fresh_database_url
             if statement.strip() and statement.strip() not in ("BEGIN", "COMMIT"):
                 tx.connection.exec_driver_sql(statement)
 
-    await database.exclusive(run, patience=5)
+    return run
+
+
+def drop_schema(tx: Tx, name: str) -> None:
+    tx.connection.exec_driver_sql(f"DROP SCHEMA {name}")
+
+
+async def test_the_sql_for_another_hand_makes_the_schema_too(database_kind: str, fresh_database_url: str) -> None:
+    if database_kind == "sqlite":
+        with pytest.raises(ConfigurationError, match="SQLite, which has none"):
+            Scheduler(fresh_database_url, schema="jobs").new_database()
+        return
+    name = f"onebeat_test_{secrets.token_hex(6)}"
+    async with Scheduler(fresh_database_url, schema=name).new_database() as database:
+        await database.exclusive(by_hand(migrations.sql(database)), patience=5)
+        try:
+            async with Scheduler(fresh_database_url, schema=name, migrate=False, role="client") as scheduler:
+                assert await scheduler.jobs.count() == 0
+        finally:
+            cascade = " CASCADE" if database_kind == "postgresql" else ""
+            await database.write(drop_schema, f"{name}{cascade}")
+
+
+async def test_the_sql_for_another_hand_makes_the_same_tables(fresh_database_url: str, make_database: Any) -> None:
+    database = await make_database(fresh_database_url)
+    await database.exclusive(by_hand(migrations.sql(database)), patience=5)
     schema = await migrations.check(database)
     assert schema.instance_id is not None
     tables = build()

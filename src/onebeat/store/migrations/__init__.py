@@ -256,6 +256,8 @@ def _run_revisions(
     )
     operations = Operations(context)
     with context.begin_transaction():
+        if buffer is not None and start is None and tables.schema is not None:
+            operations.execute(CreateSchema(tables.schema, if_not_exists=True))
         context.run_migrations(operations=operations, tables=tables)
         if buffer is not None and start is None:
             for key, value in _identity().items():
