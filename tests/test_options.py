@@ -122,6 +122,28 @@ def test_a_snooze_beyond_a_year_is_an_error_of_the_attempt() -> None:
         Snooze(FAR)
 
 
+@pytest.mark.parametrize("trigger", ["*/5 * * * *", 30, None])
+def test_what_is_no_time_rule_is_refused_with_those_there_are(scheduler: Scheduler, trigger: Any) -> None:
+    with pytest.raises(InvalidTrigger, match="Cron"):
+        scheduler.declare("s", scheduler.task(add), trigger)
+
+
+@pytest.mark.parametrize("text", ["a\x00b", "half \ud800", 5, "x" * 10_001], ids=ascii)
+async def test_words_that_only_some_databases_would_hold_are_refused_on_all(database_url: str, text: Any) -> None:
+    scheduler = Scheduler(database_url, role="client")
+    task = scheduler.task(add)
+    with pytest.raises(ConfigurationError, match="note"):
+        scheduler.declare("s", task, Every(60), note=text)
+    with pytest.raises(ConfigurationError, match="app"):
+        Scheduler(database_url, app=text)
+    async with scheduler:
+        await scheduler.schedules.add("s", task, Every(3600), args=(1,), note="bis zur Prüfung – 日本")
+        with pytest.raises(ConfigurationError, match="reason"):
+            await scheduler.schedules.pause("s", reason=text)
+        paused = await scheduler.schedules.pause("s", reason="日本")
+        assert (paused.note, paused.paused_reason) == ("bis zur Prüfung – 日本", "日本")
+
+
 # ── options add up ────────────────────────────────────────────────────────────────────────────────────────────────────
 async def test_options_after_options_add_to_them(scheduler: Scheduler) -> None:
     task = scheduler.task(add)

@@ -14,11 +14,10 @@ from pydantic_settings import (
     EnvSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
-    SettingsError,
 )
 
 from onebeat.errors import ConfigurationError
-from onebeat.model.checks import check_name
+from onebeat.model.checks import check_name, check_text
 
 DAY = 86_400  # seconds
 
@@ -169,6 +168,13 @@ class Settings(BaseSettings):
             raise ValueError(f"no time zone {value[:64]!r}; take a name such as 'UTC' or 'Europe/Berlin'") from None
         return value
 
+    @field_validator("app")
+    @classmethod
+    def _app(cls, value: str | None) -> str | None:
+        if value == "":
+            raise ValueError("an app's name is empty; leave it out, or say one")
+        return None if value is None else check_text(value, "app", 200)
+
     @field_validator("queues")
     @classmethod
     def _queues(cls, value: tuple[str, ...] | dict[str, int] | None) -> tuple[str, ...] | dict[str, int] | None:
@@ -229,5 +235,5 @@ def _named(what: str) -> Iterator[None]:
         fields = Retention.model_fields if what == "retention" else Settings.model_fields
         known = ", ".join(sorted(fields)).replace("schema_", "schema")
         raise ConfigurationError(f"{what} cannot be used: {problems}. There are {known}") from None
-    except SettingsError as error:
+    except ValueError as error:  # pydantic-settings, of JSON that is none
         raise ConfigurationError(f"{what} cannot be read from the environment: {error}") from None

@@ -8,7 +8,7 @@ from datetime import timedelta
 from typing import Any, Concatenate, ParamSpec, Protocol, TypedDict, TypeVar, Unpack, overload
 
 from onebeat.errors import ConfigurationError, InvalidTrigger, ScheduleExists
-from onebeat.model.checks import Seconds, check_name, check_names, check_priority, check_tag
+from onebeat.model.checks import Seconds, check_name, check_names, check_priority, check_tag, check_text
 from onebeat.model.context import JobContext
 from onebeat.model.policies import CatchUp, Policies
 from onebeat.model.seams import Trigger
@@ -90,6 +90,10 @@ def declared(id: str, task: Task[Any, Any], trigger: Trigger, options: ScheduleO
     """Check the options of a schedule; raises `ConfigurationError` with what to change."""
     if not isinstance(task, Task):
         raise ConfigurationError(f"schedule {id!r} needs a task, not {task!r}; decorate it with @scheduler.task")
+    if not hasattr(trigger, "next_after"):
+        raise InvalidTrigger(
+            f'schedule {id!r}: {trigger!r:.60} is no time rule; write Cron("*/5 * * * *"), Every(30) or At(moment)'
+        )
     unknown = set(options) - set(ScheduleOptions.__annotations__)
     if unknown:
         raise ConfigurationError(
@@ -114,7 +118,7 @@ def declared(id: str, task: Task[Any, Any], trigger: Trigger, options: ScheduleO
         queue=None if queue is None else check_name(queue, "queue"),
         priority=None if (priority := options.get("priority")) is None else check_priority(priority),
         tags=check_names(options.get("tags", ()), "tags", check_tag),
-        note=options.get("note"),
+        note=None if (note := options.get("note")) is None else check_text(note, "note"),
     )
 
 

@@ -87,6 +87,27 @@ def check_tracking_id(text: str | None) -> str | None:
     return text
 
 
+def check_text(text: str, what: str, longest: int = 10_000) -> str:
+    """`text`, when every database can hold it as it is: no NUL, no half of a surrogate pair; else `ConfigurationError`.
+
+    >>> check_text("until the audit – ß", "note")
+    'until the audit – ß'
+    """
+    if not isinstance(text, str) or len(text) > longest or "\x00" in text or not _is_whole(text):
+        raise ConfigurationError(
+            f"{what}={text!r:.60} cannot be stored; take a text of at most {longest:,} characters, without NUL"
+        )
+    return text
+
+
+def _is_whole(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def aware_us(moment: datetime, what: str) -> int:
     """UTC microseconds of an aware datetime; a naive one raises `InvalidArguments` with a hint."""
     if not isinstance(moment, datetime):

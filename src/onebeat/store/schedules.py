@@ -18,6 +18,7 @@ from onebeat.errors import (
 )
 from onebeat.model import payload
 from onebeat.model.changes import edited, first_fire, resumed
+from onebeat.model.checks import check_text
 from onebeat.model.definition import Definition
 from onebeat.model.info import Page, ScheduleInfo
 from onebeat.model.seams import Trigger
@@ -259,6 +260,8 @@ def edit(tx: Tx, item: Definition, *, expected_rev: int | None, override: bool) 
 
 def pause(tx: Tx, id: str, reason: str | None) -> None:
     """Stop firing; again is no change. Raises `ScheduleNotFound`, `ConfigurationError` when it is finished."""
+    if reason is not None:
+        check_text(reason, "reason")
     row = locked(tx, id)
     if row.state == "finished":
         raise ConfigurationError(f"schedule {id!r} is finished; there is nothing to pause")
