@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ from onebeat import (
     Every,
     InvalidArguments,
     InvalidTrigger,
-    JobContext,
     JobNotFound,
     Retry,
     Scheduler,
@@ -34,17 +33,6 @@ async def add(left: int, right: int = 2) -> int:
 
 def plain(left: int) -> int:
     return left
-
-
-def with_context(job: JobContext) -> None: ...
-
-
-def counting() -> Iterator[int]:
-    yield 1
-
-
-async def streaming() -> AsyncIterator[int]:
-    yield 1
 
 
 @pytest.fixture
@@ -101,20 +89,6 @@ def test_an_interval_that_is_none_is_refused_in_either_spelling(scheduler: Sched
 def test_a_wrong_option_of_a_router_is_refused_where_the_router_is_made() -> None:
     with pytest.raises(ConfigurationError, match="unknown task option colour"):
         TaskRouter(colour="red")  # type: ignore[call-arg]  # what is refused
-
-
-@pytest.mark.parametrize("function", [counting, streaming])
-def test_a_generator_is_no_task_for_its_body_would_never_run(scheduler: Scheduler, function: Any) -> None:
-    with pytest.raises(ConfigurationError, match="yield"):
-        scheduler.task(function)
-
-
-def test_a_task_in_a_process_is_refused_what_does_not_reach_it(scheduler: Scheduler) -> None:
-    with pytest.raises(ConfigurationError, match="JobContext"):
-        scheduler.task(with_context, run_in="process")
-    with pytest.raises(ConfigurationError, match="top level of a module"):
-        scheduler.task(lambda: None, name="nameless", run_in="process")
-    assert scheduler.task(plain, run_in="process").runs_in == "process"
 
 
 def test_a_snooze_beyond_a_year_is_an_error_of_the_attempt() -> None:

@@ -166,7 +166,7 @@ class Scheduler(TaskRouter):
 
     async def _start(self) -> None:
         for task in self.registry:
-            task.check()
+            task.signature.check()
         settings = self.settings
         database = self.new_database()
         try:

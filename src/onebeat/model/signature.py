@@ -56,13 +56,6 @@ class Signature:
         return found[0] if found else None
 
     @cached_property
-    def context_by_word(self) -> str | None:
-        """The same as far as it can be said before every annotation can be read."""
-        words = (JobContext, "JobContext", "onebeat.JobContext")
-        found = [name for name, p in self._full.parameters.items() if p.annotation in words]
-        return found[0] if found else None
-
-    @cached_property
     def _callable(self) -> inspect.Signature:
         """What the enqueuing code may pass."""
         kept = [p for name, p in self._full.parameters.items() if name != self.context_parameter]

@@ -98,19 +98,6 @@ class Task(Generic[P, R]):
         self.signature = Signature(function, name)
         self._options = CallOptions()
         update_wrapper(self, function)
-        self._refuse_context(self.signature.context_by_word)
-
-    def check(self) -> None:
-        """Read every annotation now, when all names are there; raises `ConfigurationError` for one that cannot work."""
-        self.signature.check()
-        self._refuse_context(self.signature.context_parameter)
-
-    def _refuse_context(self, parameter: str | None) -> None:
-        if parameter is not None and self.settings.run_in == "process":
-            raise ConfigurationError(
-                f"task {self.name!r} runs in a process of its own, which no JobContext reaches; leave parameter "
-                f"{parameter!r} out and use checkpoint() and remaining() of onebeat.offload, or take run_in='thread'"
-            )
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         return self.function(*args, **kwargs)
@@ -287,12 +274,6 @@ def make_settings(
         raise ConfigurationError(
             f"task {name!r} is async and runs on the event loop; run_in={run_in!r} is for sync functions"
         )
-    _refuse_generators(function, name)
-    if run_in == "process" and not _has_a_place(function):
-        raise ConfigurationError(
-            f"task {name!r} runs in a process of its own, which finds a function by module and name; "
-            "define it at the top level of a module"
-        )
     settings = TaskSettings(
         queue=check_name(queue, "queue"),
         priority=check_priority(priority),
@@ -303,20 +284,6 @@ def make_settings(
     if at_most_once:
         return replace(settings, retry=Retry(attempts=1))
     return settings if retry is None else replace(settings, retry=check_retry(retry))
-
-
-def _refuse_generators(function: Callable[..., Any], name: str) -> None:
-    plain = inspect.unwrap(function)
-    if inspect.isgeneratorfunction(plain) or inspect.isasyncgenfunction(plain):
-        raise ConfigurationError(
-            f"task {name!r} has a `yield`: calling it makes a generator and runs nothing; "
-            "return a list, or tell how far the work is with progress()"
-        )
-
-
-def _has_a_place(function: Callable[..., Any]) -> bool:
-    qualified = getattr(inspect.unwrap(function), "__qualname__", "")
-    return bool(qualified) and "<" not in qualified  # neither <lambda> nor <locals>
 
 
 def default_name(function: Callable[..., Any]) -> str:
