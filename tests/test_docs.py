@@ -12,6 +12,10 @@ from pathlib import Path
 
 import pytest
 
+import onebeat
+import onebeat.model.events
+from onebeat import Event, OnebeatError, Settings
+
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "src" / "onebeat"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -70,3 +74,33 @@ def test_the_links_between_pages_lead_somewhere(page: Path) -> None:
     targets = [match[1] for match in LINK.finditer(page.read_text("utf-8"))]
     missing = [target for target in targets if not (page.parent / target).exists()]
     assert missing == []
+
+
+def test_every_public_name_has_an_example_that_runs() -> None:
+    """In its docstring or in a marked block; errors and events are listed on their pages, which tests walk."""
+    shown = "\n".join(block for _, _, block in blocks())
+    without = []
+    for name in onebeat.__all__:
+        value = getattr(onebeat, name)
+        listed = isinstance(value, type) and issubclass(value, OnebeatError | Event)
+        if not listed and ">>>" not in (inspect.getdoc(value) or "") and not re.search(rf"\b{name}\b", shown):
+            without.append(name)
+    assert without == []
+
+
+def test_the_page_lists_every_setting_with_its_default_and_every_event() -> None:
+    page = (ROOT / "docs" / "reference.md").read_text("utf-8")
+    told = {name: default.strip("`") for name, default in re.findall(r"^\| `(\w+)` \| (.+?) \|", page, re.MULTILINE)}
+    words = {"database_url": "–", "app": "–", "queues": "all", "schema": "–", "retention": "7 and 30 days"}
+    real = {}
+    for name, field in Settings.model_fields.items():
+        shown = name.rstrip("_")
+        default = str(field.get_default()).lower() if isinstance(field.get_default(), bool) else field.get_default()
+        real[shown] = words.get(shown, str(default))
+    assert told == real
+    events = [name for name, value in vars(onebeat.model.events).items() if _is_event(value)]
+    assert [name for name in events if f"`{name}`" not in page] == []
+
+
+def _is_event(value: object) -> bool:
+    return isinstance(value, type) and issubclass(value, Event)

@@ -14,7 +14,7 @@ OnebeatError
 ├── ScheduleNotFound
 ├── StaleRevision             someone else edited the schedule in between
 ├── JobNotFound
-├── JobExists                 an unfinished job holds the unique key
+├── JobExists                 a job that has not ended is in the way
 ├── JobFailed                 the job ended in failure
 ├── JobCancelled              the job was cancelled
 ├── LeaseLost                 this process no longer holds what it acts upon
@@ -108,7 +108,7 @@ class JobNotFound(OnebeatError):
 
 
 class JobExists(OnebeatError):
-    """An unfinished job holds the unique key."""
+    """A job that has not ended is in the way: it can be neither retried nor deleted."""
 
 
 class JobFailed(OnebeatError):
