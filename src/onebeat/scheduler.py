@@ -291,10 +291,11 @@ class Scheduler(TaskRouter):
             self._script = None
 
     def run(self) -> None:
-        """Be a worker process: enter the app's lifespan, serve no HTTP, end at SIGTERM or SIGINT.
+        """Be a worker process, whatever `role` says: enter the app's lifespan, serve no HTTP, end at SIGTERM or SIGINT.
 
         The first signal drains, a second stops at once (exit code 130 or 143).
         """
+        self.settings = self.settings.model_copy(update={"role": "all"})
         asyncio.run(self._serve())
 
     async def _serve(self) -> None:

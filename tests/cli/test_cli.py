@@ -294,6 +294,19 @@ def test_a_worker_runs_jobs_inside_the_apps_lifespan_and_drains_at_the_first_sig
     assert states(shop) == [("succeeded", 1)]
 
 
+def test_a_worker_of_an_app_that_only_enqueues_runs_its_jobs(shop: Path) -> None:
+    enqueue_nap(shop, ends=True)
+    output = shop / "output.txt"
+    process = start_worker(shop, output, ONEBEAT_ROLE="client")
+    try:
+        wait_for(shop / "started.txt", process, output)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0, output.read_text()
+    finally:
+        process.kill()
+    assert states(shop) == [("succeeded", 1)]
+
+
 def test_a_second_signal_stops_a_worker_at_once_and_its_job_is_not_lost(shop: Path) -> None:
     enqueue_nap(shop, ends=False)
     output = shop / "output.txt"
