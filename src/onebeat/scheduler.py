@@ -88,16 +88,16 @@ class Scheduler(TaskRouter):
         self._script: Script | None = None
         self._app: Any = None
         self._signals = Signals(self._stop_claiming)
-        self.jobs = Jobs(self._open_database, self._open_watcher, woken=self._woken, prune=self._prune)
+        self.jobs = Jobs(self._database_here, self._open_watcher, woken=self._woken, prune=self._prune)
         self.schedules = Schedules(
-            self._open_database,
+            self._database_here,
             woken=self._woken,
             scheduler=self,
             who=self._who,
             new_tracking_id=lambda: self._carrier.capture()[0],
         )
-        self.workers = Workers(self._open_database)
-        self.queues = Queues(self._open_database)
+        self.workers = Workers(self._database_here)
+        self.queues = Queues(self._database_here)
         self.locks = DatabaseLocks.for_scheduler(
             self._open_database, self._open_heartbeat, lambda: self._loop, clock=self._clock
         )
@@ -336,7 +336,7 @@ class Scheduler(TaskRouter):
 
     async def enqueue_calls(self, calls: Sequence[Call[Any]]) -> list[JobInfo]:
         """Store the calls in one transaction; wakes this process's claimer."""
-        database = self._open_database()
+        database = self._database_here()
         now, offset = self._clock.now(), database.offset_us
         new = [new_job(call, self._carrier, now=now + place, offset=offset) for place, call in enumerate(calls)]
         if not new:
@@ -370,6 +370,16 @@ class Scheduler(TaskRouter):
                 "`async with scheduler:`, or `with scheduler:` in a script"
             )
         return self._database
+
+    def _database_here(self) -> Database:
+        """The same, for what is awaited: in the event loop that opened it."""
+        database = self._open_database()
+        if asyncio.get_running_loop() is not self._loop:
+            raise NotStarted(
+                "this scheduler runs in another event loop than this one; enqueue from here with "
+                "`await asyncio.to_thread(task.enqueue_sync, …)`, or start a scheduler in this loop"
+            )
+        return database
 
     def _open_watcher(self) -> Watcher:
         self._open_database()

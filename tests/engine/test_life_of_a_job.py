@@ -357,6 +357,23 @@ async def test_jobs_enqueue_jobs_and_threads_enqueue_too(make: Make) -> None:
         assert (await scheduler.jobs.wait(id, 10)).value == wanted
 
 
+async def test_another_event_loop_is_told_how_to_enqueue_on_every_database(make: Make) -> None:
+    scheduler = make(role="client")
+
+    @scheduler.task(name="greet")
+    async def greet() -> None: ...
+
+    async def elsewhere() -> JobState:
+        for ask in (greet.enqueue, scheduler.jobs.list):
+            with pytest.raises(NotStarted, match="enqueue_sync"):
+                await ask()
+        return (await asyncio.to_thread(greet.enqueue_sync)).state
+
+    await scheduler.start()
+    assert await asyncio.to_thread(lambda: asyncio.run(elsewhere())) == JobState.QUEUED
+    assert await scheduler.jobs.count() == 1
+
+
 async def test_enqueue_before_start_says_how_to_start(make: Make) -> None:
     scheduler = make()
 
