@@ -430,3 +430,15 @@ async def test_health_says_draining_until_the_last_job_has_ended(make: Make) -> 
 
 async def scheduler_drains(scheduler: Scheduler) -> bool:
     return (await scheduler.health()).worker == "draining"
+
+
+async def test_starting_and_stopping_again_and_again_leaves_no_thread(database_url: str) -> None:
+    scheduler = Scheduler(database_url)
+    for _ in range(2):
+        async with scheduler:
+            pass
+    before = threading.active_count()
+    for _ in range(5):
+        async with scheduler:
+            pass
+    await waits_until(lambda: threading.active_count() <= before)

@@ -108,7 +108,9 @@ class ProcessRunner:
     async def close(self) -> None:
         """Start nothing more and end all children, busy ones too."""
         self._closed = True
-        await to_thread(self._lane.close, lane=Lane("closing", width=1))
+        closing = Lane("closing", width=1)
+        await to_thread(self._lane.close, lane=closing)
+        closing.shut()  # else each start and stop of a scheduler would leave a thread
 
 
 class RunningProcess:
