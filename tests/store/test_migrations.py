@@ -342,6 +342,24 @@ async def test_the_sql_for_another_hand_makes_the_same_tables(fresh_database_url
     assert await database.read(there) == {t.name for t in tables.metadata.sorted_tables} | {tables.version_table}
 
 
+async def test_a_table_of_other_origin_under_our_name_is_said_and_left_alone(
+    fresh_database_url: str, make_database: MakeDatabase
+) -> None:
+    database = await make_database(fresh_database_url)
+
+    def foreign(tx: Tx) -> None:
+        tx.connection.exec_driver_sql("CREATE TABLE onebeat_jobs (id INTEGER)")
+        tx.connection.exec_driver_sql("INSERT INTO onebeat_jobs VALUES (42)")
+
+    await database.write(foreign)
+    with pytest.raises(ConfigurationError, match="table_prefix"):
+        await migrations.prepare(database)
+    kept = await database.read(lambda tx: tx.connection.exec_driver_sql("SELECT id FROM onebeat_jobs").scalar_one())
+    assert kept == 42
+    other = await make_database(fresh_database_url, tables=build("jobs_"))
+    assert not (await migrations.prepare(other)).pending
+
+
 async def test_a_user_who_may_not_create_tables_is_told_so(
     fresh_database_url: str, database_kind: str, make_database: Any
 ) -> None:

@@ -14,12 +14,13 @@ from typing import Any
 
 from sqlalchemy import Column, MetaData, String, Table, and_, inspect, select, true
 from sqlalchemy.engine import Dialect as Speech
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.schema import CreateSchema
 
 from onebeat.errors import ConfigurationError, SchemaOutOfDate
 from onebeat.store.database import Database
 from onebeat.store.tables import SCHEMA_MAJOR, SCHEMA_VERSION, Tables
-from onebeat.store.transaction import Tx
+from onebeat.store.transaction import Tx, said
 
 PATIENCE = 60.0  # seconds to wait for another process that migrates the same tables
 _KEYS = ("instance_id", "schema_major", "app")
@@ -165,7 +166,13 @@ async def _upgrade(database: Database, app: str | None) -> Schema:
         finally:
             tx.dialect.migration_unlock(tx.connection, lock)
 
-    return await database.exclusive(upgrade, patience=PATIENCE)
+    try:
+        return await database.exclusive(upgrade, patience=PATIENCE)
+    except DBAPIError as error:  # what waiting, rights and room do not explain
+        raise ConfigurationError(
+            f"onebeat's tables could not be made in {database.where} ({said(error)}); if tables of other origin have "
+            f"names that begin with {database.tables.prefix!r}, give onebeat another table_prefix"
+        ) from error
 
 
 def _upgrade_locked(tx: Tx, app: str | None) -> Schema:
