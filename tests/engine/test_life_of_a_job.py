@@ -13,6 +13,7 @@ import pytest
 
 from onebeat.errors import JobCancelled, JobExists, JobFailed, NotStarted
 from onebeat.model.context import JobContext, current_job
+from onebeat.model.events import ValueDropped
 from onebeat.model.job import JobState
 from onebeat.scheduler import Scheduler
 from onebeat.timing.backoff import Cancel, Retry, Snooze
@@ -307,16 +308,22 @@ async def test_an_ended_job_can_be_retried_and_deleted_and_an_unended_one_cannot
     assert await scheduler.jobs.count() == 0
 
 
-async def test_a_value_that_is_no_json_does_not_fail_the_work(make: Make) -> None:
+async def test_a_value_that_is_no_json_does_not_fail_the_work(make: Make, caplog: pytest.LogCaptureFixture) -> None:
     scheduler = make()
+    told: list[ValueDropped] = []
+    scheduler.on(ValueDropped)(told.append)
 
     @scheduler.task(name="odd")
     async def odd() -> object:
         return object()
 
     await scheduler.start()
-    ended = await (await odd.enqueue()).wait(10)
-    assert (ended.state, ended.value) == (JobState.SUCCEEDED, None)
+    for _ in range(3):
+        ended = await (await odd.enqueue()).wait(10)
+        assert (ended.state, ended.value) == (JobState.SUCCEEDED, None)
+    assert [event.again for event in told] == [False, True, True]
+    warnings = [record for record in caplog.records if "was not stored" in record.getMessage()]
+    assert len(warnings) == 1, "one warning a task"
 
 
 async def test_an_unknown_task_stays_queued_until_a_worker_knows_it(make: Make) -> None:

@@ -67,6 +67,7 @@ class Executor:
         self._by_queue: Counter[str] = Counter()
         self._suspects = 0
         self._notes: set[asyncio.Task[Any]] = set()
+        self._dropping: set[str] = set()  # tasks whose values could not be stored: one warning a task is enough
 
     # ── what the claimer asks ─────────────────────────────────────────────────────────────────────────────────────────
     @property
@@ -245,7 +246,8 @@ class Executor:
 
     def _dropped(self, run: Run, problem: str) -> None:
         job = run.job
-        self._announce(ValueDropped(**about(job), problem=problem))
+        self._announce(ValueDropped(**about(job), problem=problem, again=job.task in self._dropping))
+        self._dropping.add(job.task)
 
 
 class _Progress:

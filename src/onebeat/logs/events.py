@@ -81,6 +81,12 @@ def _said(logger: logging.Logger, level: int, text: Callable[[Any], str]) -> Cal
     return wording
 
 
+def _dropped(event: e.ValueDropped) -> str:
+    return f"the value of {event.task} was not stored, the job succeeded: {event.problem}"
+
+
+_DROPPED, _DROPPED_AGAIN = _said(jobs, logging.WARNING, _dropped), _said(jobs, logging.DEBUG, _dropped)
+
 _WORDS: dict[type[e.Event], Callable[[Any], None]] = {
     e.WorkerStarted: _said(
         log,
@@ -134,9 +140,7 @@ _WORDS: dict[type[e.Event], Callable[[Any], None]] = {
             "its slot stays taken and the retry waits until it returns"
         ),
     ),
-    e.ValueDropped: _said(
-        jobs, logging.WARNING, lambda v: f"the value of {v.task} was not stored, the job succeeded: {v.problem}"
-    ),
+    e.ValueDropped: lambda v: (_DROPPED_AGAIN if v.again else _DROPPED)(v),
     e.DatabaseCaution: _said(log, logging.INFO, lambda v: f"{v.database}: {v.caution}"),
     e.DatabaseTrouble: _said(
         log, logging.WARNING, lambda v: f"{v.part}: {v.problem}; trying again in {v.retry_in:.1f} s"

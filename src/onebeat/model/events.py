@@ -179,9 +179,10 @@ class ThreadOverran(JobEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ValueDropped(JobEvent):
-    """The function's value could not be stored; the job succeeded all the same."""
+    """The function's value could not be stored; the job succeeded all the same. `again`: not the task's first here."""
 
     problem: str
+    again: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
