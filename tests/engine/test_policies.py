@@ -8,70 +8,16 @@ from typing import Any
 import pytest
 
 from onebeat.errors import InvalidTrigger
-from onebeat.model import payload
-from onebeat.model.changes import fire_now
-from onebeat.model.definition import Definition
-from onebeat.model.policies import CatchUp, Policies
-from onebeat.model.schedule import PlannedFire, Schedule, Unfinished
-from onebeat.store import fires, reports, schedules, settlements, workers, zones
-from onebeat.store.database import Database, Tx
-from onebeat.timing.clock import DAY, HOUR, MINUTE, SECOND, from_us
-from onebeat.timing.rule import Rule
+from onebeat.model.policies import CatchUp
+from onebeat.model.schedule import QUEUE_ALL, jitter_us
+from onebeat.store import fires, schedules, settlements, workers, zones
+from onebeat.store.database import Tx
+from onebeat.timing.clock import DAY, HOUR, SECOND, from_us
 from onebeat.timing.triggers import At, Cron, Every
-from tests.conftest import MakeDatabase
-from tests.guarantees.arrange import OPTIONS, added, fired
+from tests.guarantees.arrange import added, fired
 from tests.support import rows
 from tests.support.builders import claimed, ended, registered
-from tests.support.checker import FireRow
-from tests.support.virtual import START, VirtualClock
-
-
-def a_schedule(id: str = "s", trigger: Rule | None = None, policies: dict[str, Any] | None = None) -> Definition:
-    """Hourly, with the default policies."""
-    rule = Every(hours=1) if trigger is None else trigger
-    return Definition(
-        id=id,
-        task="work",
-        trigger=payload.canonical(rule.to_json()),
-        timezone=rule.timezone or "UTC",
-        policies=payload.canonical(Policies(**(policies or {})).to_json()),
-        options=payload.canonical(OPTIONS),
-    )
-
-
-class Days:
-    """One database under a virtual clock, and a worker that is there only when a test says so."""
-
-    def __init__(self, database: Database, url: str, clock: VirtualClock) -> None:
-        self.database, self.url, self.clock = database, url, clock
-        self.started: list[tuple[int, int]] = []  # (fire time, when it ran)
-
-    async def away(self, seconds: float) -> None:
-        """Nobody works; then a dispatcher looks."""
-        self.clock.advance(seconds)
-        await fired(self.database)
-
-    async def work_off(self) -> None:
-        """Claim and finish until nothing is left that may run now."""
-        worker = await registered(self.database)
-        while batch := await claimed(self.database, worker, limit=100):
-            for job in batch:
-                assert job.fire_us is not None
-                self.started.append((job.fire_us, self.clock.now))
-            await self.database.write(settlements.settle, [ended(job) for job in batch], worker_id=worker)
-
-    async def verdicts(self) -> list[FireRow]:
-        return sorted((await rows.read(self.url)).fires, key=lambda fire: (fire.fire_us, fire.fire_key))
-
-    async def counted(self) -> dict[str, int]:
-        return dict(Counter(fire.decision for fire in await self.verdicts()))
-
-
-@pytest.fixture
-async def days(database_url: str, make_database: MakeDatabase) -> Days:
-    clock = VirtualClock(START - START % HOUR)
-    return Days(await make_database(database_url, clock=clock), database_url, clock)
-
+from tests.support.days import Days, a_schedule
 
 AFTER_A_DAY: list[tuple[str, dict[str, Any], dict[str, int], int]] = [
     # name, policies, verdicts over the 24 instants of the day, the last of them on time, and jobs that ran
@@ -156,20 +102,41 @@ async def test_a_job_that_runs_through_the_day_makes_skips_and_one_warning(days:
     assert await days.counted() == {"started": 1, "skipped_overlap": 5}
 
 
-async def test_jitter_moves_the_job_and_not_the_fire(days: Days) -> None:
-    await added(days.database, a_schedule(policies={"jitter": 600}))
-    await days.away(3600)
-    worker = await registered(days.database)
-    assert await claimed(days.database, worker) == []
-    (job,) = (await rows.read(days.url)).jobs
-    assert (job.state, job.fire_us) == ("scheduled", days.clock.now)
+async def test_jitter_moves_the_jobs_of_the_day_and_not_its_fires(days: Days) -> None:
+    await added(days.database, a_schedule(policies={"jitter": 600, "catch_up": "all", "overlap": "allow"}))
+    begin, offset = days.clock.now, jitter_us("s", 600 * SECOND)
+    await days.away(24 * 3600)
+    assert [fire.fire_us for fire in await days.verdicts()] == [begin + n * HOUR for n in range(1, 25)]
+    assert {job.run_at_us for job in await days.jobs()} == {begin + DAY + offset}
+    await days.work_off()
+    assert days.started == []
+    days.clock.now += offset
+    await days.work_off()
+    assert len(days.started) == 24
 
 
-async def test_spacing_lets_missed_fires_run_one_by_one(days: Days) -> None:
+async def test_spacing_lets_the_missed_fires_of_the_day_run_one_by_one(days: Days) -> None:
     await added(days.database, a_schedule(policies={"catch_up": CatchUp(spacing=60), "overlap": "allow"}))
-    await days.away(4 * 3600 + 30)
-    states = Counter(job.state for job in (await rows.read(days.url)).jobs)
-    assert states == {"queued": 1, "scheduled": 3}
+    begin = days.clock.now
+    await days.away(24 * 3600 + 30)
+    now = days.clock.now
+    found = sorted((job.fire_us or 0, job.run_at_us) for job in await days.jobs())
+    assert found == [(begin + (n + 1) * HOUR, now + n * 60 * SECOND) for n in range(24)]
+    for _ in range(24):
+        await days.work_off()
+        days.clock.advance(60)
+    assert [(at - now) // SECOND for _, at in days.started] == [n * 60 for n in range(24)]
+
+
+async def test_queue_all_keeps_a_hundred_waiting_and_no_more(days: Days) -> None:
+    policies = {"catch_up": CatchUp(max=1_000), "overlap": "queue_all"}
+    await added(days.database, a_schedule(trigger=Every(minutes=10), policies=policies))
+    await days.away(24 * 3600)
+    assert Counter(job.state for job in await days.jobs()) == {"queued": 1, "waiting": QUEUE_ALL}
+    assert await days.counted() == {"started": 101, "skipped_overlap": 43}
+    await days.work_off()
+    assert len(days.started) == 101
+    assert days.started == sorted(days.started)
 
 
 async def test_a_pause_over_the_day_is_one_gap_row_and_catches_nothing_up(days: Days) -> None:
@@ -185,20 +152,41 @@ async def test_a_pause_over_the_day_is_one_gap_row_and_catches_nothing_up(days: 
     assert await days.counted() == {"gap": 1, "started": 1}
 
 
-async def test_fire_now_during_the_day_moves_nothing(days: Days) -> None:
+async def test_fire_now_over_the_day_moves_nothing_and_meets_overlap_unless_forced(days: Days) -> None:
     await added(days.database, a_schedule())
-    before = (await rows.read(days.url)).schedules["s"]
+    await days.database.write(schedules.pause, "s", None)
+    days.clock.advance(24 * 3600)
+    before = await days.schedules.get("s")
+    first = await days.schedules.fire_now("s")
+    assert (first.origin, first.decision, first.fire_time) == ("manual", "started", from_us(days.clock.now))
+    days.clock.advance(1)
+    held = await days.schedules.fire_now("s")
+    assert (held.decision, held.job_id) == ("skipped_overlap", None)
+    assert f"job {first.job_id} is queued" in str(held.reason)
+    forced = await days.schedules.fire_now("s", force=True)
+    assert forced.decision == "started"
+    after = await days.schedules.get("s")
+    assert (after.next_fire, after.fires_count, after.state) == (before.next_fire, before.fires_count, "paused")
+    await days.work_off()
+    assert len(days.started) == 2
 
-    def decide(schedule: Schedule, now: int, held: tuple[Unfinished, ...]) -> tuple[PlannedFire, ...]:
-        return (fire_now(schedule, now, held, unique="u"),)
 
-    def by_hand(tx: Tx) -> None:
-        fires.fire_by_hand(tx, "s", decide, new_tracking_id=lambda: "t" * 32, by="me")
-
-    await days.database.write(by_hand)
-    assert (await rows.read(days.url)).schedules["s"] == before
-    (row,) = await days.verdicts()
-    assert (row.fire_key, row.origin, row.decision) == ("manual:u", "manual", "started")
+async def test_a_backfill_of_the_day_makes_each_instant_once_unless_told_again(days: Days) -> None:
+    await added(days.database, a_schedule(policies={"catch_up": "skip"}))
+    begin, end = from_us(days.clock.now), from_us(days.clock.now + DAY)
+    await days.away(24 * 3600)
+    assert await days.counted() == {"misfired": 23, "started": 1}
+    await days.work_off()
+    days.started.clear()
+    made = await days.schedules.backfill("s", begin, end)
+    assert {fire.origin for fire in made} == {"backfill"}
+    assert Counter(job.state for job in await days.jobs()) == {"succeeded": 1, "queued": 1, "waiting": 23}
+    await days.work_off()
+    assert [at for at, _ in days.started] == [days.clock.now - n * HOUR for n in range(24, 0, -1)]
+    assert await days.schedules.backfill("s", begin, end) == []
+    assert len(await days.schedules.backfill("s", begin, end, limit=2, again=True)) == 2
+    info = await days.schedules.get("s")
+    assert (info.fires_count, info.next_fire) == (1, from_us(days.clock.now + HOUR))
 
 
 async def test_a_late_one_off_runs_once_and_the_schedule_is_finished(days: Days) -> None:
@@ -227,6 +215,30 @@ async def test_a_fold_and_a_gap_fire_once_each_by_wall_time(days: Days) -> None:
     assert len(keys) == len(set(keys)) == 250
     assert keys.count("2026-03-29T02:30[Europe/Berlin]") == 1
     assert keys.count("2026-10-25T02:30[Europe/Berlin]") == 1
+
+
+@pytest.mark.parametrize(
+    ("dst", "gap", "fold"),
+    [
+        ("vixie", ["2026-03-29T01:00"], ["2026-10-25T00:30"]),
+        ("skip_missing", [], ["2026-10-25T00:30"]),
+        ("run_both", ["2026-03-29T01:00"], ["2026-10-25T00:30", "2026-10-25T01:30"]),
+    ],
+)
+async def test_each_dst_mode_fires_what_it_says_on_the_days_of_the_changes(
+    days: Days, dst: str, gap: list[str], fold: list[str]
+) -> None:
+    cron = Cron("30 2 * * *", "Europe/Berlin", dst=dst)
+    for number, (noon, expected) in enumerate([(1_774_695_600, gap), (1_792_839_600, fold)]):  # the day before
+        id = f"s{number}"
+        days.clock.now = noon * SECOND
+        await added(days.database, a_schedule(id, cron, {"catch_up": "all", "overlap": "allow"}))
+        await days.away(86_400)
+        found = [fire for fire in await days.verdicts() if fire.schedule_id == id]
+        assert [f"{from_us(fire.fire_us):%Y-%m-%dT%H:%M}" for fire in found] == expected
+        assert len({fire.fire_key for fire in found}) == len(found)
+        assert {fire.decision for fire in found} <= {"started"}
+        await days.schedules.remove(id)
 
 
 # ── zone data, code and its absence ───────────────────────────────────────────────────────────────────────────────────
@@ -283,11 +295,3 @@ async def test_code_whose_one_off_is_over_still_starts(days: Days) -> None:
     assert (await days.database.read(schedules.get, "t")).state == "finished"
     with pytest.raises(InvalidTrigger, match="past"):
         await days.database.write(schedules.add, a_schedule("u", At(from_us(days.clock.now - HOUR))), if_exists="error")
-
-
-async def test_rows_of_a_day_answer_why(days: Days) -> None:
-    await added(days.database, a_schedule(policies={"misfire_grace": 2 * 3600}))
-    first = days.clock.now + HOUR
-    await days.away(24 * 3600 + 10 * MINUTE // SECOND)
-    (row,) = await days.database.read(reports.fires_around, "s", first)
-    assert (row.decision, row.reason) == ("misfired", "late by 23 hours 10 minutes; misfire_grace is 2 hours")

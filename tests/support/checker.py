@@ -39,6 +39,7 @@ class JobRow:
     worker_id: str | None = None
     schedule_id: str | None = None
     fire_us: int | None = None
+    run_at_us: int = 0
     created_us: int = 0
     finished_us: int | None = None
     value: object = None

@@ -113,6 +113,7 @@ def _rows(connection: Connection, tables: Tables) -> Rows:
                 worker_id=row["worker_id"],
                 schedule_id=row["schedule_id"],
                 fire_us=row["fire_us"],
+                run_at_us=row["run_at_us"],
                 created_us=row["created_us"],
                 finished_us=row["finished_us"],
                 value=None if row["value"] is None else json.loads(row["value"]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from datetime import datetime
+from enum import StrEnum
 from typing import Any, Literal, Protocol, Unpack
 
 from onebeat.errors import ConfigurationError, InvalidTrigger
@@ -14,12 +15,13 @@ from onebeat.model.checks import aware_us, check_filters
 from onebeat.model.definition import Definition
 from onebeat.model.ids import uuid7
 from onebeat.model.info import Fire, Page, ScheduleInfo
+from onebeat.model.policies import Decision, ScheduleState
 from onebeat.model.schedule import PlannedFire, Schedule, Unfinished
 from onebeat.model.seams import Trigger
 from onebeat.model.task import Registry, Task
 from onebeat.settings import Settings
 from onebeat.store import fires as store_fires, reports, schedules as store
-from onebeat.store.database import Database
+from onebeat.store.database import Database, Tx
 from onebeat.timing.clock import from_us
 from onebeat.timing.zones import zone_name
 
@@ -97,6 +99,7 @@ class Schedules:
         Raises `ConfigurationError` for a filter that no schedule can fit, such as a name with a blank.
         """
         check_filters(tag=tag, task=task)
+        _check_word("state", state, ScheduleState)
         return await self._database().read(
             store.listing,
             tag=tag,
@@ -205,15 +208,25 @@ class Schedules:
     async def why(self, id: str, at: datetime) -> Why:
         """One sentence on what became of the instant `at`, and the records behind it. Raises `ScheduleNotFound`."""
         moment = aware_us(at, "at")
+        info = await self.get(id)  # before the records: what is decided in between has one
         found = await self._database().read(reports.fires_around, id, moment)
-        info = await self.get(id)
-        return explain(info, from_us(moment), found)
+        return explain(info, from_us(moment), await self._now(), found)
+
+    async def _now(self) -> datetime:
+        return from_us(await self._database().read(Tx.now))
 
     async def upcoming(self, id: str, n: int = 10) -> Sequence[datetime]:
-        """The next `n` fire times (at most 1,000), aware, in the schedule's zone."""
+        """The next `n` fire times (at most 1,000), aware, in the schedule's zone; of a paused one: if resumed now.
+
+        `max_fires` is taken into account; what `overlap` will leave out cannot be known.
+        """
         info = await self.get(id)
         moments: list[datetime] = []
         after = None if info.next_fire is None else info.next_fire - INSTANT
+        if after is not None and info.state == "paused":
+            after = max(after, await self._now())  # what came due during a pause never fires
+        if info.policies is not None and info.policies.max_fires is not None:
+            n = min(n, info.policies.max_fires - info.fires_count)
         while after is not None and len(moments) < min(n, 1000):
             after = info.trigger.next_after(after)
             if after is not None:
@@ -230,9 +243,13 @@ class Schedules:
         limit: int = 100,
         cursor: str | None = None,
     ) -> Page[Fire]:
-        """What became of the due instants, newest first; `start` ≤ instant < `end`."""
+        """What became of the due instants, newest first; `start` ≤ instant < `end`; at most `limit` (1,000) a page.
+
+        Raises `ScheduleNotFound`, and `ConfigurationError` for a `decision` there is none of or a `cursor` that is no page's.
+        """
         check_filters(schedule_id=id)
-        return await self._database().read(
+        _check_word("decision", decision, Decision)
+        page = await self._database().read(
             reports.fires,
             schedule_id=id,
             decision=decision,
@@ -241,6 +258,15 @@ class Schedules:
             limit=max(1, min(limit, 1000)),
             cursor=cursor,
         )
+        if not page:
+            await self.get(id)  # none yet, or no such schedule
+        return page
+
+
+def _check_word(what: str, value: str | None, words: type[StrEnum]) -> None:
+    if value is not None and value not in set(words):
+        known = ", ".join(repr(str(word)) for word in words)
+        raise ConfigurationError(f"{what}={value!r:.60} is none of {known}")
 
 
 def definition_of(item: Declared, default_zone: str) -> Definition:

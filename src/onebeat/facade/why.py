@@ -22,30 +22,67 @@ class Why:
         return self.sentence
 
 
-def explain(info: ScheduleInfo, at: datetime, fires: Sequence[Fire]) -> Why:
-    """Answer from the records, or from the rule where there is none."""
+def explain(info: ScheduleInfo, at: datetime, now: datetime, fires: Sequence[Fire]) -> Why:
+    """Answer from the records of the instant `at`, or from the rule and the schedule's state where there is none."""
     name, when = f"schedule {info.id}", at.isoformat()
     at = at.astimezone(UTC)  # in its own zone a repeated hour compares equal to itself an hour later
+    own = [fire for fire in fires if fire.decision != "gap"]
+    if own:
+        return Why(f"{when} of {name} was {'; '.join(_told(fire) for fire in own)}", tuple(own))
     if fires:
-        fire = fires[-1]
-        if fire.decision == "gap":
-            many = "an unknown number of" if fire.count is None else str(fire.count)
-            return Why(f"{when} of {name} is one of {many} fires left out together: {fire.reason}", tuple(fires))
-        made = f"; its job is {fire.job_id}" if fire.job_id is not None else ""
-        return Why(f"{when} of {name} was {fire.decision}: {fire.reason}{made}", tuple(fires))
+        return _in_gap(info, at, when, fires)
     if info.problem is not None:
         return Why(f"{name} cannot be read by this version of onebeat ({info.problem}), so nothing of it fires here")
-    named = info.trigger.next_after(at - INSTANT)
-    if named is None or named.astimezone(UTC) != at.astimezone(UTC):  # in a repeated hour two zones never compare equal
+    if not _named(info, at):
         following = info.trigger.next_after(at)
         hint = "never fires after it" if following is None else f"fires next at {following.isoformat()}"
         return Why(f"{when} is no fire time of {name}, which {hint}")
-    if at < info.created_at:
-        return Why(f"{when} lies before {name} was created, at {info.created_at.isoformat()}; nothing before is due")
-    if info.state == "paused":
-        return Why(f"{name} has been paused ({info.paused_reason or 'no reason given'}); {when} waits for the resume")
-    if info.state == "orphaned":
-        return Why(f"{name} is orphaned: no live worker runs the code that declares it")
     if info.next_fire is not None and at >= info.next_fire:
-        return Why(f"{when} of {name} is not decided yet; the next fire to decide is {info.next_fire.isoformat()}")
+        return Why(_ahead(info, name, when, due=at <= now))
+    if at <= info.created_at:
+        return Why(f"{when} lies before {name} was created, at {info.created_at.isoformat()}; nothing before is due")
+    if info.state == "finished" and (info.last_fire is None or at > info.last_fire):
+        count = f"{info.fires_count} fire{'' if info.fires_count == 1 else 's'}"
+        return Why(f"{when} of {name} is not due: the schedule is finished, after {count}")
     return Why(f"{when} of {name} has no record: it was pruned, or the rule was edited since")
+
+
+def _told(fire: Fire) -> str:
+    how = {"manual": " by hand", "backfill": " by a backfill"}.get(fire.origin, "")
+    made = f"; its job is {fire.job_id}" if fire.job_id is not None else ""
+    return f"{fire.decision}{how}: {fire.reason}{made}"
+
+
+def _in_gap(info: ScheduleInfo, at: datetime, when: str, fires: Sequence[Fire]) -> Why:
+    gap = fires[-1]
+    many = "an unknown number of" if gap.count is None else str(gap.count)
+    if info.problem is not None or at in (gap.fire_time, gap.until) or _named(info, at):
+        sentence = f"{when} of schedule {info.id} is one of {many} fires left out together: {gap.reason}"
+    else:
+        sentence = f"{when} is no fire time of schedule {info.id}; {many} fires around it were left out: {gap.reason}"
+    return Why(sentence, tuple(fires))
+
+
+def _named(info: ScheduleInfo, at: datetime) -> bool:
+    """Whether the rule, as it is today, has this instant."""
+    named = info.trigger.next_after(at - INSTANT)
+    return named is not None and named.astimezone(UTC) == at  # in a repeated hour two zones never compare equal
+
+
+def _ahead(info: ScheduleInfo, name: str, when: str, *, due: bool) -> str:
+    """Of an instant that no tick has decided: what it waits for."""
+    if info.state == "paused":
+        paused = f"{name} has been paused ({info.paused_reason or 'no reason given'})"
+        if due:
+            return f"{paused}; {when} came due meanwhile and is left out at the resume"
+        return f"{paused}; {when} fires only if it is resumed before"
+    if info.state == "orphaned":
+        orphaned = f"{name} is orphaned: no live worker runs the code that declares it"
+        return f"{orphaned}; {when} {'is decided when one does' if due else 'fires only if one does by then'}"
+    if due:
+        return f"{when} of {name} is due and not decided yet; that is for the next worker that looks"
+    return f"{when} of {name} is not decided yet, it lies ahead; the next fire is {_moment(info.next_fire)}"
+
+
+def _moment(moment: datetime | None) -> str:
+    return "unknown" if moment is None else moment.isoformat()

@@ -30,7 +30,6 @@ class Decision(StrEnum):
     SKIPPED_OVERLAP = "skipped_overlap"
     COALESCED = "coalesced"
     MISFIRED = "misfired"
-    PAUSED = "paused"
     GAP = "gap"
 
 

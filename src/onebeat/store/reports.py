@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any, TypeVar
@@ -113,16 +114,22 @@ def fires(
     if end is not None:
         query = query.where(c.fire_us < end)
     if cursor is not None:
-        text, _, key = str(cursor).partition("/")
-        at = _place(text, int)
+        at, key = _place(cursor, _fire_place)
         query = query.where(or_(c.fire_us < at, and_(c.fire_us == at, c.fire_key < key)))
     rows = tx.execute(query).all()
     last = rows[limit - 1] if len(rows) > limit else None
     return Page(tuple(fire(row) for row in rows[:limit]), f"{last.fire_us}/{last.fire_key}" if last else None)
 
 
+def _fire_place(cursor: str) -> tuple[int, str]:
+    at, slash, key = cursor.partition("/")
+    if not slash or re.fullmatch(r"-?[0-9]{1,18}", at) is None:
+        raise ValueError(cursor)
+    return int(at), key
+
+
 def fires_around(tx: Tx, schedule_id: str, at: int) -> list[Fire]:
-    """The rows that say something about one instant: its own, and gaps that contain it."""
+    """The rows that say something about one instant, oldest first: its own, and gaps that contain it."""
     c = tx.tables.fires.c
     query = select(tx.tables.fires).where(
         c.schedule_id == schedule_id, or_(c.fire_us == at, and_(c.fire_us <= at, c.until_us >= at))
