@@ -273,6 +273,19 @@ def test_a_wrong_cron_expression_is_refused_where_it_is_written(tmp_path: Path) 
     assert caught.value.position == 0
 
 
+async def test_what_is_no_trigger_is_refused_with_what_to_write(tmp_path: Path) -> None:
+    scheduler = scheduler_on(tmp_path)
+    task = scheduler.task(name="mail")(_nothing)
+    text: Any = "*/5 * * * *"
+    with pytest.raises(InvalidTrigger, match=r"write Cron\('\*/5 \* \* \* \*'\)"):
+        scheduler.declare("often", task, text)
+    async with scheduler:
+        wrong: Any
+        for wrong in (text, None, 5):
+            with pytest.raises(InvalidTrigger, match="needs a trigger"):
+                await scheduler.schedules.add("often", task, wrong)
+
+
 # ── arguments ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 async def test_arguments_that_do_not_fit_are_refused_by_name_and_nothing_is_stored(tmp_path: Path) -> None:
     scheduler = scheduler_on(tmp_path)

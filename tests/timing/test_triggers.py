@@ -366,6 +366,25 @@ def test_a_window_that_begins_or_ends_in_a_change_of_clocks_hides_nothing_beyond
     assert to_us(back) == to_us(second_pass)  # a repeated wall time equals nothing in another zone, says PEP 495
 
 
+def test_a_far_fire_is_found_where_the_calendar_leaves_it_in() -> None:
+    """Leap days on a Monday lie up to forty years apart; a one-off may lie further away."""
+    but_monday = Weekdays("tue", "wed", "thu", "fri", "sat", "sun")
+    leap_days = Cron("0 9 29 2 *").excluding(but_monday)
+    found = leap_days.next_after(datetime(2072, 3, 1, tzinfo=UTC))
+    assert found == datetime(2112, 2, 29, 9, tzinfo=UTC)
+    assert leap_days.previous_before(found) == datetime(2072, 2, 29, 9, tzinfo=UTC)
+    far = datetime(2090, 1, 2, tzinfo=UTC)  # a Monday
+    assert At(far).excluding(Weekdays("sun")).next_after(datetime(2026, 1, 1, tzinfo=UTC)) == far
+
+
+def test_the_zone_of_excluding_is_the_zone_of_the_rule() -> None:
+    rule = Cron("0 9 * * *").excluding(Weekdays("sun"), "Europe/Berlin")
+    assert rule == Cron("0 9 * * *", "Europe/Berlin").excluding(Weekdays("sun"))
+    assert rule.with_timezone("UTC") is rule
+    kept = Cron("0 9 * * *", "America/New_York").excluding(Weekdays("sun"), "Europe/Berlin")
+    assert kept.timezone == "America/New_York"
+
+
 def test_a_calendar_that_leaves_out_everything_ends_the_rule() -> None:
     nothing = Cron("0 12 * * *").excluding(Daily("11:00", "13:00"))
     assert nothing.next_after(datetime(2026, 1, 1, tzinfo=UTC)) is None
@@ -436,6 +455,20 @@ def test_ordinary_rules_have_nothing_to_note(expr: str) -> None:
     assert Cron(expr, "Europe/Berlin").lint() == ()
 
 
+@pytest.mark.parametrize(
+    "rule",
+    [
+        Weeks(on="sun", at="02:30", timezone="Europe/Berlin"),
+        Months(day="last", at="02:30", timezone="Europe/Berlin", dst="skip_missing").between(end=None),
+        Weeks(on="sun", at="02:30", timezone="Europe/Berlin").excluding(Weekdays("mon")),
+    ],
+)
+def test_months_and_weeks_note_changes_of_clocks_too(rule: Rule) -> None:
+    assert "comes twice on 2" in rule.describe() or "does not exist on 2" in rule.describe()
+    assert Weeks(on="sun", at="04:30", timezone="Europe/Berlin").lint() == ()
+
+
 def test_the_mode_changes_the_note() -> None:
+    assert "both times" in Weeks(on="sun", at="02:30", timezone="Europe/Berlin", dst="run_both").describe()
     assert "left out" in " ".join(Cron("30 2 * * *", "Europe/Berlin", dst="skip_missing").lint())
     assert "both times" in " ".join(Cron("30 2 * * *", "Europe/Berlin", dst="run_both").lint())

@@ -90,10 +90,7 @@ def declared(id: str, task: Task[Any, Any], trigger: Trigger, options: ScheduleO
     """Check the options of a schedule; raises `ConfigurationError` with what to change."""
     if not isinstance(task, Task):
         raise ConfigurationError(f"schedule {id!r} needs a task, not {task!r}; decorate it with @scheduler.task")
-    if not hasattr(trigger, "next_after"):
-        raise InvalidTrigger(
-            f'schedule {id!r}: {trigger!r:.60} is no time rule; write Cron("*/5 * * * *"), Every(30) or At(moment)'
-        )
+    _check_trigger(id, trigger)
     unknown = set(options) - set(ScheduleOptions.__annotations__)
     if unknown:
         raise ConfigurationError(
@@ -120,6 +117,14 @@ def declared(id: str, task: Task[Any, Any], trigger: Trigger, options: ScheduleO
         tags=check_names(options.get("tags", ()), "tags", check_tag),
         note=None if (note := options.get("note")) is None else check_text(note, "note"),
     )
+
+
+def _check_trigger(id: str, trigger: object) -> None:
+    if not isinstance(trigger, Trigger):
+        hint = (
+            f"Cron({trigger!r:.60})" if isinstance(trigger, str) else "Cron(…), Every(…), At(…), Months(…) or Weeks(…)"
+        )
+        raise InvalidTrigger(f"schedule {id!r} needs a trigger, not {trigger!r:.60}; write {hint}")
 
 
 class TaskRouter:

@@ -13,7 +13,7 @@ from onebeat.timing.rule import DueFire, Rule
 from onebeat.timing.zones import zone_name
 
 _JUMPS = 1_000  # stretches of a calendar looked past before the rule counts as over
-_HORIZON = 30 * 366 * DAY  # a fire further away than this counts as never
+_HORIZON = 100 * 366 * DAY  # a calendar that leaves out every fire of so long leaves out all
 
 
 @dataclass(frozen=True, init=False)
@@ -109,30 +109,31 @@ class Excluding(Rule):
                 f"excluding(…) takes a calendar: Weekdays, Dates, Daily, joined by |; not {type(calendar).__name__}."
                 " A holidays object goes in as Dates.of(object, years=…)"
             )
-        object.__setattr__(self, "rule", rule)
-        object.__setattr__(self, "calendar", calendar)
         own = None if timezone is None else zone_name(timezone)
-        object.__setattr__(self, "timezone", rule.timezone if rule.timezone is not None else own)
+        read = rule if own is None else rule.with_timezone(own)  # one wall clock for the rule and what it leaves out
+        object.__setattr__(self, "rule", read)
+        object.__setattr__(self, "calendar", calendar)
+        object.__setattr__(self, "timezone", read.timezone if read.timezone is not None else own)
 
     def next_fire(self, after: int) -> DueFire | None:
         fire = self.rule.next_fire(after)
         for _ in range(_JUMPS):
-            if fire is None or fire.at - after > _HORIZON:
-                return None
-            out = self._left_out(fire)
-            if out is None:
+            out = None if fire is None else self._left_out(fire)
+            if fire is None or out is None:
                 return fire
+            if fire.at - after > _HORIZON:
+                return None
             fire = self.rule.next_fire(max(fire.at, out[1] - 1))
         return None
 
     def previous_fire(self, before: int) -> DueFire | None:
         fire = self.rule.previous_fire(before)
         for _ in range(_JUMPS):
-            if fire is None or before - fire.at > _HORIZON:
-                return None
-            out = self._left_out(fire)
-            if out is None:
+            out = None if fire is None else self._left_out(fire)
+            if fire is None or out is None:
                 return fire
+            if before - fire.at > _HORIZON:
+                return None
             fire = self.rule.previous_fire(min(fire.at, out[0]))
         return None
 

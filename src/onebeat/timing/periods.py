@@ -12,6 +12,7 @@ from onebeat.timing.calendars import joined, time_of_day, weekday, weekday_name
 from onebeat.timing.clock import SECOND
 from onebeat.timing.rule import DueFire, Rule, dst_mode, fire_of
 from onebeat.timing.walls import Dst, next_hit, previous_hit
+from onebeat.timing.words import change_notes
 from onebeat.timing.zones import zone_name
 
 _EPOCH = date(1970, 1, 1).toordinal()
@@ -34,6 +35,9 @@ class _AtWallTime(Rule):
     def previous_fire(self, before: int) -> DueFire | None:
         hit = previous_hit(self, self.zone, self.dst, -(-before // SECOND))
         return None if hit is None else fire_of(hit, True, self.zone.name)
+
+    def lint(self) -> tuple[str, ...]:
+        return tuple(change_notes(self, self.zone, self.dst))
 
     def next_wall(self, wall: int) -> int | None:
         """The first matching wall time at or after `wall`."""

@@ -48,6 +48,8 @@ class Cron(Rule):
     ) -> None:
         if not isinstance(expr, str):
             raise InvalidCron(f"a cron expression is text, not {type(expr).__name__}", position=0)
+        if seed is not None and not isinstance(seed, str):
+            raise InvalidTrigger(f"Cron(…, seed=…) is the name that spreads H, a text, not {seed!r:.40}")
         compiled = expression(expr, seed)
         name = None if timezone is None else zone_name(timezone)
         put = object.__setattr__

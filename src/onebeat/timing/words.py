@@ -11,7 +11,7 @@ from onebeat.timing.calendars import joined
 from onebeat.timing.clock import SECOND, from_us, to_us
 from onebeat.timing.cron import Expression, unrestricted
 from onebeat.timing.cronparse import Special
-from onebeat.timing.walls import Dst
+from onebeat.timing.walls import Dst, WallRule
 from onebeat.timing.zones import Piece, Zone, data_year
 
 _DAY_NAMES = ("Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday")
@@ -35,7 +35,31 @@ def words(made: Expression, zone: Zone) -> str:
 
 def lint(made: Expression, zone: Zone, dst: Dst) -> tuple[str, ...]:
     """What may surprise, a sentence each; clock changes are looked up in the zone data's own year and the next."""
-    return (*_field_notes(made), *_day_notes(made), *_change_notes(made, zone, dst))
+    hourly = not made.fixed and made.columns.hours == _ALL["hour"]
+    changes = () if hourly or made.columns.hashed is not None else change_notes(made, zone, dst)
+    return (*_field_notes(made), *_day_notes(made), *changes)
+
+
+def change_notes(rule: WallRule, zone: Zone, dst: Dst) -> Iterator[str]:
+    """What becomes of the rule's first time in the next gap, and in the next fold, that hold one."""
+    forward = backward = False
+    for piece in _changes(zone):
+        shown = piece.start + piece.offset
+        first = rule.next_wall(min(piece.carried, shown))
+        if first is None or first >= max(piece.carried, shown):
+            continue
+        day, then = f"{from_us(first * SECOND):%Y-%m-%d}", f"{from_us(first * SECOND):%H:%M}"
+        if piece.carried < shown and not forward:
+            forward = True
+            if not rule.fixed or dst is Dst.SKIP_MISSING:
+                what = "it is left out"
+            else:
+                what = f"it runs at {from_us(shown * SECOND):%H:%M} instead"
+            yield f"{then} does not exist on {day}, when clocks go forward; {what}"
+        elif piece.carried > shown and not backward:
+            backward = True
+            what = "both times" if not rule.fixed or dst is Dst.RUN_BOTH else "only the first time"
+            yield f"{then} comes twice on {day}, when clocks go back; it runs {what}"
 
 
 def _time(made: Expression) -> str:
@@ -128,29 +152,6 @@ def _day_notes(made: Expression) -> Iterator[str]:
     days = _values(c.days)
     if not c.day_specials and not c.day_star and days[0] > 28 and c.weekday_star:
         yield f"months without a day {days[0]} are left out; L is the last day"
-
-
-def _change_notes(made: Expression, zone: Zone, dst: Dst) -> Iterator[str]:
-    if made.columns.hashed is not None or (not made.fixed and made.columns.hours == _ALL["hour"]):
-        return
-    forward = backward = False
-    for piece in _changes(zone):
-        shown = piece.start + piece.offset
-        first = made.next_wall(min(piece.carried, shown))
-        if first is None or first >= max(piece.carried, shown):
-            continue
-        day, then = f"{from_us(first * SECOND):%Y-%m-%d}", f"{from_us(first * SECOND):%H:%M}"
-        if piece.carried < shown and not forward:
-            forward = True
-            if not made.fixed or dst is Dst.SKIP_MISSING:
-                what = "it is left out"
-            else:
-                what = f"it runs at {from_us(shown * SECOND):%H:%M} instead"
-            yield f"{then} does not exist on {day}, when clocks go forward; {what}"
-        elif piece.carried > shown and not backward:
-            backward = True
-            what = "both times" if not made.fixed or dst is Dst.RUN_BOTH else "only the first time"
-            yield f"{then} comes twice on {day}, when clocks go back; it runs {what}"
 
 
 def _changes(zone: Zone) -> Iterator[Piece]:
