@@ -24,7 +24,7 @@ def definition(number: int, item: Plan) -> Definition:
     return Definition(
         id=f"s{number}",
         task="work",
-        trigger=payload.canonical(item.cron.to_json()),
+        trigger=payload.canonical(item.trigger.to_json()),
         timezone=item.zone,
         policies=payload.canonical(Policies(overlap="allow", catch_up="all").to_json()),
         options=payload.canonical(OPTIONS),
@@ -56,7 +56,7 @@ async def test_the_days_of_the_changes_of_clocks(shelf: Shelf, tmp_path: Path, m
         folder = tmp_path / str(number)
         folder.mkdir()
         url = shelf.take("sqlite", folder)
-        assert await through_sqlite(url, make_database, 20, start, start + timedelta(days=days)) > 90
+        assert await through_sqlite(url, make_database, 20, start, start + timedelta(days=days)) > 60
 
 
 @pytest.mark.soak
@@ -66,3 +66,4 @@ async def test_a_year_of_twenty_schedules(shelf: Shelf, tmp_path: Path, make_dat
     start = datetime(2026, 1, 1, tzinfo=UTC)
     total = await through_sqlite(url, make_database, 20, start, start + timedelta(days=365))
     print(f"tzdata {tzdata.IANA_VERSION}: {total} fires in a virtual year")
+    assert total > 10_000

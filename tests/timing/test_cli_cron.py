@@ -25,6 +25,34 @@ def test_it_shows_words_lint_and_marked_fires() -> None:
     ]
 
 
+def test_each_mode_has_its_own_fires_and_marks() -> None:
+    autumn = ("30 2 * * *", "--tz", "Europe/Berlin", "-n", "2", "--after", "2026-10-25T01:00", "--dst")
+    both = run(*autumn, "run_both").stdout.splitlines()
+    assert "note: 02:30 comes twice on 2026-10-25, when clocks go back; it runs both times" in both
+    assert [line.split("   ") for line in both if line.startswith(("Sun", "Mon"))] == [
+        ["Sun 2026-10-25 02:30:00+02:00", "2026-10-25 00:30:00Z", "fold"],
+        ["Sun 2026-10-25 02:30:00+01:00", "2026-10-25 01:30:00Z", "fold"],
+    ]
+    once = run(*autumn, "vixie").stdout.splitlines()
+    assert [line.split("   ")[0] for line in once if line.startswith(("Sun", "Mon"))] == [
+        "Sun 2026-10-25 02:30:00+02:00",
+        "Mon 2026-10-26 02:30:00+01:00",
+    ]
+    spring = run(
+        "30 2 * * *", "--tz", "Europe/Berlin", "-n", "1", "--after", "2026-03-28T12:00", "--dst", "skip_missing"
+    )
+    assert "when clocks go forward; it is left out" in spring.stdout
+    assert "Mon 2026-03-30 02:30:00+02:00" in spring.stdout
+    wrong = run(*autumn, "sometimes")
+    assert (wrong.returncode, "'vixie', 'skip_missing', 'run_both'" in wrong.stderr) == (1, True)
+
+
+def test_it_notes_what_the_rule_may_not_mean() -> None:
+    assert "note: this is every minute of the hour" in run("* 9 * * *").stdout
+    assert "note: the step of 7 minutes is uneven" in run("*/7 * * * *").stdout
+    assert "note: both day fields are given: it runs when either matches" in run("0 0 1 * 1").stdout
+
+
 def test_ten_fires_from_now_in_utc_unless_told_otherwise() -> None:
     done = run("*/5 * * * *")
     assert done.returncode == 0, done.stderr

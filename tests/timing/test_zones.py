@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta, tzinfo
 from importlib.resources import files
 from itertools import pairwise
@@ -15,6 +18,8 @@ import pytest
 from onebeat.errors import InvalidTrigger
 from onebeat.timing import zones as module
 from onebeat.timing.clock import DAY, SECOND, to_us
+from onebeat.timing.cron import expression
+from onebeat.timing.walls import Dst, next_hit, previous_hit
 from onebeat.timing.zones import Zone, changed, fingerprint, stale, zone, zone_name
 from tests.timing.oracle import changes, zones
 
@@ -83,6 +88,23 @@ def test_pieces_agree_with_the_hourly_look_of_the_oracle() -> None:
             assert tuple(found) == changes(name, year)
 
 
+@pytest.mark.parametrize("block", [3_600, 5 * 3_600, 86_400])
+def test_fires_do_not_depend_on_where_a_block_begins(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
+    rules = [expression("0,15,30,45 0,1,2,3,12,23 * * *"), expression("*/15 * * * *")]
+    changed_at = [("Europe/Berlin", 2026), ("Antarctica/Troll", 2026), ("Africa/Cairo", 2026), ("Pacific/Apia", 2011)]
+    for name, year in changed_at:
+        for change in changes(name, year):
+            at = round(change.timestamp())
+            moments = range(at - 4 * 3_600, at + 4 * 3_600, 420)
+            expected = [next_hit(rule, zone(name), Dst.VIXIE, moment) for rule in rules for moment in moments]
+            back = [previous_hit(rule, zone(name), Dst.VIXIE, moment) for rule in rules for moment in moments]
+            with monkeypatch.context() as patch:
+                patch.setattr(module, "_BLOCK", block)
+                other = Zone(name, ZoneInfo(name))
+                assert [next_hit(rule, other, Dst.VIXIE, m) for rule in rules for m in moments] == expected
+                assert [previous_hit(rule, other, Dst.VIXIE, m) for rule in rules for m in moments] == back
+
+
 def test_blocks_are_kept_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_KEPT", 10)
     berlin = Zone("Europe/Berlin", ZoneInfo("Europe/Berlin"))
@@ -102,6 +124,22 @@ def test_a_fingerprint_stays_equal_while_the_data_does_and_notices_other_data() 
     assert stale(stored, now + 201 * DAY)
     assert stale("nonsense", now)
     assert len(fingerprint("Europe/Berlin", now + 100_000 * DAY)) <= 64
+
+
+def test_zones_are_there_on_a_machine_without_zone_data() -> None:
+    """A slim image has none; the package `tzdata` stands in."""
+    code = (
+        "from datetime import UTC, datetime; from onebeat import Cron;"
+        "print(Cron('30 2 * * *', 'Europe/Berlin').next_after(datetime(2026, 3, 28, 12, tzinfo=UTC)).isoformat())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONTZPATH": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.stdout.strip(), done.stderr) == ("2026-03-29T03:00:00+02:00", "")
 
 
 @pytest.mark.parametrize("given", ["Europe/Berlin", ZoneInfo("Europe/Berlin"), UTC, "UTC", "America/Port-au-Prince"])

@@ -1,0 +1,90 @@
+"""Zone data that changed is noticed when a worker starts and once a day, on every database."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import pytest
+from sqlalchemy import update
+
+from onebeat.engine.sweeper import Retention, Sweeper
+from onebeat.facade.router import TaskRouter
+from onebeat.scheduler import Scheduler
+from onebeat.store.database import Database
+from onebeat.timing.clock import DAY, HOUR, MINUTE, SECOND, from_us
+from onebeat.timing.triggers import Cron
+from tests.guarantees.arrange import added
+from tests.support import rows
+from tests.support.days import Days, a_schedule
+
+NIGHTLY = Cron("30 2 * * *", "Europe/Berlin")
+Spoil = Callable[[Database, int], Awaitable[None]]
+
+
+@pytest.fixture
+def spoil() -> Spoil:
+    """Writes the next fire and the fingerprint that a process with other zone data would have left."""
+
+    async def write(database: Database, next_fire_us: int) -> None:
+        table = database.tables.schedules
+        values = {"next_fire_us": next_fire_us, "zone_fingerprint": "20000:" + "0" * 24}
+        await database.write(lambda tx: tx.execute(update(table).values(**values)) and None)
+
+    return write
+
+
+async def test_a_worker_that_starts_moves_the_next_fires_by_its_own_data(
+    database_url: str, database: Database, spoil: Spoil
+) -> None:
+    router = TaskRouter()
+
+    @router.task(name="work")
+    async def work() -> None: ...
+
+    client, worker = Scheduler(database_url, role="client"), Scheduler(database_url, drain=2)
+    for scheduler in (client, worker):
+        scheduler.include(router)
+    async with client:
+        right = (await client.schedules.add("s", work, NIGHTLY)).next_fire
+        assert right is not None
+        await spoil(database, round(right.timestamp()) * SECOND + HOUR)
+        assert (await client.schedules.get("s")).next_fire != right
+        async with worker:
+            assert (await client.schedules.get("s")).next_fire == right
+            why = await client.schedules.why("s", right)
+            assert "it lies ahead" in str(why)
+
+
+async def test_a_worker_that_runs_looks_once_a_day(days: Days, spoil: Spoil) -> None:
+    await added(days.database, a_schedule(trigger=NIGHTLY))
+    woken: list[int] = []
+    sweeper = Sweeper(
+        database=days.database,
+        worker_id=lambda: None,
+        interval=15 * SECOND,
+        retention=Retention(),
+        announce=lambda event: None,
+        woken=lambda: woken.append(days.clock.now),
+        suspects=lambda now: None,
+        tasks=lambda: ("work",),
+        patience=MINUTE,
+    )
+
+    async def next_fire_after_a_sweep(seconds: float) -> int | None:
+        days.clock.advance(seconds)
+        await sweeper.tick(days.clock.now)
+        return (await rows.read(days.url)).schedules["s"][1]
+
+    began = days.clock.now
+    right = await next_fire_after_a_sweep(0)
+    assert right is not None
+    wrong = right + 2 * DAY
+    await spoil(days.database, wrong)
+    assert await next_fire_after_a_sweep(3600) == wrong
+    assert await next_fire_after_a_sweep(22 * 3600) == wrong
+    assert woken == []
+    tomorrow = NIGHTLY.next_fire(began + DAY)
+    assert tomorrow is not None
+    moved = await next_fire_after_a_sweep(3600)
+    assert moved == tomorrow.at, from_us(moved or 0)
+    assert woken == [days.clock.now]
