@@ -8,7 +8,7 @@ from random import random
 
 from onebeat.engine import runfile
 from onebeat.model.events import Event, JobRescued, WorkerDied, about
-from onebeat.store import fires, job_edits, jobs, locks, schedules, settlements, workers, zones
+from onebeat.store import job_edits, jobs, locks, retention, schedules, settlements, workers, zones
 from onebeat.store.database import Database
 
 SECOND = 1_000_000
@@ -109,10 +109,19 @@ async def prune(database: Database, keep: Retention) -> int:
     while count := await database.write(job_edits.prune, well=keep.succeeded, failed=keep.failed):
         deleted += count
     if keep.fires is not None:
-        while await database.write(fires.prune_fires, keep.fires):
-            pass
+        await _prune_fires(database, keep.fires)
     if keep.workers is not None:
         await database.write(workers.prune, keep.workers)
     while await database.write(locks.prune):
         pass
     return deleted
+
+
+async def _prune_fires(database: Database, age: int) -> None:
+    while await database.write(retention.prune_fires, age):
+        pass
+    for schedule_id in await database.read(retention.crowded, retention.MOST_FIRES):
+        while await database.write(retention.prune_crowd, schedule_id, retention.MOST_FIRES):
+            pass
+    while await database.write(retention.prune_finished, age):
+        pass

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Row, Select, Update, and_, bindparam, delete, func, or_, select, update
+from sqlalchemy import ColumnElement, Row, Select, Update, and_, bindparam, func, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
 from onebeat.errors import ConfigurationError, OnebeatError, ScheduleNotFound
@@ -369,17 +369,6 @@ class FireWriter:
             "decided_by": self._worker_id,
             "decided_us": self._report.now,
         }
-
-
-def prune_fires(tx: Tx, age: int, limit: int = 1000) -> int:
-    """Delete up to `limit` fire records decided more than `age` microseconds ago."""
-    c = tx.tables.fires.c
-    old = select(c.schedule_id, c.fire_key).where(c.decided_us < tx.now() - age).order_by(c.decided_us).limit(limit)
-    keys = [(row.schedule_id, row.fire_key) for row in tx.execute(old)]
-    for schedule_id in sorted({key[0] for key in keys}):
-        mine = [key for id, key in keys if id == schedule_id]
-        tx.execute(delete(tx.tables.fires).where(c.schedule_id == schedule_id, c.fire_key.in_(padded(mine))))
-    return len(keys)
 
 
 # ── by hand ───────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -1,0 +1,62 @@
+"""What schedules leave behind: old fire records, and finished schedules without any, deleted in short transactions."""
+
+from __future__ import annotations
+
+from sqlalchemy import delete, exists, func, select
+
+from onebeat.store.database import Tx
+from onebeat.store.words import padded, word
+
+DELETED_AT_ONCE = 1_000  # rows of one transaction
+MOST_FIRES = 50_000  # records kept of one schedule: fourteen hours of one that fires each second
+FINISHED, API = word("finished"), word("api")
+
+
+def prune_fires(tx: Tx, age: int, limit: int = DELETED_AT_ONCE) -> int:
+    """Delete up to `limit` fire records decided more than `age` microseconds ago; how many."""
+    c = tx.tables.fires.c
+    old = select(c.schedule_id, c.fire_key).where(c.decided_us < tx.now() - age).order_by(c.decided_us).limit(limit)
+    keys = [(row.schedule_id, row.fire_key) for row in tx.execute(old)]
+    for schedule_id in sorted({key[0] for key in keys}):
+        mine = [key for id, key in keys if id == schedule_id]
+        tx.execute(delete(tx.tables.fires).where(c.schedule_id == schedule_id, c.fire_key.in_(padded(mine))))
+    return len(keys)
+
+
+def crowded(tx: Tx, most: int) -> list[str]:
+    """The schedules that have more than `most` fire records."""
+    c = tx.tables.fires.c
+    return [
+        row.schedule_id for row in tx.execute(select(c.schedule_id).group_by(c.schedule_id).having(func.count() > most))
+    ]
+
+
+def prune_crowd(tx: Tx, schedule_id: str, most: int, limit: int = DELETED_AT_ONCE) -> int:
+    """Delete up to `limit` of a schedule's fire records beyond its newest `most`; how many."""
+    c = tx.tables.fires.c
+    mine = c.schedule_id == schedule_id
+    beyond = select(c.fire_key).where(mine).order_by(c.fire_us.desc(), c.fire_key.desc()).offset(most).limit(limit)
+    keys = [row.fire_key for row in tx.execute(beyond)]
+    if keys:
+        tx.execute(delete(tx.tables.fires).where(mine, c.fire_key.in_(padded(keys))))
+    return len(keys)
+
+
+def prune_finished(tx: Tx, age: int, limit: int = DELETED_AT_ONCE) -> int:
+    """Delete up to `limit` finished schedules that nobody touched for `age` microseconds and that have no fire records.
+
+    Those that code declares stay: they would come back at its next start. How many were deleted.
+    """
+    table, fires = tx.tables.schedules, tx.tables.fires
+    old = tx.now() - age
+    over = (
+        table.c.state == FINISHED,
+        table.c.source == API,
+        table.c.updated_us < old,
+        ~exists().where(fires.c.schedule_id == table.c.id),
+    )
+    query = select(table.c.id).where(*over).limit(limit)
+    ids = [row.id for row in tx.execute(tx.dialect.skip_locked(query))]
+    if ids:
+        tx.execute(delete(table).where(table.c.id.in_(padded(ids)), *over))
+    return len(ids)
