@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -187,6 +188,27 @@ async def test_a_backfill_of_the_day_makes_each_instant_once_unless_told_again(d
     assert len(await days.schedules.backfill("s", begin, end, limit=2, again=True)) == 2
     info = await days.schedules.get("s")
     assert (info.fires_count, info.next_fire) == (1, from_us(days.clock.now + HOUR))
+
+
+async def test_max_fires_may_be_raised_and_lowered_by_an_edit(days: Days) -> None:
+    await added(days.database, a_schedule(policies={"max_fires": 2, "overlap": "allow"}))
+    for _ in range(3):
+        await days.away(3600)
+    assert await days.counted() == {"started": 2}
+
+    async def edited_to(max_fires: int | None) -> tuple[str, datetime | None]:
+        item = a_schedule(policies={"max_fires": max_fires, "overlap": "allow"})
+        await days.database.write(schedules.edit, item, expected_rev=None, override=False)
+        info = await days.schedules.get("s")
+        return info.state, info.next_fire
+
+    assert await edited_to(1) == ("finished", None)
+    assert await edited_to(3) == ("active", from_us(days.clock.now + HOUR))
+    assert await edited_to(2) == ("finished", None)
+    assert await edited_to(None) == ("active", from_us(days.clock.now + HOUR))
+    for _ in range(3):
+        await days.away(3600)
+    assert await days.counted() == {"started": 5}
 
 
 async def test_a_late_one_off_runs_once_and_the_schedule_is_finished(days: Days) -> None:

@@ -163,6 +163,8 @@ def test_jitter_is_one_offset_a_schedule_and_stays_below_the_next_instant() -> N
 def test_after_its_last_permitted_fire_a_schedule_is_finished() -> None:
     made = plan(of({"max_fires": 5}, fires_count=4), T)
     assert (made.finished, made.next_fire_us, made.fires_count) == (True, None, 5)
+    lowered = plan(of({"max_fires": 3}, fires_count=4), T)
+    assert (lowered.fires, lowered.finished, lowered.next_fire_us, lowered.fires_count) == ((), True, None, 4)
     skipped = plan(of({"max_fires": 5}, fires_count=4), T, (RUNNING,))
     assert (skipped.finished, skipped.fires_count) == (False, 4)
 

@@ -21,7 +21,7 @@ How the store uses it, in the one transaction of a tick, with `now_us` its first
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 
 from onebeat.model.policies import DEFAULT, CatchUp, Decision, Origin, Overlap, Policies, ScheduleState
@@ -99,6 +99,8 @@ def plan(schedule: Schedule, now_us: int, unfinished: tuple[Unfinished, ...] = (
     first = schedule.next_fire_us
     if first is None or first > now_us or schedule.state is not ScheduleState.ACTIVE:
         return _unchanged(schedule)
+    if spent(schedule.policies, schedule.fires_count):  # an edit lowered `max_fires` below what it has had
+        return replace(_unchanged(schedule), next_fire_us=None, finished=True)
     due, gap, following = _due(schedule.trigger, _since(schedule, first), now_us)
     next_us = None if following is None else following.at
     verdicts = _Verdicts(schedule, now_us, next_us, unfinished)
@@ -110,6 +112,11 @@ def plan(schedule: Schedule, now_us: int, unfinished: tuple[Unfinished, ...] = (
         elif not verdicts.start(fire, run_at, reason):
             break
     return verdicts.plan(due[-1].at if due else None)
+
+
+def spent(policies: Policies, fires_count: int) -> bool:
+    """Whether a schedule has had all the fires that `max_fires` allows."""
+    return policies.max_fires is not None and fires_count >= policies.max_fires
 
 
 def waits_for(schedule_id: str) -> str:
@@ -255,8 +262,7 @@ class _Verdicts:
         if schedule.policies.overlap is not Overlap.CANCEL_PREVIOUS:
             state = "waiting" if made.waits_for else "queued"
             self.held.append(Unfinished(f"of the fire {fire.key}", state, fire.at))
-        limit = schedule.policies.max_fires
-        self.ended = limit is not None and self.count >= limit
+        self.ended = spent(schedule.policies, self.count)
         return not self.ended
 
     def plan(self, last_due: int | None) -> FirePlan:

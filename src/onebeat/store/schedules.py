@@ -21,6 +21,7 @@ from onebeat.model.changes import edited, first_fire, resumed
 from onebeat.model.checks import check_text
 from onebeat.model.definition import Definition
 from onebeat.model.info import Page, ScheduleInfo
+from onebeat.model.schedule import spent
 from onebeat.model.seams import Trigger
 from onebeat.store import workers
 from onebeat.store.database import Tx
@@ -182,9 +183,13 @@ def _edited(row: Row[Any], item: Definition, now: int, *, over_is_error: bool = 
     """What an edit changes: a new rule or zone computes the next fire anew, after what was fired already.
 
     A rule that will never fire again raises `InvalidTrigger`; in code, where it was fine once, it is `finished`.
+    A `max_fires` that is reached finishes the schedule, one that is raised lets it go on.
     """
     values = _said(item) | {"rev": row.rev + 1, "updated_us": now}
-    if (row.trigger_json, row.timezone) != (item.trigger, item.timezone):
+    if _is_spent(item.policies, row):
+        return values | {"next_fire_us": None, "state": "finished"}
+    was_spent = row.state == "finished" and _is_spent(row.policies, row)
+    if (row.trigger_json, row.timezone) != (item.trigger, item.timezone) or was_spent:
         values["next_fire_us"] = _unless_over(lambda: _next_after(row, item, now), over_is_error)
         values["zone_fingerprint"] = fingerprint(item.timezone, now)
         if values["next_fire_us"] is None:
@@ -197,10 +202,18 @@ def _edited(row: Row[Any], item: Definition, now: int, *, over_is_error: bool = 
     return values
 
 
+def _is_spent(policies: str, row: Row[Any]) -> bool:
+    """Whether the schedule has had all the fires that these policies' `max_fires` allows."""
+    known = _tried(policies_from, policies)
+    return known is not None and spent(known, row.fires_count)
+
+
 def _next_after(row: Row[Any], item: Definition, now: int) -> int | None:
     """The next fire after an edit, also of a row whose rule cannot be read: then anew, after what was fired already."""
     before = _tried(trigger_from, row.trigger_json)
     trigger = trigger_from(item.trigger)
+    if row.next_fire_us is None:
+        before = None  # finished: where it stopped is not where it goes on
     return edited(before, trigger, now, next_fire_us=row.next_fire_us, last_fire_us=row.last_fire_us)
 
 
