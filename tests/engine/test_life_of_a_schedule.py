@@ -97,6 +97,21 @@ async def test_an_id_is_taken_once_and_if_exists_says_what_else(make: Make) -> N
     assert (changed.rev, changed.trigger) == (first.rev + 1, Every(60))
 
 
+async def test_an_h_is_spread_by_the_schedules_id_wherever_it_is_declared(make: Make) -> None:
+    scheduler = make()
+
+    @scheduler.cron("H H * * *", id="report", name="report")
+    async def report() -> None: ...
+
+    note = with_task(scheduler)
+    await scheduler.start()
+    declared = (await scheduler.schedules.get("report")).trigger
+    assert declared == Cron("H H * * *", "UTC", seed="report")
+    added = [(await scheduler.schedules.add(id, note, Cron("H H * * *"))).next_fire for id in ("a", "b")]
+    assert added[0] != added[1]
+    assert declared.next_after(datetime(2026, 1, 1, tzinfo=UTC)) == datetime(2026, 1, 1, 11, 30, tzinfo=UTC)
+
+
 async def test_an_edit_counts_refuses_a_stale_one_and_moves_the_next_fire(make: Make) -> None:
     scheduler = make(role="client")
     note = with_task(scheduler)

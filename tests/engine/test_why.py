@@ -145,6 +145,11 @@ async def test_what_was_made_up_later_is_told_beside_what_became_of_it_first(day
     assert "was misfired: late by 3 hours 10 minutes; catch_up is skip; started by a backfill: asked for" in str(found)
     assert str(found).endswith(f"its job is {made.job_id}")
     assert [fire.origin for fire in found.fires] == ["schedule", "backfill"]
+    for _ in range(3):
+        await days.schedules.backfill("s", first, first + AN_HOUR, again=True)
+    again = await days.schedules.why("s", first)
+    assert "catch_up is skip; 3 more; started by a backfill: asked for; its job is" in str(again)
+    assert len(again.fires) == 5
     by_hand = await days.schedules.fire_now("s", force=True)
     assert "was started by hand: asked for, by force" in await sentence(days, by_hand.fire_time)
 

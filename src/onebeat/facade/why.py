@@ -28,7 +28,7 @@ def explain(info: ScheduleInfo, at: datetime, now: datetime, fires: Sequence[Fir
     at = at.astimezone(UTC)  # in its own zone a repeated hour compares equal to itself an hour later
     own = [fire for fire in fires if fire.decision != "gap"]
     if own:
-        return Why(f"{when} of {name} was {'; '.join(_told(fire) for fire in own)}", tuple(own))
+        return Why(f"{when} of {name} was {_all_told(own)}", tuple(own))
     if fires:
         return _in_gap(info, at, when, fires)
     if info.problem is not None:
@@ -45,6 +45,15 @@ def explain(info: ScheduleInfo, at: datetime, now: datetime, fires: Sequence[Fir
         count = f"{info.fires_count} fire{'' if info.fires_count == 1 else 's'}"
         return Why(f"{when} of {name} is not due: the schedule is finished, after {count}")
     return Why(f"{when} of {name} has no record: it was pruned, or the rule was edited since")
+
+
+def _all_told(fires: Sequence[Fire]) -> str:
+    """The first decision, and the last by hand or backfill with how many there were between."""
+    first, *later = fires
+    if not later:
+        return _told(first)
+    between = f"; {len(later) - 1} more" if len(later) > 1 else ""
+    return f"{_told(first)}{between}; {_told(later[-1])}"
 
 
 def _told(fire: Fire) -> str:
