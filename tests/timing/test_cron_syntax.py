@@ -10,7 +10,7 @@ import pytest
 
 from onebeat.errors import InvalidCron, InvalidTrigger
 from onebeat.timing.cronparse import parse
-from onebeat.timing.triggers import Cron
+from onebeat.timing.triggers import Cron, load
 
 START = datetime(2026, 1, 1, tzinfo=UTC)  # a Thursday
 
@@ -51,6 +51,8 @@ def days(expr: str, n: int, start: datetime = START - timedelta(seconds=1)) -> l
         ("@Weekly", ["2026-01-04", "2026-01-11"]),
         ("@monthly", ["2026-01-01", "2026-02-01"]),
         ("@yearly", ["2026-01-01", "2027-01-01"]),
+        ("@annually", ["2026-01-01", "2027-01-01"]),
+        ("@midnight", ["2026-01-01", "2026-01-02"]),
     ],
 )  # fmt: skip
 def test_days(expr: str, expected: list[str]) -> None:
@@ -202,7 +204,10 @@ def test_binding_survives_json_and_does_not_touch_other_rules() -> None:
     plain = Cron("0 9 * * *")
     assert plain.bind("x") is plain
     assert "seed" not in plain.to_json()
-    assert Cron("H 9 * * *").bind("a").to_json()["seed"] == "a"
+    bound = Cron("H 9 * * *", "Europe/Berlin").bind("a")
+    assert bound.to_json()["seed"] == "a"
+    assert load(bound.to_json()) == bound != Cron("H 9 * * *", "Europe/Berlin").bind("b")
+    assert load(bound.to_json()).next_after(START) == bound.next_after(START)
 
 
 def test_a_bound_rule_that_became_impossible_is_refused() -> None:
