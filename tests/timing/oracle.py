@@ -14,6 +14,7 @@ MINUTE = timedelta(minutes=1)
 HOUR = timedelta(hours=1)
 MONTHS = ["JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT", "NOV", "DEC"]
 DAYS = ["SUN", "MON", "TUE", "WED", "THU", "FRI", "SAT"]
+WEEK = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 
 
 def zones() -> list[str]:

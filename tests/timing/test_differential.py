@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import random
-from datetime import UTC, datetime, timedelta
+from collections.abc import Callable
+from datetime import UTC, date, datetime, timedelta
+from zoneinfo import ZoneInfo
 
 import pytest
 import tzdata
 
 from onebeat.errors import InvalidCron
 from onebeat.timing.clock import SECOND, from_us, to_us
+from onebeat.timing.periods import Months, Weeks
+from onebeat.timing.rule import Rule
 from onebeat.timing.triggers import Cron
-from tests.timing.oracle import MINUTE, changes, random_rule, scan, zones
+from tests.timing.oracle import MINUTE, WEEK, OracleRule, changes, length, random_rule, scan, zones
 
 DAYS = timedelta(days=3)
 ODD = [
@@ -44,11 +48,9 @@ def campaign(cases: int, seed: int) -> int:
         start = change - DAYS
         minutes = 2 * DAYS // MINUTE
         for _ in range(8):
-            rule = random_rule(rng)
             dst = rng.choice(["vixie", "vixie", "skip_missing", "run_both"])
-            try:
-                cron = Cron(rule.text, zone, dst=dst)
-            except InvalidCron:
+            rule, trigger = asked(rng, zone, dst, change)
+            if trigger is None:
                 refused += 1  # the scan would find nothing either
                 assert not scan(rule, zone, dst, start, minutes), rule.text
                 continue
@@ -57,12 +59,41 @@ def campaign(cases: int, seed: int) -> int:
                 at = change + timedelta(seconds=rng.randint(-150 * 60, 150 * 60))
                 if rng.random() < 0.3:
                     at = change - timedelta(microseconds=rng.choice([0, 1, 10**6, 3600 * 10**6]))
-                compare(cron, instants, at, start, start + 2 * DAYS)
+                compare(trigger, instants, at, start, start + 2 * DAYS)
                 done += 1
     return refused
 
 
-def compare(cron: Cron, instants: list[datetime], at: datetime, start: datetime, end: datetime) -> None:
+def asked(rng: random.Random, zone: str, dst: str, change: datetime) -> tuple[OracleRule, Rule | None]:
+    """A rule as the oracle knows it, and the trigger that should mean the same; None: refused."""
+    if rng.random() < 0.15:
+        return at_a_wall_time(rng, zone, dst, change)
+    rule = random_rule(rng)
+    try:
+        return rule, Cron(rule.text, zone, dst=dst)
+    except InvalidCron:
+        return rule, None
+
+
+def at_a_wall_time(rng: random.Random, zone: str, dst: str, change: datetime) -> tuple[OracleRule, Rule]:
+    """Each week, or each month on a day near the change, at a time near those at which clocks change."""
+    hour, minute = rng.choice([0, 1, 2, 3, 12, 23]), rng.randint(0, 59)
+    at = f"{hour:02d}:{minute:02d}"
+    if rng.random() < 0.5:
+        on = rng.sample(range(7), rng.randint(1, 6))
+        weeks = Weeks(on=tuple(WEEK[day] for day in on), at=at, timezone=zone, dst=dst)
+        return wall_rule(hour, minute, lambda when: when.weekday() in on), weeks
+    near = change.astimezone(ZoneInfo(zone)).day
+    day = rng.choice([near, max(1, near - 1), 31])
+    months = Months(day=day, at=at, timezone=zone, dst=dst)
+    return wall_rule(hour, minute, lambda when: when.day == min(day, length(when))), months
+
+
+def wall_rule(hour: int, minute: int, day: Callable[[date], bool]) -> OracleRule:
+    return OracleRule("", frozenset({0}), frozenset({minute}), frozenset({hour}), day, True)
+
+
+def compare(cron: Rule, instants: list[datetime], at: datetime, start: datetime, end: datetime) -> None:
     after = next((i for i in instants if i > at), None)
     before = next((i for i in reversed(instants) if i < at), None)
     told = cron.next_fire(to_us(at))

@@ -14,7 +14,7 @@ from onebeat.timing.calendars import Weekdays
 from onebeat.timing.periods import Months, Weeks
 from onebeat.timing.rule import Rule
 from onebeat.timing.triggers import Cron, Every
-from tests.timing.oracle import OracleRule, column, day_of_month, day_of_week, length
+from tests.timing.oracle import WEEK, OracleRule, column, day_of_month, day_of_week, length
 
 ZONES = (
     "Europe/Berlin",
@@ -24,7 +24,6 @@ ZONES = (
     "Pacific/Apia",
     "Africa/Cairo",
 )
-WEEK = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 _DAY = timedelta(days=1)
 
 
