@@ -43,6 +43,18 @@ def polite() -> None:
         asked_to_stop.set()
 
 
+@router.task(timeout=0.2, retry=Retry(attempts=1))
+def hasty() -> None:
+    while True:
+        checkpoint()
+        time.sleep(0)
+
+
+@router.task(run_in="process", timeout=0.2, retry=Retry(attempts=1))
+def hasty_in_a_process() -> None:
+    work.polite()
+
+
 @router.task(timeout=30)
 def on_a_thread() -> tuple[str, float | None]:
     return threading.current_thread().name, remaining()

@@ -6,6 +6,8 @@ import asyncio
 import inspect
 import threading
 from collections.abc import Callable, Iterator
+from datetime import timedelta
+from typing import Any
 
 import pytest
 
@@ -50,7 +52,7 @@ async def test_the_timeout_of_a_declaration_holds() -> None:
     opened.set()
 
     with pytest.raises(TimeoutError):
-        await cpu_bound(timeout=0.5)(work.spin)()
+        await cpu_bound(timeout=timedelta(seconds=0.5))(work.spin)()
 
 
 async def test_a_cpu_bound_function_runs_in_a_child_though_its_name_means_the_decorated_one() -> None:
@@ -70,8 +72,31 @@ def test_what_cannot_work_is_refused_where_it_is_written() -> None:
     with pytest.raises(ConfigurationError, match="lambda"):
         cpu_bound(lambda: 1)
     for decorator in (blocking, cpu_bound):
-        with pytest.raises(ConfigurationError, match="coroutine or generator"):
+        with pytest.raises(ConfigurationError, match="is a coroutine function"):
             decorator(asyncio.sleep)
+        with pytest.raises(ConfigurationError, match="is a generator function"):
+            decorator(work.counting)
+        of_class: Any = classmethod(lambda cls: cls)
+        of_nobody: Any = staticmethod(work.left)
+        for method in (of_class, of_nobody):
+            with pytest.raises(ConfigurationError, match=f"write @{type(method).__name__} above @{decorator.__name__}"):
+                decorator(method)
+        with pytest.raises(ConfigurationError, match="takes a function, not float"):
+            decorator(5.0)  # type: ignore[call-overload]  # what the test is about
+    with pytest.raises(ValueError, match="on_timeout='kill' is none of 'abandon', 'wait'"):
+        blocking(on_timeout="kill")  # type: ignore[call-overload]  # as above
+    with pytest.raises(ValueError, match="cancel='kill' is none of 'end', 'wait'"):
+        cpu_bound(cancel="kill")  # type: ignore[call-overload]  # as above
+
+
+async def test_methods_may_be_decorated_of_every_kind_and_inherited_ones_too() -> None:
+    service = work.Service(3)
+    assert await service.blocked(2) == 6
+    assert await service.computed(2) == 6
+    assert await work.Service.of_the_class(2) == ("Service", 2)
+    assert await work.Derived.of_the_class(2) == ("Derived", 2)
+    assert await service.of_nobody(2) == 2
+    assert await work.Derived(3).computed(2) == 600, "its own, which is awaited through the same name"
 
 
 async def test_a_decorated_route_keeps_its_signature_for_fastapi() -> None:

@@ -13,6 +13,7 @@ import pytest
 from onebeat import JobInfo, Scheduler
 from onebeat.model.events import JobStarted
 from onebeat.model.job import JobState
+from onebeat.model.task import Task
 from onebeat.offload import setup_offload
 from onebeat.offload.processes import close_processes
 from onebeat.offload.runners import ProcessRunner
@@ -108,6 +109,17 @@ async def test_a_sync_task_goes_to_a_thread_by_itself_and_knows_its_time(schedul
     name, left = await (await jobs.on_a_thread.enqueue()).result(30)
     assert name.startswith("onebeat-jobs-")
     assert 20 < left <= 30
+
+
+@pytest.mark.parametrize("task", [jobs.hasty, jobs.hasty_in_a_process], ids=["thread", "process"])
+async def test_a_job_that_leaves_at_a_checkpoint_when_its_time_is_over_has_timed_out(
+    task: Task[[], None], scheduler: Scheduler
+) -> None:
+    """The function sees the end of its time a moment before the loop does; it was once failed as `Stopped`."""
+    for _ in range(5):
+        ended = await (await task.enqueue()).wait(30)
+        assert (ended.state, ended.reason) == (JobState.FAILED, "timeout")
+        assert "timeout of 0.2 s" in (ended.error or "")
 
 
 async def test_a_cancelled_thread_job_that_leaves_at_a_checkpoint_is_cancelled(scheduler: Scheduler) -> None:

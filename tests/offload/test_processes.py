@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -436,6 +437,17 @@ async def test_the_function_knows_its_remaining_time() -> None:
     assert 20 < (await to_process(work.left, timeout=30) or 0) < 30
 
 
+async def test_a_function_that_leaves_at_a_checkpoint_has_timed_out() -> None:
+    """The child leaves by itself, often before it is ended; its caller once saw a `RemoteError` then."""
+    for _ in range(3):
+        with pytest.raises(TimeoutError, match=r"work\.polite took longer than its 0\.2 s"):
+            await to_process(work.polite, timeout=timedelta(seconds=0.2))
+    with pytest.raises(TimeoutError, match="was not started"):
+        await to_process(work.spin, timeout=0)
+    with pytest.raises(ValueError, match="cancel='kill' is none of 'end', 'wait'"):
+        await to_process(work.pid, cancel="kill")  # type: ignore[arg-type]  # what the test is about
+
+
 async def test_the_child_sees_the_environment_of_its_start(monkeypatch: pytest.MonkeyPatch) -> None:
     await to_process(work.pid)
     await asyncio.to_thread(close_processes)
@@ -599,6 +611,56 @@ def test_a_script_may_send_its_own_functions_and_ctrl_c_prints_no_child_tracebac
     _, complaints = process.communicate(timeout=30)
     assert "KeyboardInterrupt" in complaints, "the program's own"
     assert "time.sleep" not in complaints, "the child's"
+
+
+@pytest.mark.parametrize(
+    ("guard", "words"),
+    [
+        ("stdin", "the main program is no file"),
+        ("if True:", "importing the main program raised ConfigurationError. Protect what starts the program"),
+    ],
+    ids=["a prompt's", "unguarded"],
+)
+def test_a_function_of_a_main_program_that_no_child_can_import_says_what_to_do(
+    guard: str, words: str, tmp_path: Path
+) -> None:
+    """As in a notebook, at a prompt, or in a script without `if __name__ == "__main__"`."""
+    source = (
+        "import asyncio\n"
+        "from onebeat.offload import to_process\n"
+        "class Order: ...\n"
+        "def price(order):\n"
+        "    return 3\n"
+        "async def main():\n"
+        "    for call in (lambda: to_process(price, 1), lambda: to_process(len, [Order()])):\n"
+        "        try:\n"
+        "            await call()\n"
+        "        except Exception as error:\n"
+        "            print(type(error).__name__, error, *getattr(error, '__notes__', []))\n"
+        "    print(await to_process(len, 'what __main__ sends'))\n"
+        f"{'if True:' if guard == 'stdin' else guard}\n"
+        "    asyncio.run(main())\n"
+    )
+    if guard == "stdin":
+        command, given = [sys.executable, "-"], source
+    else:
+        (tmp_path / "program.py").write_text(source.replace("except Exception", "except TypeError", 1))
+        command, given = [sys.executable, str(tmp_path / "program.py")], ""
+    done = subprocess.run(
+        command,
+        input=given,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2] / "src")},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    first, *rest = done.stdout.splitlines()
+    assert first.startswith("TypeError __main__.price cannot be found in a child process"), done
+    assert words in first
+    if guard == "stdin":
+        assert words in rest[0], "an argument's class is missing there too"
+        assert rest[1] == "19", "what only mentions it is sent"
 
 
 async def test_children_also_start_by_spawning() -> None:

@@ -6,12 +6,15 @@ import asyncio
 import contextvars
 import functools
 import logging
+import math
 import socket
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from unittest.mock import Mock
 
 import pytest
 
@@ -77,14 +80,51 @@ async def test_keywords_for_the_function_go_through_partial_and_an_unknown_one_s
         await to_thread(sorted, [1, 2], reverse=True)  # type: ignore[arg-type]  # what the test is about
 
 
-async def test_a_coroutine_function_is_refused_instead_of_never_being_awaited() -> None:
+async def test_what_does_its_work_later_is_refused_instead_of_never_doing_it_or_doing_it_on_the_loop() -> None:
     async def fetch() -> int:
         return 1
 
-    with pytest.raises(TypeError, match="await it"):
-        _ = await to_thread(fetch)
+    class Fetcher:
+        async def __call__(self) -> int:
+            return 1
+
+    def lines() -> Iterator[str]:
+        yield "one"
+
+    for coroutine in (fetch, Fetcher(), functools.partial(Fetcher().__call__)):
+        with pytest.raises(TypeError, match="is a coroutine function: await it"):
+            _ = await to_thread(coroutine)
+    with pytest.raises(TypeError, match="is a generator function: its body runs where it is iterated"):
+        _ = await to_thread(lines)
     with pytest.raises(TypeError, match="takes a function"):
         await to_thread(fetch.__name__)  # type: ignore[arg-type]  # what the test is about
+
+
+async def test_an_option_that_cannot_be_meant_is_refused() -> None:
+    with pytest.raises(ValueError, match="on_timeout='kill' is none of 'abandon', 'wait'"):
+        await to_thread(len, "", on_timeout="kill")  # type: ignore[arg-type]  # what the test is about
+    with pytest.raises(TypeError, match="lane='pdf' is no Lane"):
+        await to_thread(len, "", lane="pdf")  # type: ignore[arg-type]  # as above
+    for wrong in ("5", True):
+        with pytest.raises(TypeError, match="is no duration"):
+            await to_thread(len, "", timeout=wrong)  # type: ignore[arg-type]  # as above
+    with pytest.raises(ValueError, match="is no duration"):
+        await to_thread(len, "", timeout=math.nan)
+
+
+async def test_a_timeout_is_seconds_or_a_timedelta_and_one_that_is_over_starts_nothing() -> None:
+    assert 59 < (await to_thread(remaining, timeout=timedelta(minutes=1)) or 0) <= 60
+    assert await to_thread(remaining, timeout=math.inf) is None
+    for over in (0, -1, timedelta()):
+        with pytest.raises(TimeoutError, match="was not started"):
+            await to_thread(pytest.fail, "this must not run", timeout=over)
+
+
+async def test_a_mock_may_be_called_and_named() -> None:
+    """It has every attribute that one asks it for, `func` of `functools.partial` too."""
+    with pytest.raises(TypeError, match=r"unittest\.mock\.Mock"):
+        await to_thread(Mock(), key=1)  # type: ignore[arg-type]  # refused, with its name
+    assert await to_thread(Mock(return_value=5)) == 5
 
 
 @pytest.mark.parametrize("raised", [ValueError("no"), KeyError("k")])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import math
 import os
 import re
 import subprocess
@@ -13,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Coroutine
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -213,6 +215,22 @@ async def test_time_without_a_processor_is_not_the_loops_own(lost: float, spent:
     assert watch._guilty(0.15, spent) is guilty
 
 
+async def test_where_a_system_tells_no_times_of_threads_a_late_answer_alone_is_no_stall(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The time its thread has computed since it was made once counted as that of one stall."""
+    monkeypatch.setattr("onebeat.offload.stalls._schedstat", lambda thread: None)
+    stalls: list[Stall] = []
+    watch = _Watch(
+        Watchdog(0.1, on_stall=stalls.append), asyncio.get_running_loop(), threading.get_ident(), os.getpid()
+    )
+    with watch._meter as meter:
+        watch._ping(meter.read())
+        watch._answered(watch._sent + 0.15, computed=3.0)
+        assert stalls == []
+        assert watch._guilty(0.15, meter.read()), "and a look while it lasts still finds it"
+
+
 def under_load(seconds: float) -> Callable[[], Coroutine[Any, Any, None]]:
     async def main() -> None:
         until = time.monotonic() + seconds
@@ -271,8 +289,10 @@ async def test_a_watchdog_can_be_started_once_and_again_after_its_stop() -> None
     watchdog.stop()
     watchdog.start()
     watchdog.stop()
-    with pytest.raises(ValueError, match="positive"):
-        Watchdog(0)
+    for wrong in (0, -1, math.inf):
+        with pytest.raises(ValueError, match="positive"):
+            Watchdog(wrong)
+    assert Watchdog(timedelta(milliseconds=50)).limit == 0.05
 
 
 def test_a_loop_that_does_not_run_is_not_blocked() -> None:

@@ -11,12 +11,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
-from onebeat.offload import checkpoint, cpu_bound, remaining
+from onebeat.offload import blocking, checkpoint, cpu_bound, remaining
 from onebeat.tracking import bind, current, propagate, tracking, tracking_id
 
 tenant = propagate(ContextVar("offload_tenant", default="nobody"))
@@ -296,3 +296,38 @@ def fails_in_a_unit() -> None:
 @cpu_bound(timeout=30)
 def add(a: int, *, b: int = 0) -> int:
     return a + b
+
+
+def counting() -> Iterator[int]:
+    yield 1
+
+
+class Service:
+    """Methods of every kind, decorated."""
+
+    def __init__(self, factor: int) -> None:
+        self.factor = factor
+
+    @blocking
+    def blocked(self, number: int) -> int:
+        return self.factor * number
+
+    @cpu_bound
+    def computed(self, number: int) -> int:
+        return self.factor * number
+
+    @classmethod
+    @cpu_bound
+    def of_the_class(cls, number: int) -> tuple[str, int]:
+        return cls.__name__, number
+
+    @staticmethod
+    @cpu_bound
+    def of_nobody(number: int) -> int:
+        return number
+
+
+class Derived(Service):
+    @cpu_bound
+    def computed(self, number: int) -> int:
+        return 100 * self.factor * number

@@ -105,21 +105,22 @@ class Run:
             self._awaiting.cancel()
 
     async def _off_the_loop(self, runner: Runner, function: Any, args: Any, kwargs: Any) -> Any:
-        with within(self.timeout):  # what `remaining()` and `checkpoint()` of `onebeat.offload` know
+        with within(self.timeout) as limit:  # what `remaining()` and `checkpoint()` of `onebeat.offload` know
             self._running = runner.start(function, *args, **kwargs)
         future = self._running.future
         if self.stop_reason is not None:
             self.stop(self.stop_reason)
         await asyncio.wait({future}, timeout=self.timeout)
-        if future.done():
-            return future.result()
-        self.context._ask_to_stop()
-        if not self._running.stop("timeout"):
-            self.unstoppable = True
-            self._overran(self)
-        await asyncio.wait({future})
-        if not future.cancelled():
-            future.exception()  # it came too late to count, and must not be reported as never retrieved
+        if not future.done():
+            self.context._ask_to_stop()
+            if not self._running.stop("timeout"):
+                self.unstoppable = True
+                self._overran(self)
+            await asyncio.wait({future})
+            if not future.cancelled():
+                future.exception()  # it came too late to count, and must not be reported as never retrieved
+        elif self.stop_reason is not None or not limit.over or not isinstance(future.exception(), Stopped):
+            return future.result()  # else it left at a `checkpoint()` just before this loop's own timer
         self._timed_out = True
         raise TimeoutError
 

@@ -6,6 +6,7 @@ import logging
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, AsyncExitStack, asynccontextmanager
 from contextvars import ContextVar
+from datetime import timedelta
 from types import MethodType
 from typing import Any, Protocol, cast
 
@@ -44,7 +45,7 @@ def install(
     *,
     tracking: bool | TrackingRules = True,
     logs: bool | Mapping[str, Any] = False,
-    watchdog: bool | float = True,
+    watchdog: bool | float | timedelta = True,
 ) -> None:
     """Put the tracking layer around `app` and run `scheduler` inside the app's lifespan. Does no I/O.
 
@@ -55,8 +56,9 @@ def install(
     - `logs`: True calls `setup_logging()`, a mapping gives its options. With or without, what waits is written when
       the lifespan ends.
 
-    - `watchdog`: names what blocks the event loop for longer than 0.1 s while the app serves; a number is another limit
-      in seconds, False starts none. Threads and child processes of `onebeat.offload` end with the lifespan.
+    - `watchdog`: names what blocks the event loop for longer than 0.1 s while the app serves; a number of seconds or a
+      `timedelta` is another limit, False starts none. Threads and child processes of `onebeat.offload` end with the
+      lifespan.
 
     Call it once, after `FastAPI(...)`; OpenTelemetry may instrument the app before or after. Raises
     `ConfigurationError` for a second call, for an app that serves already, and for what is no Starlette application.

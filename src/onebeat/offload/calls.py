@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import inspect
 import logging
 import threading
 import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import FrameType
+from functools import partial
+from types import FrameType, FunctionType
 from typing import Any, Protocol
 
 from onebeat.errors import Stopped
@@ -136,10 +138,32 @@ class Held:
 
 def name_of(function: Callable[..., Any]) -> str:
     """A function's name for people: module and qualified name, also behind `functools.partial`."""
-    while hasattr(function, "func"):
+    while isinstance(function, partial):  # by its type: a mock has every attribute
         function = function.func
     name = getattr(function, "__qualname__", None) or type(function).__qualname__
     return f"{getattr(function, '__module__', None) or 'builtins'}.{name}"
+
+
+def later(function: Callable[..., Any]) -> str | None:
+    """What it is if calling it only returns something that does the work later, where it is awaited or iterated.
+
+    >>> later(len), later(partial(asyncio.sleep, 1))
+    (None, 'a coroutine function')
+    """
+    while isinstance(function, partial):
+        function = function.func
+    if type(function) is FunctionType and not function.__code__.co_flags & _LATER and not function.__dict__:
+        return None  # nearly always, and at a tenth of the cost
+    called = getattr(type(function), "__call__", None)  # noqa: B004 - what the call would run
+    for one in (function, called):
+        if inspect.iscoroutinefunction(one):
+            return "a coroutine function"
+        if inspect.isgeneratorfunction(one) or inspect.isasyncgenfunction(one):
+            return "a generator function"
+    return None
+
+
+_LATER = inspect.CO_COROUTINE | inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR
 
 
 def _harmless(call: Call, error: BaseException) -> RuntimeError:

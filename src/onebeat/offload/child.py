@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextvars
 import logging
 import os
@@ -17,6 +18,7 @@ from functools import partial
 from importlib import import_module
 from typing import Any
 
+from onebeat.errors import Stopped
 from onebeat.offload import remote, wire
 from onebeat.offload.limits import Limit
 from onebeat.offload.reference import Reference, culprit, resolve
@@ -69,6 +71,8 @@ def _answer(channel: Channel) -> None:
     except Unreadable as unreadable:
         cause = unreadable.__cause__ or unreadable
         cause.add_note("(while the child process rebuilt the function and its arguments)")
+        if _no_main and "__main__" in str(cause):
+            cause.add_note(_no_main)
         return channel.send(_failure(cause, skip=1))
     try:
         value = contextvars.Context().run(_run, *call)
@@ -89,22 +93,33 @@ def _run(where: Any, args: tuple[Any, ...], kwargs: dict[str, Any], carried: str
     with carrying.unpacked(carried):
         unit = VARIABLE.get()
         _arrived = (unit, None if unit is None else unit.fields)
-        if seconds is not None:
-            Limit(seconds).enter()
-        return function(*args, **kwargs)
+        limit = Limit(seconds)
+        limit.enter()
+        try:
+            return function(*args, **kwargs)
+        except asyncio.CancelledError as left:
+            if not limit.over:
+                raise
+            raise Stopped(str(left)) from None  # left at a checkpoint: its caller is told that its time is over
 
 
 def _resolved(where: Reference) -> Callable[..., Any]:
     """Looked up once; a name in a child's modules does not change its meaning."""
     found = _functions.get(where)
     if found is None:
-        found = _functions[where] = resolve(where)
+        try:
+            found = _functions[where] = resolve(where)
+        except AttributeError as error:
+            if where[0] != "__main__" or not _no_main:
+                raise
+            raise TypeError(f"__main__.{where[1]} cannot be found in a child process: {_no_main}") from error
     return found
 
 
 log = logging.getLogger("onebeat.offload")
 _functions: dict[Reference, Callable[..., Any]] = {}
 _arrived: tuple[Tracking | None, Any] = (None, None)  # the unit of the call, and its fields as they came
+_no_main = ""  # why the main program's own functions and classes are not known here
 
 
 def _value(value: Any) -> Packed:
@@ -157,7 +172,13 @@ def _leave_with(parent: int) -> None:
 
 def _adopt_main(name: str | None, path: str | None) -> None:
     """Make the parent's main module importable here, without running what its `__main__` guard protects."""
+    global _no_main
     if "__mp_main__" in sys.modules:
+        return
+    if name is None and path is None:
+        _no_main = (
+            "the main program is no file (a notebook, a prompt, `python -c`). Put it into a module and import that."
+        )
         return
     module = types.ModuleType("__mp_main__")
     try:
@@ -165,8 +186,12 @@ def _adopt_main(name: str | None, path: str | None) -> None:
             content = runpy.run_module(name, run_name="__mp_main__", alter_sys=True)
         else:
             content = runpy.run_path(path or "", run_name="__mp_main__")
-    except BaseException:
+    except BaseException as error:
         log.warning("the main module cannot be imported by a child", exc_info=True)
+        _no_main = (
+            f"importing the main program raised {type(error).__name__}. Protect what starts the program with "
+            "`if __name__ == '__main__':`, or put the function into a module and import that."
+        )
         return
     module.__dict__.update(content)
     sys.modules["__main__"] = sys.modules["__mp_main__"] = module

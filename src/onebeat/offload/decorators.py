@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Callable, Coroutine
+from datetime import timedelta
 from typing import Any, Literal, ParamSpec, TypeVar, overload
 
 from onebeat.errors import ConfigurationError
-from onebeat.offload.calls import name_of
+from onebeat.offload.calls import later, name_of
 from onebeat.offload.lanes import Lane
+from onebeat.offload.limits import in_seconds
 from onebeat.offload.processes import to_process
-from onebeat.offload.threads import to_thread
+from onebeat.offload.threads import one_of, to_thread
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -22,14 +23,17 @@ Asynchronous = Callable[P, Coroutine[Any, Any, R]]
 def blocking(function: Callable[P, R], /) -> Asynchronous[P, R]: ...
 @overload
 def blocking(
-    *, lane: Lane | None = None, timeout: float | None = None, on_timeout: Literal["abandon", "wait"] = "abandon"
+    *,
+    lane: Lane | None = None,
+    timeout: float | timedelta | None = None,
+    on_timeout: Literal["abandon", "wait"] = "abandon",
 ) -> Callable[[Callable[P, R]], Asynchronous[P, R]]: ...
 def blocking(
     function: Callable[..., Any] | None = None,
     /,
     *,
     lane: Lane | None = None,
-    timeout: float | None = None,
+    timeout: float | timedelta | None = None,
     on_timeout: Literal["abandon", "wait"] = "abandon",
 ) -> Any:
     """Make a blocking function one that is awaited: each call runs on a thread, as with `to_thread`.
@@ -45,8 +49,11 @@ def blocking(
     'HI'
     """
 
+    one_of("on_timeout", on_timeout, ("abandon", "wait"))
+    timeout = in_seconds(timeout)
+
     def decorate(plain: Callable[..., Any]) -> Callable[..., Any]:
-        _refuse_asynchronous("blocking", plain)
+        _refuse("blocking", plain)
 
         @functools.wraps(plain)
         async def call(*args: Any, **kwargs: Any) -> Any:
@@ -62,13 +69,13 @@ def blocking(
 def cpu_bound(function: Callable[P, R], /) -> Asynchronous[P, R]: ...
 @overload
 def cpu_bound(
-    *, timeout: float | None = None, cancel: Literal["end", "wait"] = "end"
+    *, timeout: float | timedelta | None = None, cancel: Literal["end", "wait"] = "end"
 ) -> Callable[[Callable[P, R]], Asynchronous[P, R]]: ...
 def cpu_bound(
     function: Callable[..., Any] | None = None,
     /,
     *,
-    timeout: float | None = None,
+    timeout: float | timedelta | None = None,
     cancel: Literal["end", "wait"] = "end",
 ) -> Any:
     """Make a computing function one that is awaited: each call runs in a child process, as with `to_process`.
@@ -83,8 +90,11 @@ def cpu_bound(
     3
     """
 
+    one_of("cancel", cancel, ("end", "wait"))
+    timeout = in_seconds(timeout)
+
     def decorate(plain: Callable[..., Any]) -> Callable[..., Any]:
-        _refuse_asynchronous("cpu_bound", plain)
+        _refuse("cpu_bound", plain)
         if "<" in getattr(plain, "__qualname__", "<"):
             raise ConfigurationError(
                 f"@cpu_bound: {name_of(plain)} is made inside a function or is a lambda, so a child process cannot "
@@ -101,6 +111,13 @@ def cpu_bound(
     return decorate if function is None else decorate(function)
 
 
-def _refuse_asynchronous(decorator: str, plain: Callable[..., Any]) -> None:
-    if inspect.iscoroutinefunction(plain) or inspect.isgeneratorfunction(plain) or inspect.isasyncgenfunction(plain):
-        raise ConfigurationError(f"@{decorator} takes a plain function; {name_of(plain)} is a coroutine or generator")
+def _refuse(decorator: str, plain: Callable[..., Any]) -> None:
+    if isinstance(plain, classmethod | staticmethod):
+        outer = f"@{type(plain).__name__}"
+        raise ConfigurationError(
+            f"@{decorator} belongs below {outer}, next to the function itself: write {outer} above @{decorator}"
+        )
+    if not callable(plain):
+        raise ConfigurationError(f"@{decorator} takes a function, not {type(plain).__name__}; its options are keywords")
+    if (kind := later(plain)) is not None:
+        raise ConfigurationError(f"@{decorator} takes a plain function; {name_of(plain)} is {kind}")

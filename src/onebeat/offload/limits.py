@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from datetime import timedelta
 
 
 def checkpoint() -> None:
@@ -56,6 +58,23 @@ def within(seconds: float | None) -> Iterator[Limit]:
         _current.reset(token)
 
 
+def in_seconds(value: float | timedelta | None, name: str = "timeout") -> float | None:
+    """A duration in seconds, or None for none, which infinity is too; `TypeError` or `ValueError` for anything else.
+
+    >>> in_seconds(timedelta(minutes=1)), in_seconds(0.5), in_seconds(math.inf)
+    (60.0, 0.5, None)
+    """
+    if value is None:
+        return None
+    if isinstance(value, timedelta):
+        return value.total_seconds()
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name}={value!r:.80} is no duration; give seconds as a number, or a timedelta")
+    if math.isnan(value):
+        raise ValueError(f"{name}=nan is no duration; give seconds as a number, or a timedelta")
+    return None if value == math.inf else value
+
+
 class Limit:
     """A deadline and a stop flag; the limit in force where it is made limits it too."""
 
@@ -76,6 +95,11 @@ class Limit:
             return self._outer.reason
         return self._reason
 
+    @property
+    def over(self) -> bool:
+        """Whether its time is over."""
+        return self.deadline is not None and time.monotonic() >= self.deadline
+
     def stop(self, reason: str) -> None:
         """Let the next `checkpoint()` leave the function; the first reason stays."""
         if self._reason is None:
@@ -84,7 +108,7 @@ class Limit:
     def check(self) -> None:
         """Raise `asyncio.CancelledError` if the function should stop."""
         reason = self.reason
-        if reason is None and self.deadline is not None and time.monotonic() >= self.deadline:
+        if reason is None and self.over:
             reason = "its time is over"
         if reason is not None:
             raise asyncio.CancelledError(reason)

@@ -7,6 +7,7 @@ import atexit
 import os
 import threading
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any, Literal, Never, TypeVar, TypeVarTuple
 
 from onebeat.errors import ConfigurationError, Stopped, WorkerProcessDied
@@ -16,7 +17,7 @@ from onebeat.offload.calls import Awaited, Call
 from onebeat.offload.limits import Limit
 from onebeat.offload.process_lane import ProcessLane
 from onebeat.offload.share import PROCESSORS, Share
-from onebeat.offload.threads import late, outlast, refuse, withdraw_when_over
+from onebeat.offload.threads import in_time, late, one_of, outlast, refuse, withdraw_when_over
 
 LOOK = 0.25  # seconds after which a waiting thread looks whether the call around it was told to stop
 
@@ -28,14 +29,15 @@ async def to_process(
     function: Callable[[*Ts], R],
     /,
     *args: *Ts,
-    timeout: float | None = None,
+    timeout: float | timedelta | None = None,
     cancel: Literal["end", "wait"] = "end",
     **unknown: Never,
 ) -> R:
     """Return what `function` returns; it runs in a child process, which is ended when its time is over.
 
-    `timeout` is in seconds from the call, waiting for a free process included. Past it the child and every process it
-    started are ended and `TimeoutError` is raised. The same happens when the awaiting task is cancelled, unless
+    `timeout` counts from the call, waiting for a free process included; seconds or a `timedelta`, and what is over
+    already (0 or less) starts nothing. Past it the child and every process it started are ended and `TimeoutError` is
+    raised. The same happens when the awaiting task is cancelled, unless
     ``cancel="wait"`` lets the function finish first. The child knows the tracking id and the variables registered
     with `onebeat.tracking.propagate`; what it logs goes through this process's logging.
 
@@ -49,11 +51,13 @@ async def to_process(
     """
     refuse("to_process", function, unknown)
     _refuse_inside_a_child()
+    one_of("cancel", cancel, ("end", "wait"))
     breaker.check(function)
+    seconds = in_time(function, timeout)
     lane = default_lane()
-    call = Awaited(function, args, {}, Limit(timeout))
+    call = Awaited(function, args, {}, Limit(seconds))
     lane.submit(call)
-    timer = None if timeout is None else call.loop.call_later(timeout, withdraw_when_over, call, lane, timeout)
+    timer = None if seconds is None else call.loop.call_later(seconds, withdraw_when_over, call, lane, seconds)
     try:
         result: R = await call.future
         return result
@@ -64,7 +68,7 @@ async def to_process(
             await outlast(call)
         raise
     except Stopped as stopped:
-        raise late(call, timeout, "its process was ended") or stopped from None
+        raise late(call, seconds, "its process was ended") or stopped from None
     except WorkerProcessDied:
         breaker.died(function)
         raise
@@ -73,7 +77,9 @@ async def to_process(
             timer.cancel()
 
 
-def to_process_sync(function: Callable[[*Ts], R], /, *args: *Ts, timeout: float | None = None, **unknown: Never) -> R:
+def to_process_sync(
+    function: Callable[[*Ts], R], /, *args: *Ts, timeout: float | timedelta | None = None, **unknown: Never
+) -> R:
     """`to_process` for code that is already off the event loop: sync routes, thread jobs, scripts.
 
     >>> to_process_sync(sum, [1, 2], timeout=30)
@@ -83,8 +89,9 @@ def to_process_sync(function: Callable[[*Ts], R], /, *args: *Ts, timeout: float 
     _refuse_inside_a_child()
     _refuse_on_a_loop()
     breaker.check(function)
+    seconds = in_time(function, timeout)
     lane = default_lane()
-    call = Call(function, args, {}, Limit(timeout))
+    call = Call(function, args, {}, Limit(seconds))
     ended = threading.Lock()
     ended.acquire()
     call.when_ended(ended.release)
@@ -102,7 +109,7 @@ def to_process_sync(function: Callable[[*Ts], R], /, *args: *Ts, timeout: float 
             result: R = call.value
             return result
         case Stopped() as stopped:
-            raise late(call, timeout, "its process was ended") or stopped from None
+            raise late(call, seconds, "its process was ended") or stopped from None
         case WorkerProcessDied() as died:
             breaker.died(function)
             raise died

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import Literal
 
 from onebeat.errors import ConfigurationError
@@ -71,8 +72,8 @@ def said(processes: int | None) -> str:
     )
 
 
-async def close_offload(timeout: float = 5.0) -> list[Held]:
-    """Wait at most `timeout` seconds for what runs on open lanes, then end the child processes of `to_process`.
+async def close_offload(timeout: float | timedelta = 5.0) -> list[Held]:
+    """Wait for what runs on open lanes, at most `timeout`, then end the child processes of `to_process`.
 
     Threads that do not end are named in the log and returned; they are daemons and hold up nothing. What comes later
     starts anew.
@@ -81,7 +82,7 @@ async def close_offload(timeout: float = 5.0) -> list[Held]:
     []
     """
     loop = asyncio.get_running_loop()
-    until = loop.time() + timeout
+    until = loop.time() + (timeout.total_seconds() if isinstance(timeout, timedelta) else timeout)
     left: list[Held] = []
     for lane in all_lanes():
         if not isinstance(lane, ProcessLane) and not lane.closed:

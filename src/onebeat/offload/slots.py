@@ -262,8 +262,8 @@ def _hello(watch: bool) -> dict[str, Any]:
 
 
 def _main() -> tuple[str | None, str | None]:
-    """Name or path of this process's main module."""
+    """Name or path of this process's main module; neither for a notebook's, a prompt's, or that of `python -c`."""
     module = sys.modules["__main__"]
     spec = getattr(module, "__spec__", None)
-    path = getattr(module, "__file__", None)
-    return (spec.name if spec is not None else None), (os.path.abspath(path) if path else None)
+    path = os.path.abspath(getattr(module, "__file__", None) or "")
+    return (spec.name if spec is not None else None), (path if os.path.isfile(path) else None)

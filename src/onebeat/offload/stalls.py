@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import gc
 import linecache
+import math
 import os
 import sysconfig
 import threading
@@ -78,7 +79,10 @@ class Spent:
 
 
 class Meter:
-    """Reads what the loop's thread, this thread and the process have spent; what a system does not tell is 0."""
+    """Reads what the loop's thread, this thread and the process have spent.
+
+    Of what a system does not tell, `computed` is not a number, which is more than nothing, and `delayed` is 0.
+    """
 
     def __init__(self, ident: int, native: int) -> None:
         self._ident, self._native = ident, native
@@ -116,7 +120,7 @@ def _schedstat(thread: int) -> int | None:
 def _times(schedstat: int | None) -> tuple[float, float]:
     """Seconds a thread ran, and seconds it was ready to run and did not (sched-stats.rst: nanoseconds)."""
     if schedstat is None:
-        return 0.0, 0.0
+        return math.nan, 0.0
     try:
         ran, waited, _ = os.pread(schedstat, 100, 0).split()
         return int(ran) / 1e9, int(waited) / 1e9

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import sys
-import time
 from collections.abc import Callable
+from datetime import timedelta
 from functools import partial
 from typing import Any, Literal, Never, TypeVar, TypeVarTuple
 
 from onebeat.errors import Stopped
-from onebeat.offload.calls import Awaited, Call, log, name_of, on_loop, settle
+from onebeat.offload.calls import Awaited, Call, later, log, name_of, on_loop, settle
 from onebeat.offload.lanes import Lane
-from onebeat.offload.limits import Limit
+from onebeat.offload.limits import Limit, in_seconds
 
 R = TypeVar("R")
 Ts = TypeVarTuple("Ts")
@@ -26,14 +25,15 @@ async def to_thread(
     function: Callable[[*Ts], R],
     /,
     *args: *Ts,
-    timeout: float | None = None,
+    timeout: float | timedelta | None = None,
     lane: Lane | None = None,
     on_timeout: Literal["abandon", "wait"] = "abandon",
     **unknown: Never,
 ) -> R:
     """Return what `function` returns; it runs on a thread of `lane` with the caller's context variables.
 
-    `timeout` is in seconds from the call, waiting in the lane's queue included. A thread cannot be killed. With
+    `timeout` counts from the call, waiting in the lane's queue included; seconds or a `timedelta`, and what is over
+    already (0 or less) starts nothing. A thread cannot be killed. With
     ``on_timeout="abandon"`` the caller gets its `TimeoutError` (or its cancellation) at once, and the function keeps
     its thread until it returns or meets a `checkpoint()`. With ``"wait"`` the caller waits until the function has
     really ended. Pass the library its own timeout too. A call still waiting in the queue is withdrawn, never run.
@@ -45,13 +45,17 @@ async def to_thread(
     [1, 2]
     """
     refuse("to_thread", function, unknown)
-    call = Awaited(function, args, {}, Limit(timeout))
+    one_of("on_timeout", on_timeout, ("abandon", "wait"))
     home = DEFAULT_LANE if lane is None else lane
+    if not isinstance(home, Lane):
+        raise TypeError(f"lane={lane!r:.80} is no Lane; make one once: reports = Lane('reports', width=4)")
+    seconds = in_time(function, timeout)
+    call = Awaited(function, args, {}, Limit(seconds))
     home.submit(call)
     timer = None
-    if timeout is not None:
+    if seconds is not None:
         over = withdraw_when_over if on_timeout == "wait" else _abandon_when_over
-        timer = call.loop.call_later(timeout, over, call, home, timeout)
+        timer = call.loop.call_later(seconds, over, call, home, seconds)
     try:
         result: R = await call.future
         return result
@@ -64,7 +68,7 @@ async def to_thread(
                 _leave(call, home)
         raise
     except Stopped as left:
-        raise late(call, timeout, "left at a checkpoint") or left from left
+        raise late(call, seconds, "left at a checkpoint") or left from left
     finally:
         if timer is not None:
             timer.cancel()
@@ -83,13 +87,11 @@ async def outlast(call: Call) -> None:
 
 def late(call: Call, timeout: float | None, how: str) -> TimeoutError | None:
     """The `TimeoutError` for a call whose own time is over; None when it is not."""
-    if timeout is None or call.limit.deadline is None or time.monotonic() < call.limit.deadline:
-        return None
-    return TimeoutError(f"{name_of(call.function)} took longer than its {timeout:g} s ({how})")
+    return None if timeout is None or not call.limit.over else _late(call, timeout, how)
 
 
 def refuse(verb: str, function: Callable[..., Any], unknown: dict[str, Any]) -> None:
-    """Raise `TypeError` for what cannot be meant: keywords for the function, or a coroutine function."""
+    """Raise `TypeError` for what cannot be meant: keywords for the function, or one that does nothing when called."""
     if unknown:
         names = ", ".join(f"{name}=…" for name in unknown)
         raise TypeError(
@@ -98,8 +100,23 @@ def refuse(verb: str, function: Callable[..., Any], unknown: dict[str, Any]) -> 
         )
     if not callable(function):
         raise TypeError(f"{verb}() takes a function and its arguments, not {type(function).__name__}: {verb}(f, x)")
-    if inspect.iscoroutinefunction(function.func if isinstance(function, partial) else function):
-        raise TypeError(f"{name_of(function)} is a coroutine function: await it, or give {verb}() a plain one")
+    if (kind := later(function)) is not None:
+        where = "await it" if "coroutine" in kind else "its body runs where it is iterated"
+        raise TypeError(f"{name_of(function)} is {kind}: {where}, or give {verb}() a plain function")
+
+
+def one_of(name: str, value: str, known: tuple[str, ...]) -> None:
+    """Raise `ValueError` for a mode that is none of the known ones."""
+    if value not in known:
+        raise ValueError(f"{name}={value!r:.80} is none of {', '.join(map(repr, known))}")
+
+
+def in_time(function: Callable[..., Any], timeout: float | timedelta | None) -> float | None:
+    """The seconds a call has; `TimeoutError` when there are none left, before anything starts."""
+    seconds = in_seconds(timeout)
+    if seconds is not None and seconds <= 0:
+        raise TimeoutError(f"{name_of(function)} was not started: its timeout of {seconds:g} s was over already")
+    return seconds
 
 
 def withdraw_when_over(call: Awaited, lane: Lane, timeout: float) -> bool:

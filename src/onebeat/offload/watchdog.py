@@ -9,10 +9,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from types import TracebackType
 from typing import Self
 
 from onebeat.offload.lanes import all_lanes
+from onebeat.offload.limits import in_seconds
 from onebeat.offload.stalls import Meter, Spent, Stall, in_words, look
 
 log = logging.getLogger("onebeat.offload.watchdog")
@@ -26,10 +28,10 @@ STILL = 10.0  # seconds after which a stall that goes on is said before it is ov
 class Watchdog:
     """Watches one event loop and says once per stall what blocked it, and for how long.
 
-    A loop counts as blocked when it has not answered for `limit` seconds that it spent itself: computing, or waiting
-    in a blocking call. Time in which other processes had the processor, or other threads the interpreter, is not its
-    own, so a loaded machine raises no alarm. C code that keeps the interpreter lock is reported late and without a
-    stack. The cost is one callback on the loop every quarter of `limit`.
+    A loop counts as blocked when it has not answered for `limit` (seconds, or a `timedelta`) that it spent itself:
+    computing, or waiting in a blocking call. Time in which other processes had the processor, or other threads the
+    interpreter, is not its own, so a loaded machine raises no alarm. C code that keeps the interpreter lock is reported
+    late and without a stack. The cost is one callback on the loop every quarter of `limit`.
 
     `stalls` counts them, `worst` is the longest in seconds; `on_stall` is called on the watchdog's thread.
 
@@ -43,10 +45,11 @@ class Watchdog:
     1
     """
 
-    def __init__(self, limit: float = 0.1, *, on_stall: Callable[[Stall], object] | None = None) -> None:
-        if limit <= 0:
+    def __init__(self, limit: float | timedelta = 0.1, *, on_stall: Callable[[Stall], object] | None = None) -> None:
+        seconds = in_seconds(limit, "limit")
+        if seconds is None or seconds <= 0:
             raise ValueError(f"limit={limit} must be a positive number of seconds")
-        self.limit, self.stalls, self.worst = limit, 0, 0.0
+        self.limit, self.stalls, self.worst = seconds, 0, 0.0
         self._on_stall = on_stall
         self._thread: threading.Thread | None = None
         self._stopped = threading.Event()
