@@ -20,6 +20,7 @@ from typing import Any
 
 from onebeat.errors import Stopped
 from onebeat.offload import remote, wire
+from onebeat.offload.family import end_family
 from onebeat.offload.limits import Limit
 from onebeat.offload.reference import Reference, culprit, resolve
 from onebeat.offload.wire import Channel, Closed, Packed, Unreadable
@@ -162,11 +163,12 @@ def _settle_in(hello: dict[str, Any], channel: Channel) -> None:
 
 
 def _leave_with(parent: int) -> None:
-    """End this process when its parent is gone, where the kernel does not do that."""
+    """End this process and all it started when its parent is gone, where no seed does that."""
     import time
 
     while os.getppid() == parent:
         time.sleep(1)
+    end_family(os.getpid())
     os._exit(1)
 
 

@@ -71,6 +71,13 @@ def end_group(leader: int, number: int) -> None:
         os.killpg(leader, number)
 
 
+def end_family(leader: int) -> None:
+    """End what a group's leader started, also in sessions of its own, and the group; nobody has waited for it yet."""
+    for process in descendants(Process.of(leader)):
+        process.signal(signal.SIGKILL)
+    end_group(leader, signal.SIGKILL)  # last: the leader may be who calls this
+
+
 @dataclass(frozen=True, slots=True)
 class _Stat:
     state: str

@@ -18,7 +18,7 @@ import sys
 from importlib import import_module
 
 from onebeat.offload.ends import STATUS
-from onebeat.offload.family import Process, end_group
+from onebeat.offload.family import Process, end_family, end_group
 
 BORN = struct.Struct("!IQ")  # a new child: its number, and when it was born
 PR_SET_PDEATHSIG = 1  # prctl(2): the signal a process gets when its parent dies
@@ -73,7 +73,7 @@ class Seed:
                 os.close(reader)
                 os.close(writer)
         for pid in self._status:
-            end_group(pid, signal.SIGKILL)
+            end_family(pid)
         return None
 
     def _request(self) -> tuple[int, int, int] | None:
