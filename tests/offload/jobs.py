@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import threading
 import time
+from typing import Annotated
 
-from onebeat import Retry, TaskRouter
+from fastapi import Depends
+from onebeat import JobContext, Retry, TaskRouter
 from onebeat.offload import checkpoint, remaining, to_process, to_process_sync
 from onebeat.tracking import tracking_id
 from tests.offload import work
@@ -68,3 +70,12 @@ async def asks_a_process() -> str | None:
 @router.task(timeout=30)
 def asks_a_process_from_a_thread() -> str | None:
     return to_process_sync(work.surroundings)[0]
+
+
+def wants_its_context(context: JobContext) -> None: ...
+
+
+def depends_by_annotation(value: Annotated[int, Depends(work.pid)]) -> None: ...
+
+
+def depends_by_default(value: int = Depends(work.pid)) -> None: ...

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from onebeat import JobInfo, Scheduler
+from onebeat import JobInfo, Scheduler, TaskRouter
+from onebeat.errors import ConfigurationError
 from onebeat.model.events import JobStarted
 from onebeat.model.job import JobState
 from onebeat.model.task import Task
@@ -18,7 +19,7 @@ from onebeat.offload import setup_offload
 from onebeat.offload.processes import close_processes
 from onebeat.offload.runners import ProcessRunner
 from onebeat.tracking import tracking
-from tests.offload import jobs
+from tests.offload import jobs, work
 
 
 @pytest.fixture
@@ -136,3 +137,25 @@ async def test_jobs_call_processes_and_take_their_tracking_id_along(scheduler: S
         asynchronous, threaded = await jobs.asks_a_process.enqueue(), await jobs.asks_a_process_from_a_thread.enqueue()
     assert await asynchronous.result(30) == "order-8"
     assert await threaded.result(30) == "order-8"
+
+
+def test_what_cannot_run_in_a_process_is_refused_at_its_declaration() -> None:
+    router = TaskRouter()
+    with pytest.raises(ConfigurationError, match="no JobContext for its parameter 'context'"):
+        router.task(run_in="process")(jobs.wants_its_context)
+    for wants in (jobs.depends_by_annotation, jobs.depends_by_default):
+        with pytest.raises(ConfigurationError, match="no Depends for its parameter 'value'"):
+            router.task(run_in="process")(wants)
+
+    def local() -> None: ...
+
+    for nameless in (local, lambda: None):
+        with pytest.raises(ConfigurationError, match="a child process cannot find it"):
+            router.task(run_in="process", name="nameless")(nameless)
+    with pytest.raises(ConfigurationError, match="async and runs on the event loop"):
+        router.task(run_in="process")(jobs.asks_a_process.function)
+    for run_in in ("auto", "thread", "process"):
+        with pytest.raises(ConfigurationError, match="is a generator"):
+            router.task(run_in=run_in)(work.counting)
+    router.task(jobs.wants_its_context)
+    router.task(name="local")(local)

@@ -10,9 +10,10 @@ from typing import Any, Concatenate, ParamSpec, Protocol, TypedDict, TypeVar, Un
 from onebeat.errors import ConfigurationError, InvalidTrigger, ScheduleExists
 from onebeat.model.checks import Seconds, check_name, check_names, check_priority, check_tag, check_text
 from onebeat.model.context import JobContext
+from onebeat.model.placement import RunIn
 from onebeat.model.policies import CatchUp, Policies
 from onebeat.model.seams import Trigger
-from onebeat.model.task import Registry, RunIn, Task, default_name, make_settings
+from onebeat.model.task import Registry, Task, default_name, make_settings
 from onebeat.timing.backoff import Retry
 from onebeat.timing.clock import seconds_us
 from onebeat.timing.triggers import Cron, Every

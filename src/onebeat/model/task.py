@@ -22,6 +22,7 @@ from onebeat.model.checks import (
     check_tracking_id,
     duration,
 )
+from onebeat.model.placement import RunIn, check_placement
 from onebeat.model.signature import Signature
 from onebeat.timing.backoff import Retry
 
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 R = TypeVar("R")
-RunIn = Literal["auto", "loop", "thread", "process"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -266,14 +266,9 @@ def make_settings(
     at_most_once: bool,
 ) -> TaskSettings:
     """Check the options of a declaration; raises `ConfigurationError` with what to change."""
-    if run_in not in ("auto", "loop", "thread", "process"):
-        raise ConfigurationError(f"task {name!r}: run_in={run_in!r}; take 'auto', 'loop', 'thread' or 'process'")
+    check_placement(function, name, run_in)
     if at_most_once and retry is not None:
         raise ConfigurationError(f"task {name!r} is at_most_once: one start, whatever happens; leave out retry=")
-    if run_in in ("thread", "process") and inspect.iscoroutinefunction(inspect.unwrap(function)):
-        raise ConfigurationError(
-            f"task {name!r} is async and runs on the event loop; run_in={run_in!r} is for sync functions"
-        )
     settings = TaskSettings(
         queue=check_name(queue, "queue"),
         priority=check_priority(priority),
