@@ -97,7 +97,13 @@ async def processes(argument: Any = None, turns: int = TURNS, trips: int = TRIPS
 
         executor = get_reusable_executor(max_workers=1)
         ways["loky"] = partial(_loky, executor, argument)
-    size = f"{len(argument):,} bytes there and back" if argument is not None else "nothing"
+    match argument:
+        case bytes():
+            size = f"{len(argument):,} bytes there and back"
+        case list():
+            size = f"a list of {len(argument)} there and back"
+        case _:
+            size = "nothing"
     try:
         return await compare(f"a process, {size}", ways, turns, trips)
     finally:
@@ -133,6 +139,8 @@ async def main() -> None:
     await first_calls()
     await threads()
     await processes()
+    await processes(list(range(100)), turns=30)
+    await processes(list(range(1000)), turns=30)
     await processes(bytes(1_000_000), turns=15, trips=10)
 
 

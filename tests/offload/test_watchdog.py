@@ -146,7 +146,7 @@ def test_c_code_on_another_thread_that_keeps_the_lock_is_named_by_its_function()
         return time.thread_time() - before
 
     size = 20
-    while backtrack(size) < 0.4:
+    while backtrack(size) < 0.7:
         size += 1
 
     async def main() -> None:

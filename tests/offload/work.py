@@ -331,3 +331,14 @@ class Derived(Service):
     @cpu_bound
     def computed(self, number: int) -> int:
         return 100 * self.factor * number
+
+
+def logs_later(number: int) -> int:
+    """Log from another thread, soon after the answer."""
+    threading.Timer(0.001, logging.getLogger("tests.offload.child").warning, ("later",)).start()
+    return number
+
+
+def sleeps(seconds: float, value: int) -> int:
+    time.sleep(seconds)
+    return value

@@ -44,7 +44,7 @@ class Call:
 
     def run(self, enter: Callable[[], Any]) -> None:
         """Run the function here, in the caller's context; its value or exception is kept."""
-        self.started, self.thread = time.monotonic(), threading.get_ident()
+        self.started, self.thread = self.started or time.monotonic(), threading.get_ident()
         try:
             self.value = self.context.run(enter)
         except asyncio.CancelledError as left:
@@ -98,6 +98,12 @@ class Awaited(Call):
     def deliver(self) -> None:
         super().deliver()
         on_loop(self.loop, self._complete)
+
+    def deliver_here(self, value: Any) -> None:
+        """`deliver` a value on the call's own event loop."""
+        self.value, self.ended = value, True
+        self._tell()
+        self._complete()
 
     def _complete(self) -> None:
         if not self.future.done():

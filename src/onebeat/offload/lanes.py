@@ -91,19 +91,19 @@ class Lane:
         with self._lock:
             if self._closed:
                 raise Busy(f"{self.name!r} is closed")
-            if self._idle:
-                worker = self._idle.pop()
-                worker.call = call
+            if idle := self._idle.pop() if self._idle else None:
                 self._calls.add(call)
-                worker.wake.release()
-                return
-            added = self._added()
-            if added is None and len(self._queue) >= self.queue:
-                raise Busy(self._full())
-            self._queue.append(call)
-            if added is not None:
-                self._take(added)
-        if added is not None:
+            else:
+                added = self._added()
+                if added is None and len(self._queue) >= self.queue:
+                    raise Busy(self._full())
+                self._queue.append(call)
+                if added is not None:
+                    self._take(added)
+        if idle is not None:
+            if not self.begin(call, idle):
+                self.wake(idle, call)
+        elif added is not None:
             try:
                 self._start(added)
             except RuntimeError:
@@ -152,6 +152,16 @@ class Lane:
         """Whether this thread may be added; called with the lane's lock held."""
         return True
 
+    def begin(self, call: Call, worker: Worker) -> bool:
+        """Whether the call is under way without the thread; called by who submits it, on the thread that does."""
+        return False
+
+    def wake(self, worker: Worker, call: Call | None = None) -> None:
+        """Have the thread run this call, or what the lane gave it."""
+        if call is not None:
+            worker.call = call
+        worker.wake.release()
+
     def enter(self, call: Call, worker: Worker) -> Any:
         """Run the function; called on the thread, inside the caller's context."""
         call.limit.enter()
@@ -197,7 +207,7 @@ class Lane:
         while (call := worker.call) is not None:
             worker.call = None
             call.run(partial(self.enter, call, worker))
-            more = self._next(call, worker)
+            more = self.freed(call, worker)
             call.deliver()
             del call
             if not more:
@@ -205,7 +215,7 @@ class Lane:
                 self._rest(worker)
         self.leave(worker)
 
-    def _next(self, call: Call, worker: Worker) -> bool:
+    def freed(self, call: Call, worker: Worker) -> bool:
         """Free the place before anybody learns of the result, so that the next start finds it; True: more to do."""
         added = None
         with self._lock:
@@ -247,14 +257,15 @@ class Lane:
 class Worker:
     """A thread's mailbox: the next call, and the lock whose release says that it is there."""
 
-    __slots__ = ("call", "slot", "token", "wake")
+    __slots__ = ("call", "express", "slot", "token", "wake")
 
     def __init__(self) -> None:
         self.call: Call | None = None
         self.wake = threading.Lock()
         self.wake.acquire()
         self.slot: Any = None  # a lane of processes keeps the thread's child here,
-        self.token: Any = None  # and what permits it
+        self.token: Any = None  # what permits it,
+        self.express: Any = None  # and the call that goes on without the thread
 
 
 def all_lanes() -> list[Lane]:

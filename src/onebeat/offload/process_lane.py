@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 from onebeat.errors import Busy
+from onebeat.offload import express
 from onebeat.offload.calls import Call, log
 from onebeat.offload.lanes import Lane, Worker
 from onebeat.offload.launch import launcher
@@ -52,6 +53,11 @@ class ProcessLane(Lane):
             return 1
         return idle
 
+    def submit(self, call: Call) -> None:
+        super().submit(call)
+        if self._queue:  # what it waits for may wait itself, for an event loop that has ended
+            self._leave_to_threads(stranded=True)
+
     def warm(self) -> None:
         """Start every child now."""
         for _ in range(self.width - len(self.threads())):
@@ -63,7 +69,9 @@ class ProcessLane(Lane):
     def close(self, timeout: float = 2.0) -> None:
         """Start nothing more and end every child, busy ones too; returns when they have ended, or after `timeout`."""
         deadline = time.monotonic() + timeout
-        for call in self.shut():
+        running = self.shut()
+        self._leave_to_threads()
+        for call in running:
             call.stop("the process lane is closing")
         for thread in self.threads():
             thread.join(max(0.0, deadline - time.monotonic()))
@@ -75,6 +83,9 @@ class ProcessLane(Lane):
             return True
         worker.token = self._share.take()
         return worker.token is not None
+
+    def begin(self, call: Call, worker: Worker) -> bool:
+        return express.begin(call, worker, self)
 
     def enter(self, call: Call, worker: Worker) -> Any:
         if worker.slot is None:
@@ -107,6 +118,12 @@ class ProcessLane(Lane):
                 worker.token.close()
         super().forget()
         self._launcher = self._launch()
+
+    def _leave_to_threads(self, stranded: bool = False) -> None:
+        """Calls that are under way without their threads, all of them or the stranded, go on with them."""
+        for worker in list(self._workers):
+            if (call := worker.express) is not None and (not stranded or call.stranded):
+                call.leave()
 
     def _say(self) -> None:
         """Say once, with the first child, how many there can be."""

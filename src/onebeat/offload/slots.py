@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import select
 import sys
 import threading
 import time
@@ -37,14 +38,55 @@ class Slot:
         self._main_sent = self._replace = self._asked = False
         self._calls = 0
 
+    def begin(self, call: Call) -> int | None:
+        """Send a small call to an idle child, on the caller's thread; the descriptor on which its answer comes.
+
+        None: it needs what only the slot's own thread does. The pipe to an idle child is empty, so this never waits.
+        """
+        channel, parts = self._channel, _parts(call)
+        if channel is None or self._replace or not _small(*parts):
+            return None
+        if self._recycle is not None and self._calls + 1 >= self._recycle:
+            return None
+        packed = _pack(call, *parts)
+        if len(packed) > select.PIPE_BUF or (not self._main_sent and packed.mentions(b"__main__")):
+            return None
+        call.started, call.slot, self._asked = time.monotonic(), self, True
+        with self._lock:
+            self._call = call
+        try:
+            channel.send_now(packed)
+        except Closed:  # it died between calls; the thread replaces it
+            self._asked = False
+            with self._lock:
+                self._call = None
+            return None
+        return channel.reader
+
+    def answer_now(self, call: Call) -> tuple[Any] | None:
+        """The plain answer to a call that has begun, once something came; None: the thread must see to it."""
+        channel = self._channel
+        if channel is None or not channel.arrived(wire.PLAIN):
+            return None
+        with self._lock:
+            if self._ending is not None:
+                return None
+            self._call = call.slot = None
+        _, value = channel.receive()
+        self._asked = False
+        self._calls += 1
+        return (value,)
+
     def run(self, call: Call) -> Any:
         """What the function returns, from the child. Runs in the caller's context."""
-        packed = _pack(call)
+        begun = self._call is call
+        packed = None if begun else _pack(call, *_parts(call))
         with self._lock:
             self._call = call
         call.slot = self
         try:
-            self._send(packed, call)
+            if packed is not None:
+                self._send(packed, call)
             return self._answer(call)
         except Closed:
             raise self._died(call) from None
@@ -194,12 +236,24 @@ class Slot:
         self._replace, self._asked = True, False
 
 
-def _pack(call: Call) -> Packed:
-    """The call as a frame; `TypeError` names the part that cannot be sent."""
+Parts = tuple[Any, tuple[Any, ...], dict[str, Any]]
+
+
+def _parts(call: Call) -> Parts:
+    """Function, arguments and keywords; also of a partial one, for only its name brings a decorated function across."""
     function: Any = call.function
-    args, kwargs = call.args, call.kwargs
-    if isinstance(function, partial):  # also of a decorated function, which only its name can bring across
-        function, args, kwargs = function.func, function.args + args, {**function.keywords, **kwargs}
+    if isinstance(function, partial):
+        return function.func, function.args + call.args, {**function.keywords, **call.kwargs}
+    return function, call.args, call.kwargs
+
+
+def _small(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether the call is packed in next to no time: the function by its name, the rest plain."""
+    return wire.plain(args) and wire.plain(kwargs) and reference(function) is not None
+
+
+def _pack(call: Call, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Packed:
+    """The call as a frame; `TypeError` names the part that cannot be sent."""
     where = reference(function) or function
     left = None if call.limit.deadline is None else call.limit.deadline - time.monotonic()
     carried = carrying.pack()
@@ -226,14 +280,16 @@ def _next(channel: Channel) -> tuple[int, Any]:
     while True:
         try:
             kind, value = channel.receive()
-            if kind != wire.LOG:
-                return kind, value
-            _record(*value)
-        except Closed:
-            raise
-        except Exception as error:
-            if isinstance(error, Unreadable) and error.kind != wire.LOG:
+        except Unreadable as unreadable:
+            if unreadable.kind != wire.LOG:
                 raise
+            log.warning("a log record of a child process is lost", exc_info=True)
+            continue
+        if kind != wire.LOG:
+            return kind, value
+        try:
+            _record(*value)
+        except Exception:  # noqa: BLE001 - whatever a handler raises, it is not the call's
             log.warning("a log record of a child process is lost", exc_info=True)
 
 

@@ -19,9 +19,8 @@ from onebeat.offload.stalls import Meter, Spent, Stall, in_words, look
 
 log = logging.getLogger("onebeat.offload.watchdog")
 
-HELD = (
-    0.25  # seconds another thread keeps the interpreter lock in one go; a crowd of Python threads takes turns of 5 ms
-)
+HELD = 0.5  # seconds another thread keeps the interpreter lock in one go; a crowd takes turns of 5 ms, but on a loaded
+# machine whoever has the turn may have no processor, and this thread got none of them for 0.3 s
 STILL = 10.0  # seconds after which a stall that goes on is said before it is over
 
 
