@@ -584,7 +584,7 @@ def test_no_orphan_outlives_a_killed_parent(start: str, tmp_path: Path) -> None:
 def test_a_script_may_send_its_own_functions_and_ctrl_c_prints_no_child_traceback(tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text(
-        "import asyncio, time\n"
+        "import asyncio, signal, time\n"
         "from onebeat.offload import to_process\n"
         "def triple(n):\n"
         "    return 3 * n\n"
@@ -595,6 +595,7 @@ def test_a_script_may_send_its_own_functions_and_ctrl_c_prints_no_child_tracebac
         "    print(await to_process(triple, 14), flush=True)\n"
         "    await to_process(forever)\n"
         "if __name__ == '__main__':\n"
+        "    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell started us behind it\n"
         "    asyncio.run(main())\n"
     )
     root = Path(__file__).resolve().parents[2]
