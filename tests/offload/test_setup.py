@@ -103,6 +103,7 @@ async def test_jobs_of_all_workers_share_the_number_of_children_too(
     with caplog.at_level(logging.INFO, "onebeat.offload"):
         for runner in runners:
             started.append(0)
+            await runner.start(work.pid).future  # a process being started has every descriptor, and so a token
             while runner.free:
                 assert runner.free == 1, "one more child at a time, while there is a token"
                 futures.append(runner.start(work.polite).future)

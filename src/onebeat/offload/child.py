@@ -125,7 +125,8 @@ _no_main = ""  # why the main program's own functions and classes are not known 
 
 def _value(value: Any) -> Packed:
     try:
-        return Packed(wire.PLAIN if wire.plain(value) else wire.VALUE, value)
+        small = wire.plain(value)
+        return Packed(wire.PLAIN if small else wire.VALUE, value, small=small)
     except Exception as error:  # noqa: BLE001 - pickle raises whatever a __reduce__ raises
         refused = TypeError(f"what the function returned cannot be sent: {culprit(value, 'its value')}")
         refused.__cause__ = error

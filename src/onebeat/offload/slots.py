@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import logging
-import os
-import select
-import sys
 import threading
 import time
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 from onebeat.errors import RemoteError, Stopped, WorkerProcessDied
-from onebeat.offload import remote, wire
+from onebeat.offload import messages, remote, wire
 from onebeat.offload.calls import Call, log, name_of
 from onebeat.offload.ends import End
-from onebeat.offload.launch import Child, Launcher, folder
-from onebeat.offload.reference import culprit, reference
+from onebeat.offload.launch import Child, Launcher
 from onebeat.offload.wire import Channel, Closed, Packed, Unreadable
 from onebeat.tracking import carrying
 from onebeat.tracking.context import tracking_id
@@ -43,13 +37,11 @@ class Slot:
 
         None: it needs what only the slot's own thread does. The pipe to an idle child is empty, so this never waits.
         """
-        channel, parts = self._channel, _parts(call)
-        if channel is None or self._replace or not _small(*parts):
+        channel = self._channel
+        if channel is None or self._replace or (self._recycle is not None and self._calls + 1 >= self._recycle):
             return None
-        if self._recycle is not None and self._calls + 1 >= self._recycle:
-            return None
-        packed = _pack(call, *parts)
-        if len(packed) > select.PIPE_BUF or (not self._main_sent and packed.mentions(b"__main__")):
+        packed = messages.small(call, main_known=self._main_sent)
+        if packed is None:
             return None
         call.started, call.slot, self._asked = time.monotonic(), self, True
         with self._lock:
@@ -80,7 +72,7 @@ class Slot:
     def run(self, call: Call) -> Any:
         """What the function returns, from the child. Runs in the caller's context."""
         begun = self._call is call
-        packed = None if begun else _pack(call, *_parts(call))
+        packed = None if begun else messages.pack(call)
         with self._lock:
             self._call = call
         call.slot = self
@@ -136,7 +128,7 @@ class Slot:
                 raise Stopped(call.limit.reason)
             try:
                 if not self._main_sent and packed.mentions(b"__main__"):
-                    channel.send(Packed(wire.HELLO, _main()))
+                    channel.send(Packed(wire.HELLO, messages.main_program()))
                     self._main_sent = True
                 self._asked = True
                 channel.send(packed)
@@ -184,7 +176,7 @@ class Slot:
         self._main_sent = self._replace = self._asked = False
         self._calls = 0
         try:
-            channel.send(Packed(wire.HELLO, _hello(watch=child.alone)))
+            channel.send(Packed(wire.HELLO, messages.hello(watch=child.alone)))
             if not child.says_something(STARTING):
                 child.end(0)
             _next(channel)  # its READY
@@ -236,45 +228,6 @@ class Slot:
         self._replace, self._asked = True, False
 
 
-Parts = tuple[Any, tuple[Any, ...], dict[str, Any]]
-
-
-def _parts(call: Call) -> Parts:
-    """Function, arguments and keywords; also of a partial one, for only its name brings a decorated function across."""
-    function: Any = call.function
-    if isinstance(function, partial):
-        return function.func, function.args + call.args, {**function.keywords, **call.kwargs}
-    return function, call.args, call.kwargs
-
-
-def _small(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether the call is packed in next to no time: the function by its name, the rest plain."""
-    return wire.plain(args) and wire.plain(kwargs) and reference(function) is not None
-
-
-def _pack(call: Call, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Packed:
-    """The call as a frame; `TypeError` names the part that cannot be sent."""
-    where = reference(function) or function
-    left = None if call.limit.deadline is None else call.limit.deadline - time.monotonic()
-    carried = carrying.pack()
-    try:
-        return Packed(wire.CALL, (where, args, kwargs, carried, left))
-    except Exception as error:
-        raise TypeError(_refused(function, args, kwargs)) from error
-
-
-def _refused(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
-    parts: list[tuple[str, Any]] = [("the function", reference(function) or function)]
-    parts += [(f"argument {number}", value) for number, value in enumerate(args, 1)]
-    parts += [(f"argument {name!r}", value) for name, value in kwargs.items()]
-    sentences = (culprit(value, path) for path, value in parts)
-    found = next((sentence for sentence in sentences if not sentence.endswith(" can be pickled")), "pickle refuses it")
-    return (
-        f"{name_of(function)} cannot be sent to a process: {found}. "
-        "A process gets what pickle can take: functions of a module, plain values."
-    )
-
-
 def _next(channel: Channel) -> tuple[int, Any]:
     """The next frame that is no log record. Those go to this process's logging, and none of them harms a call."""
     while True:
@@ -299,27 +252,3 @@ def _record(fields: dict[str, Any], carried: str | None) -> None:
     if logger.isEnabledFor(fields.get("levelno", logging.INFO)):
         with carrying.unpacked(carried):
             logger.handle(logging.makeLogRecord(fields))
-
-
-def _hello(watch: bool) -> dict[str, Any]:
-    levels = {"": logging.getLogger().level} | {
-        name: logger.level
-        for name, logger in list(logging.Logger.manager.loggerDict.items())
-        if isinstance(logger, logging.Logger) and logger.level
-    }
-    return {
-        "path": sys.path,
-        "argv": sys.argv,
-        "environ": dict(os.environ),
-        "cwd": folder(),
-        "levels": levels,
-        "watch": watch,
-    }
-
-
-def _main() -> tuple[str | None, str | None]:
-    """Name or path of this process's main module; neither for a notebook's, a prompt's, or that of `python -c`."""
-    module = sys.modules["__main__"]
-    spec = getattr(module, "__spec__", None)
-    path = os.path.abspath(getattr(module, "__file__", None) or "")
-    return (spec.name if spec is not None else None), (path if os.path.isfile(path) else None)

@@ -64,8 +64,12 @@ def plain(value: Any) -> bool:
 class Packed:
     """An object made ready for sending; holds what it refers to until it is sent."""
 
-    def __init__(self, kind: int, value: Any) -> None:
+    def __init__(self, kind: int, value: Any, *, small: bool = False) -> None:
         self.parts: list[Any] = []
+        if small:  # and without large buffers: in one piece
+            body = pickle.dumps(value, 5)
+            self.parts.append(HEAD.pack(kind, len(body)) + body)
+            return
         self._pickler = pickle.Pickler(_Sink(self.parts.append), 5)
         self._pickler.dump(value)  # kept: the pickler's memo owns the strings whose memory the parts show
         if len(self.parts) == 1:
