@@ -581,18 +581,31 @@ def test_no_orphan_outlives_a_killed_parent(start: str, tmp_path: Path) -> None:
     print(f"ended {time.monotonic() - killed:.2f} s after their parent")
 
 
-def test_a_script_may_send_its_own_functions_and_ctrl_c_prints_no_child_traceback(tmp_path: Path) -> None:
+def test_a_script_may_send_what_is_its_own_and_ctrl_c_prints_no_child_traceback(tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text(
         "import asyncio, signal, time\n"
         "from onebeat.offload import to_process\n"
+        "class Shop:\n"
+        "    def __init__(self, name):\n"
+        "        self.name = name\n"
+        "class Closed(Exception): ...\n"
         "def triple(n):\n"
         "    return 3 * n\n"
+        "def renamed(shop):\n"
+        "    return Shop(shop.name.upper())\n"
+        "def closed():\n"
+        "    raise Closed('on Sundays')\n"
         "def forever():\n"
         "    print('working', flush=True)\n"
         "    time.sleep(600)\n"
         "async def main():\n"
         "    print(await to_process(triple, 14), flush=True)\n"
+        "    print((await to_process(renamed, Shop('corner'))).name, flush=True)\n"
+        "    try:\n"
+        "        await to_process(closed)\n"
+        "    except Closed as error:\n"
+        "        print(error, flush=True)\n"
         "    await to_process(forever)\n"
         "if __name__ == '__main__':\n"
         "    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell started us behind it\n"
@@ -609,6 +622,8 @@ def test_a_script_may_send_its_own_functions_and_ctrl_c_prints_no_child_tracebac
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "42\n"
+    assert process.stdout.readline() == "CORNER\n", "its own classes too, there and back"
+    assert process.stdout.readline() == "on Sundays\n"
     assert process.stdout.readline() == "working\n"
     os.killpg(process.pid, signal.SIGINT)  # what a terminal does to everything in front of it
     _, complaints = process.communicate(timeout=30)

@@ -89,6 +89,9 @@ def hello(watch: bool) -> dict[str, Any]:
 def main_program() -> tuple[str | None, str | None]:
     """Name or path of this process's main module; neither for a notebook's, a prompt's, or that of `python -c`."""
     module = sys.modules["__main__"]
+    sys.modules.setdefault(
+        "__mp_main__", module
+    )  # what its classes are called in the child; multiprocessing's name too
     spec = getattr(module, "__spec__", None)
     path = os.path.abspath(getattr(module, "__file__", None) or "")
     return (spec.name if spec is not None else None), (path if os.path.isfile(path) else None)

@@ -36,7 +36,8 @@ def pack(error: BaseException, skip: int) -> Parcel:
                 pickled = None
         except Exception:  # noqa: BLE001 - whatever its __reduce__ or constructor raises: it cannot be rebuilt
             pickled = None
-    return pickled, f"{type(error).__module__}.{type(error).__qualname__}", _words(lambda: str(error)), text
+    module = type(error).__module__.replace("__mp_main__", "__main__")  # as its parent knows it
+    return pickled, f"{module}.{type(error).__qualname__}", _words(lambda: str(error)), text
 
 
 def unpack(parcel: Parcel) -> Exception:
