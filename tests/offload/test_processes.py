@@ -444,6 +444,24 @@ async def test_a_function_that_leaves_at_a_checkpoint_has_timed_out() -> None:
             await to_process(work.polite, timeout=timedelta(seconds=0.2))
     with pytest.raises(TimeoutError, match="was not started"):
         await to_process(work.spin, timeout=0)
+
+
+async def test_a_timer_that_comes_early_is_a_timeout_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """uvloop counts milliseconds, so its timer may come before the deadline; the caller once saw `Stopped` then."""
+    loop = asyncio.get_running_loop()
+    call_later = loop.call_later
+
+    def early(delay: float, *rest: Any) -> asyncio.TimerHandle:
+        return call_later(0.1 if delay == 60 else delay, *rest)
+
+    monkeypatch.setattr(loop, "call_later", early)
+    with pytest.raises(TimeoutError):
+        await to_process(work.spin, timeout=60)
+    with pytest.raises(TimeoutError):
+        await to_thread(work.polite, timeout=60, on_timeout="wait")
+
+
+async def test_modes_that_cannot_be_meant_are_refused() -> None:
     with pytest.raises(ValueError, match="cancel='kill' is none of 'end', 'wait'"):
         await to_process(work.pid, cancel="kill")  # type: ignore[arg-type]  # what the test is about
 

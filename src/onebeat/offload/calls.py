@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from types import FrameType, FunctionType
+from types import BuiltinFunctionType, FrameType, FunctionType, MethodType
 from typing import Any, Protocol
 
 from onebeat.errors import Stopped
@@ -158,7 +158,12 @@ def later(function: Callable[..., Any]) -> str | None:
     """
     while isinstance(function, partial):
         function = function.func
-    if type(function) is FunctionType and not function.__code__.co_flags & _LATER and not function.__dict__:
+    plain: Any = function.__func__ if type(function) is MethodType else function
+    if type(plain) is BuiltinFunctionType or (
+        type(plain) is FunctionType
+        and not plain.__code__.co_flags & _LATER
+        and (not plain.__dict__ or plain.__dict__.keys() == {"__wrapped__"})  # inspect's marks are kept there
+    ):
         return None  # nearly always, and at a tenth of the cost
     called = getattr(type(function), "__call__", None)  # noqa: B004 - what the call would run
     for one in (function, called):

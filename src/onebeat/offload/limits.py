@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import timedelta
 
+OVER = "its time is over"  # the reason of a limit that its time has reached
+
 
 def checkpoint() -> None:
     """Return at once, or leave the function when it has been told to stop or its time is over.
@@ -97,7 +99,11 @@ class Limit:
 
     @property
     def over(self) -> bool:
-        """Whether its time is over."""
+        """Whether its time is over, or it was stopped because it is: a timer may come a moment early."""
+        return self.reason == OVER or self._past
+
+    @property
+    def _past(self) -> bool:
         return self.deadline is not None and time.monotonic() >= self.deadline
 
     def stop(self, reason: str) -> None:
@@ -108,8 +114,8 @@ class Limit:
     def check(self) -> None:
         """Raise `asyncio.CancelledError` if the function should stop."""
         reason = self.reason
-        if reason is None and self.over:
-            reason = "its time is over"
+        if reason is None and self._past:
+            reason = OVER
         if reason is not None:
             raise asyncio.CancelledError(reason)
 

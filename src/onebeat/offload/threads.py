@@ -12,7 +12,7 @@ from typing import Any, Literal, Never, TypeVar, TypeVarTuple
 from onebeat.errors import Stopped
 from onebeat.offload.calls import Awaited, Call, later, log, name_of, on_loop, settle
 from onebeat.offload.lanes import Lane
-from onebeat.offload.limits import Limit, in_seconds
+from onebeat.offload.limits import OVER, Limit, in_seconds
 
 R = TypeVar("R")
 Ts = TypeVarTuple("Ts")
@@ -124,7 +124,7 @@ def withdraw_when_over(call: Awaited, lane: Lane, timeout: float) -> bool:
     if call.future.done():
         return True
     if not lane.withdraw(call):
-        call.stop("its time is over")
+        call.stop(OVER)
         return False
     call.future.set_exception(_late(call, timeout, f"still waiting in lane {lane.name!r}"))
     return True
