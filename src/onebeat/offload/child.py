@@ -91,6 +91,9 @@ def _run(where: Any, args: tuple[Any, ...], kwargs: dict[str, Any], carried: str
     """Call the function in its caller's unit; its module is imported first, for it registers what is propagated."""
     global _arrived
     function = _resolved(where) if isinstance(where, tuple) else where
+    if carried is None and seconds is None:
+        _arrived = (None, None)
+        return function(*args, **kwargs)
     with carrying.unpacked(carried):
         unit = VARIABLE.get()
         _arrived = (unit, None if unit is None else unit.fields)
