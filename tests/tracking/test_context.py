@@ -108,12 +108,23 @@ def test_the_value_cannot_be_changed() -> None:
 
 
 def test_an_exception_remembers_the_innermost_unit_it_left() -> None:
-    with pytest.raises(KeyError) as caught, tracking("outer"), tracking("inner"):
+    with pytest.raises(KeyError) as caught, tracking("outer"), tracking("middle"), tracking("inner"):
         raise KeyError
     left = tracking_of(caught.value)
     assert left is not None
     assert left.tracking_id == "inner"
     assert caught.value.args == ()
+
+
+def test_an_exception_raised_again_belongs_to_the_unit_it_left_last() -> None:
+    """Several requests await one future that failed: each raises the same exception."""
+    shared = ValueError("the connection is gone")
+    for id in ("first", "second"):
+        with pytest.raises(ValueError, match="gone"), tracking(id):
+            raise shared
+        left = tracking_of(shared)
+        assert left is not None
+        assert left.tracking_id == id
 
 
 def test_the_tracking_room_loads_no_database_and_no_web_framework() -> None:

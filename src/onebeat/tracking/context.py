@@ -219,10 +219,17 @@ def leave(unit: Tracking, token: Token[Tracking | None], error: BaseException | 
 
 
 def tag(error: BaseException, unit: Tracking) -> None:
-    """Let an exception remember the unit it left, for records written after that unit; the innermost one stays."""
+    """Let an exception remember the unit it left, for records written after that unit; the innermost one stays.
+
+    Beside it stands the outermost so far: an exception that comes out of an unrelated unit has been raised again, such
+    as the outcome of a future that several requests await, and belongs to that one.
+    """
     try:
-        if getattr(error, _TAG, None) is None:
-            setattr(error, _TAG, unit)
+        left = getattr(error, _TAG, None)
+        inner = unit
+        if left is not None and (left[1].tracking_id == unit.tracking_id or left[1].parent_id == unit.unit_id):
+            inner = left[0]
+        setattr(error, _TAG, (inner, unit))
     except Exception:  # noqa: BLE001 - a class that forbids attributes, or a property that raises: it stays untagged
         return
 
@@ -241,4 +248,4 @@ def tracking_of(error: BaseException | None) -> Tracking | None:
         found = getattr(error, _TAG, None)
     except Exception:  # noqa: BLE001 - a __getattr__ that raises
         return None
-    return found if isinstance(found, Tracking) else None
+    return found[0] if isinstance(found, tuple) and found and isinstance(found[0], Tracking) else None
