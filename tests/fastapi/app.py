@@ -17,6 +17,7 @@ from fastapi.responses import (
     Response,
     StreamingResponse,
 )
+from starlette.background import BackgroundTask
 from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.middleware.cors import CORSMiddleware
 
@@ -98,7 +99,7 @@ def add_routes(app: FastAPI) -> None:
                 await asyncio.sleep(0)
                 yield f"{tracking_id()}\n"
 
-        return StreamingResponse(parts())
+        return StreamingResponse(parts(), background=BackgroundTask(lambda: seen.append(tracking_id())))
 
     @app.get("/stream-sync")
     def stream_sync() -> Response:

@@ -20,7 +20,7 @@ from onebeat import install
 from onebeat.tracking import TrackingMiddleware, TrackingRules, current, tracking, tracking_id
 from onebeat.tracking.context import tracking_of
 from onebeat.tracking.middleware import Receive, Scope, Send
-from tests.fastapi.app import make_app
+from tests.fastapi.app import make_app, seen
 from tests.tracking.asgi import ask
 
 
@@ -110,12 +110,15 @@ async def test_route_dependency_state_and_request_headers_agree() -> None:
             assert (id == "order-7") == (sent == "order-7")
 
 
-async def test_streams_keep_the_id_until_their_end() -> None:
-    async with client_of(make_app()) as client:
+@pytest.mark.parametrize("layered", [False, True], ids=["plain", "between BaseHTTPMiddleware"])
+async def test_streams_keep_the_id_until_their_end_and_in_what_follows_them(layered: bool) -> None:
+    seen.clear()
+    async with client_of(make_app(layered=layered)) as client:
         for path in ("/stream", "/stream-sync"):
             response = await client.get(path, headers={"X-Request-ID": "order-7"})
             assert response.text.splitlines() == ["order-7"] * 3
         assert (await client.get("/sse", headers={"X-Request-ID": "order-7"})).text == "data: order-7\n\n"
+    assert seen == ["order-7"]  # a background task of the stream
 
 
 @pytest.mark.parametrize("layered", [False, True], ids=["plain", "between BaseHTTPMiddleware"])
@@ -125,8 +128,8 @@ async def test_dependencies_background_tasks_threads_and_tasks_that_outlive_the_
     async with client_of(make_app(layered=layered)) as client:
         response = await client.get("/spread", headers={"X-Request-ID": "order-7"})
         assert response.json() == ["order-7"] * 3
-        seen = (await client.get("/seen")).json()
-    assert seen == ["order-7"] * 5  # two ends of dependencies, two background tasks, one that outlived the request
+        found = (await client.get("/seen")).json()
+    assert found == ["order-7"] * 5  # two ends of dependencies, two background tasks, one that outlived the request
 
 
 async def test_mounted_apps_with_and_without_an_install_of_their_own_share_one_id() -> None:

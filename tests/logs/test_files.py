@@ -118,6 +118,26 @@ def test_what_another_process_deleted_first_is_no_error(
     assert prune(tmp_path / "missing", "app", date(2026, 1, 1)) == []
 
 
+def test_a_file_that_cannot_be_deleted_keeps_no_other_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for day in range(1, 6):
+        (tmp_path / f"app-2020-01-0{day}.log").touch()
+    with os.scandir(tmp_path) as entries:
+        first = next(entries).path  # the order of the directory, in which they are deleted
+    really = os.unlink
+
+    def unlink(path: str) -> None:
+        if path == first:
+            raise PermissionError("somebody else's")
+        really(path)
+
+    monkeypatch.setattr("onebeat.logs.files.os.unlink", unlink)
+    assert len(prune(tmp_path, "app", date(2026, 1, 1))) == 4
+    assert names(tmp_path) == [os.path.basename(first)]
+    assert "not deleted: somebody else's" in capfd.readouterr().err
+
+
 # ── what others do to the files ───────────────────────────────────────────────────────────────────────────────────────
 def test_a_file_removed_or_moved_away_is_begun_anew(tmp_path: Path) -> None:
     files = DatedFiles(tmp_path, keep_days=None)

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import date, timedelta
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,38 @@ def test_four_processes_write_a_hundred_thousand_lines_across_midnight(tmp_path:
             seen[record["who"]].append(record["n"])
     for numbers in seen.values():
         assert numbers == list(range(25_000))
+
+
+KEPT = """
+import json, os, sys, time
+from datetime import datetime
+from onebeat.logs.files import DatedFiles
+from tests.logs.test_files import batch
+os.environ["TZ"] = "Europe/Berlin"
+time.tzset()
+begin = datetime.fromisoformat(sys.argv[2]).timestamp()
+files = DatedFiles("logs", keep_days=7, utc=False, clock=lambda: now)
+for quarter in range(12 * 96):
+    now = begin + quarter * 900  # a virtual clock
+    day = str(datetime.fromtimestamp(now).date())
+    files.write(batch((now, json.dumps({"who": sys.argv[1], "day": day}).encode() + b"\\n")))
+"""
+
+
+@pytest.mark.parametrize(("begin", "hours"), [("2026-03-22", 23), ("2026-10-18", 25)], ids=["spring", "autumn"])
+def test_seven_days_are_kept_by_several_processes_across_a_clock_change(begin: str, hours: int, tmp_path: Path) -> None:
+    """Twelve local days, the eighth of which is an hour short or long: eight files remain, each with all of its day."""
+    command = [sys.executable, "-c", KEPT]
+    workers = [subprocess.Popen([*command, who, begin], cwd=tmp_path, env=environment()) for who in "abc"]
+    assert [worker.wait(100) for worker in workers] == [0] * 3
+    files = sorted((tmp_path / "logs").iterdir())
+    lines = {path.name[4:14]: parsed(path.read_bytes()) for path in files}
+    assert len(files) == 8
+    for day, records in lines.items():
+        assert {record["day"] for record in records} == {day}
+    changed = (date.fromisoformat(begin) + timedelta(days=7)).isoformat()
+    assert [record["who"] for record in lines[changed]].count("a") == hours * 4
+    assert len(lines[changed]) == hours * 4 * 3
 
 
 ENDINGS = {

@@ -38,6 +38,12 @@ with tracking("t-1"):
     assert failed["exc"]["type"] == "ZeroDivisionError"
 
 
+def test_loguru_keeps_to_the_level_and_to_names_that_are_free(script: Script) -> None:
+    source = recipe("loguru") + "logger.debug('unheard')\nlogger.bind(name='ada', msg='mine').success('done')\n"
+    _, done = [json.loads(line) for line in script(source).stderr.splitlines()]
+    assert (done["level"], done["msg"], done["name_"], done["msg_"]) == ("SUCCESS", "done", "ada", "mine")
+
+
 def test_a_formatter_of_one_s_own_gets_the_id(script: Script) -> None:
     source = f"""
 {recipe("TrackingFilter")}

@@ -27,12 +27,15 @@ Server = tuple[subprocess.Popen[bytes], int]
 
 
 @contextmanager
-def server(directory: Path, *arguments: str, setup: str = "install") -> Iterator[Server]:
+def server(directory: Path, *arguments: str, setup: str = "install", orjson: bool = True) -> Iterator[Server]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = int(free.getsockname()[1])
     command = [sys.executable, "-m", "uvicorn", "tests.logs.server_app:app", "--port", str(port), *arguments]
     env = {**environment(), "LOGS": str(directory / "logs"), "LOGS_SETUP": setup}
+    if not orjson:
+        (directory / "orjson.py").write_text("raise ModuleNotFoundError(name=__name__)")
+        env["PYTHONPATH"] = f"{directory}{os.pathsep}{env['PYTHONPATH']}"
     with open(directory / "output", "wb") as output:
         process = subprocess.Popen(command, env=env, stdout=output, stderr=output, start_new_session=True)
     try:
@@ -115,9 +118,12 @@ def test_one_process_writes_every_line_down_to_the_server_s_last(number: int, tm
     assert code == (-signal.SIGTERM if number == signal.SIGTERM else 0)
 
 
-def test_four_workers_lose_nothing_at_sigterm(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "orjson", [True, pytest.param(False, marks=pytest.mark.soak)], ids=["with orjson", "without orjson"]
+)
+def test_four_workers_lose_nothing_at_sigterm(orjson: bool, tmp_path: Path) -> None:
     """The signal arrives in the middle of the requests: whatever was answered is in the files, whole."""
-    with server(tmp_path, "--workers", "4") as (process, port):
+    with server(tmp_path, "--workers", "4", orjson=orjson) as (process, port):
         answered: dict[int, int] = {}
         asking = threading.Thread(target=lambda: answered.update(requests(port, 400)))
         asking.start()

@@ -91,6 +91,8 @@ class _Exchange:
         elif kind in ("http.response.body", "websocket.http.response.body"):
             self.size += len(message.get("body", b""))
             self.finished = not message.get("more_body", False)
+        elif kind == "http.response.pathsend":  # the server sends a file by itself; its size is not known here
+            self.finished = True
         elif kind == "websocket.accept":
             self.status = 101
             self.first = time.perf_counter()

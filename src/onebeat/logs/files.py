@@ -111,16 +111,26 @@ def prune(directory: Path, name: str, oldest_kept: date) -> list[str]:
     """
     pattern = re.compile(rf"{re.escape(name)}-(\d{{4}}-\d{{2}}-\d{{2}})(\.[\w-]+\.\d+)?\.log", re.ASCII)
     deleted: list[str] = []
+    problem: OSError | None = None
     try:
         with os.scandir(directory) as entries:
             for entry in entries:
                 match = pattern.fullmatch(entry.name)
-                if match and _before(match[1], oldest_kept) and entry.is_file(follow_symlinks=False):
+                if not match or not _before(match[1], oldest_kept) or not entry.is_file(follow_symlinks=False):
+                    continue
+                try:
                     os.unlink(entry.path)
                     deleted.append(entry.name)
+                except FileNotFoundError:
+                    continue
+                except OSError as error:  # somebody else's in a shared directory: the others go all the same
+                    problem = error
+    except FileNotFoundError:
+        pass
     except OSError as error:
-        if not isinstance(error, FileNotFoundError):
-            complain(f"old files in {directory} not deleted: {error}")
+        problem = error
+    if problem is not None:
+        complain(f"old files in {directory} not deleted: {problem}")
     return sorted(deleted)
 
 

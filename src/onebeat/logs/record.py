@@ -25,6 +25,12 @@ from onebeat.tracking.traceparent import Trace
 ALWAYS: Final = ("ts", "level", "logger", "msg", "tracking_id", "src", "func", "pid", "process", "thread")
 """Fields that every record has; null where there is nothing to say."""
 
+SCHEMA: Final = (
+    *ALWAYS, "unit", "unit_id", "parent_id", "client_id", "trace_id", "span_id", "unit_closed",
+    "job_id", "task", "attempt", "queue", "schedule_id", "fire_time", "exc", "stack",
+)  # fmt: skip  # one name a line would be longer, not clearer
+"""All fields of the library's own; any other is the user's."""
+
 MESSAGE_LIMIT: Final = 32 * 1024  # characters
 LINE_LIMIT: Final = 48 * 1024  # bytes of a line without its exception
 _NESTED = 3  # log calls inside a __str__ inside a log call …; deeper ones are not formatted

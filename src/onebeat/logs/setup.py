@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
-from onebeat.errors import ConfigurationError
 from onebeat.logs import access as access_log, exits, factory
 from onebeat.logs.console import Console, is_terminal
 from onebeat.logs.files import DatedFiles
 from onebeat.logs.handler import LogHandler
+from onebeat.logs.options import check_options, level_number
 from onebeat.logs.queue import BYTES, RECORDS
 from onebeat.logs.record import RecordEncoder
 from onebeat.logs.redact import SECRET_WORDS
@@ -44,6 +44,7 @@ class _Active:
 
 _active: _Active | None = None
 _open = 0  # lifespans that are running
+_layered = False  # whether one of them has our access log in its application
 
 
 def setup_logging(
@@ -96,8 +97,10 @@ def setup_logging(
         if _is_terminal_handler(old):
             root.removeHandler(old)
     root.addHandler(handler)
-    root.setLevel(_level(level))
+    root.setLevel(level_number(level))
     adopt_server_loggers()
+    if _open:
+        _take_over()
 
 
 def configured_handler(
@@ -121,7 +124,7 @@ def configured_handler(
     """The handler of `setup_logging` for use in `logging.config.dictConfig`, as `uvicorn_log_config` does."""
     global _active
     options = dict(locals())
-    _check(options)
+    check_options(options)
     encoder = RecordEncoder(fields=fields, redact=redact)
     sinks: list[Sink] = []
     words: list[str] = []
@@ -140,7 +143,7 @@ def configured_handler(
         Writer(sink, report=encoder.losses, records=queue_records, max_bytes=queue_bytes, started=exits.watch_child)
         for sink in sinks
     ]
-    through = None if write_through is None else _level(write_through)
+    through = None if write_through is None else level_number(write_through)
     handler = LogHandler(encoder, writers, write_through=through)
     _replace(handler)
     _active = _Active(handler, options, " and ".join(words) or "nowhere")
@@ -166,7 +169,7 @@ def uvicorn_log_config(*, level: int | str = "INFO", **options: Any) -> dict[str
     if options.get("directory") is not None:
         options["directory"] = os.fspath(options["directory"])
     options.setdefault("finish_at_sigterm", True)
-    _check(options)
+    check_options(options)
     follow: dict[str, Any] = {"handlers": [], "level": "INFO", "propagate": True}
     return {
         "version": 1,
@@ -176,8 +179,8 @@ def uvicorn_log_config(*, level: int | str = "INFO", **options: Any) -> dict[str
             "access": {"format": "%(message)s"},
         },  # uvicorn sets colours in them
         "handlers": {"onebeat": {"()": "onebeat.logs.setup.configured_handler", **options}},
-        "root": {"handlers": ["onebeat"], "level": _level(level)},
-        "loggers": {name: dict(follow) for name in ("uvicorn", "uvicorn.error", "uvicorn.access")},
+        "root": {"handlers": ["onebeat"], "level": level_number(level)},
+        "loggers": {name: dict(follow) for name in SERVER_LOGGERS},
     }
 
 
@@ -217,16 +220,22 @@ def reset_logging() -> None:
 # ── with the server ───────────────────────────────────────────────────────────────────────────────────────────────────
 def open_logs(*, access_layer: bool = False) -> None:
     """At the start of a lifespan: take over the server's loggers, and its access log if our layer is in place."""
-    global _open
+    global _open, _layered
+    _layered = access_layer or (_layered and _open > 0)
     _open += 1
+    _take_over()
+
+
+def _take_over() -> None:
+    """In a lifespan that has begun, whether logs were set up before it or within it."""
     if _active is None:
         return
     _active.handler.resume()
     adopt_server_loggers()
-    ours = access_layer and access_log.is_wanted()
+    ours = _layered and access_log.is_wanted()
     if ours:
         server = logging.getLogger("uvicorn.access")
-        server.handlers.clear()
+        server.handlers = []  # not cleared: the list may be another logger's as well
         server.propagate = False
     access = "by onebeat, the server's is off" if ours else "the server's own"
     logging.getLogger("onebeat.logs").info("logs go to %s; access log: %s", _active.words, access)
@@ -246,15 +255,18 @@ def close_logs(timeout: float = exits.DEADLINE) -> None:
 def adopt_server_loggers() -> None:
     """Let what uvicorn, gunicorn and hypercorn log reach the root logger, once, instead of handlers of their own."""
     known = logging.root.manager.loggerDict
-    for name in SERVER_LOGGERS:
-        logger = known.get(name)
-        if not isinstance(logger, logging.Logger):
-            continue
-        own = [handler for handler in logger.handlers if _is_terminal_handler(handler)]
-        for handler in own:
-            logger.removeHandler(handler)
-        if own:
-            logger.propagate = True
+    present = [logger for name in SERVER_LOGGERS if isinstance(logger := known.get(name), logging.Logger)]
+    chosen = list(filter(_needs_root, present))  # before any is changed: uvicorn-worker lets loggers share a list
+    for logger in chosen:
+        logger.handlers = [handler for handler in logger.handlers if not _is_terminal_handler(handler)]
+        logger.propagate = True
+
+
+def _needs_root(logger: logging.Logger) -> bool:
+    """Whether it speaks to the terminal by itself, or, of errors, to nobody: uvicorn-worker can leave it so."""
+    if not logger.handlers:
+        return not logger.propagate and logger.name.endswith(".error")
+    return any(map(_is_terminal_handler, logger.handlers))
 
 
 # ── helpers ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -271,38 +283,15 @@ def _replace(new: LogHandler | None) -> None:
 
 
 def _is_terminal_handler(handler: logging.Handler) -> bool:
-    return type(handler) is logging.StreamHandler
+    """Whether it is a plain handler for standard output or standard error; one for any other stream stays."""
+    if type(handler) is not logging.StreamHandler:
+        return False
+    stream = handler.stream
+    try:
+        return stream in (sys.stderr, sys.stdout) or stream.fileno() in (1, 2)
+    except (AttributeError, OSError, ValueError):
+        return False
 
 
 def _wants_colour(stream: str) -> bool:
     return is_terminal(stream) and not os.environ.get("NO_COLOR")
-
-
-def _level(level: int | str) -> int:
-    number = logging.getLevelNamesMapping().get(level.upper()) if isinstance(level, str) else level
-    if not isinstance(number, int):
-        known = ", ".join(logging.getLevelNamesMapping())
-        raise ConfigurationError(f"unknown log level {level!r}; known are {known}, or a number")
-    return number
-
-
-def _check(options: Mapping[str, Any]) -> None:
-    """Raise `ConfigurationError` for what cannot work, before anything is changed."""
-    console, stream, keep = options.get("console", "auto"), options.get("stream", "stderr"), options.get("keep_days", 7)
-    if console not in ("auto", "json", "text", None):
-        raise ConfigurationError(f'console={console!r} is unknown; use "auto", "json", "text" or None')
-    if stream not in ("stderr", "stdout"):
-        raise ConfigurationError(f'stream={stream!r} is unknown; use "stderr" or "stdout"')
-    if keep is not None and (not isinstance(keep, int) or keep < 0):
-        raise ConfigurationError(f"keep_days={keep!r} cannot work; use a number of days from 0 on, or None to keep all")
-    name = options.get("name", "app")
-    if not name or Path(name).name != name:
-        raise ConfigurationError(f"name={name!r} cannot begin a file name; use letters, digits, '-' and '_'")
-    for key, least in (("queue_records", 10), ("queue_bytes", 128 * 1024)):
-        if options.get(key, least) < least:
-            raise ConfigurationError(f"{key}={options[key]!r} is too small to be of use; at least {least}")
-    if options.get("write_through") is not None:
-        _level(options["write_through"])
-    names = [new for new in (options.get("fields") or {}).values() if new is not None]
-    if len(set(names)) < len(names):
-        raise ConfigurationError(f"fields={dict(options['fields'])!r} gives two fields one name")

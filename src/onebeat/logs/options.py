@@ -1,0 +1,60 @@
+"""What logs may be told, checked before anything is changed."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from onebeat.errors import ConfigurationError
+from onebeat.logs.record import SCHEMA
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Raise `ConfigurationError` for what cannot work."""
+    console, stream, keep = options.get("console", "auto"), options.get("stream", "stderr"), options.get("keep_days", 7)
+    if console not in ("auto", "json", "text", None):
+        raise ConfigurationError(f'console={console!r} is unknown; use "auto", "json", "text" or None')
+    if stream not in ("stderr", "stdout"):
+        raise ConfigurationError(f'stream={stream!r} is unknown; use "stderr" or "stdout"')
+    if keep is not None and (not isinstance(keep, int) or keep < 0):
+        raise ConfigurationError(f"keep_days={keep!r} cannot work; use a number of days from 0 on, or None to keep all")
+    name = options.get("name", "app")
+    if not name or Path(name).name != name:
+        raise ConfigurationError(f"name={name!r} cannot begin a file name; use letters, digits, '-' and '_'")
+    for key, least in (("queue_records", 10), ("queue_bytes", 128 * 1024)):
+        if options.get(key, least) < least:
+            raise ConfigurationError(f"{key}={options[key]!r} is too small to be of use; at least {least}")
+    if options.get("write_through") is not None:
+        level_number(options["write_through"])
+    _check_names(options.get("fields") or {})
+
+
+def level_number(level: int | str) -> int:
+    """The number of a level given by name or number.
+
+    >>> level_number("warning"), level_number(15)
+    (30, 15)
+    """
+    number = logging.getLevelNamesMapping().get(level.upper()) if isinstance(level, str) else level
+    if not isinstance(number, int):
+        known = ", ".join(logging.getLevelNamesMapping())
+        raise ConfigurationError(f"unknown log level {level!r}; known are {known}, or a number")
+    return number
+
+
+def _check_names(fields: Mapping[str, str | None]) -> None:
+    """Two fields of one name would make a line that readers take differently."""
+    for field, name in fields.items():
+        if name is not None and (not isinstance(name, str) or not name):
+            raise ConfigurationError(
+                f"fields: {field!r} cannot be named {name!r}; give a text, or None to leave it out"
+            )
+    names: dict[str, str] = {}
+    for field in (*SCHEMA, *(fields.keys() - SCHEMA)):
+        name = fields.get(field, field)
+        if name is not None and (other := names.setdefault(name, field)) != field:
+            raise ConfigurationError(
+                f"fields={dict(fields)!r} gives two fields one name: {other!r} and {field!r} would both be {name!r}"
+            )

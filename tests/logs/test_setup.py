@@ -1,0 +1,109 @@
+"""What a setup takes over of the servers' loggers, and what it leaves alone."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from fastapi.testclient import TestClient
+
+from fastapi import FastAPI
+from onebeat import install
+from onebeat.errors import ConfigurationError
+from onebeat.logs.setup import SERVER_LOGGERS, close_logs, flush_logs, open_logs, setup_logging
+from tests.logs.conftest import read
+
+
+@pytest.fixture(autouse=True)
+def servers_as_before() -> Iterator[None]:
+    loggers = [logging.getLogger(name) for name in SERVER_LOGGERS]
+    before = [(one, list(one.handlers), one.propagate, one.level) for one in loggers]
+    yield
+    for one, handlers, propagate, level in before:
+        one.handlers, one.propagate = handlers, propagate
+        one.setLevel(level)
+
+
+@pytest.mark.parametrize("terminal", [True, False], ids=["gunicorn's own handlers", "gunicorn has none"])
+def test_under_gunicorn_no_line_of_either_server_is_lost(terminal: bool, tmp_path: Path) -> None:
+    """uvicorn-worker gives uvicorn's loggers the very lists of gunicorn's, also empty ones, and stops propagation."""
+    for server, kind in (("gunicorn", "error"), ("gunicorn", "access")):
+        theirs, ours = logging.getLogger(f"{server}.{kind}"), logging.getLogger(f"uvicorn.{kind}")
+        theirs.handlers = [logging.StreamHandler()] if terminal else []
+        ours.handlers = theirs.handlers
+        theirs.propagate = ours.propagate = False
+    setup_logging(console=None, directory=tmp_path)
+    open_logs(access_layer=True)
+    try:
+        for name in ("gunicorn.error", "uvicorn.error", "uvicorn.access"):
+            logging.getLogger(name).warning("from %s", name)
+        assert flush_logs(10)
+    finally:
+        close_logs()
+    said = [record["logger"] for record in read(tmp_path) if record["msg"].startswith("from")]
+    assert said == ["gunicorn.error", "uvicorn.error"]  # the access log is ours now
+
+
+def test_what_somebody_silenced_or_sent_to_a_file_of_theirs_stays_so(tmp_path: Path) -> None:
+    silent, filed = logging.getLogger("uvicorn.access"), logging.getLogger("gunicorn.access")
+    silent.handlers, silent.propagate = [], False  # `--no-access-log`
+    file = logging.FileHandler(tmp_path / "access.txt")
+    filed.handlers, filed.propagate = [file], False  # `--access-logfile`
+    setup_logging(console=None, directory=tmp_path)
+    silent.warning("nobody hears this")
+    filed.warning("kept where it was")
+    file.close()
+    assert flush_logs(10)
+    assert read(tmp_path) == []
+    assert (tmp_path / "access.txt").read_text() == "kept where it was\n"
+
+
+def test_a_handler_for_a_stream_that_is_no_terminal_stays(tmp_path: Path) -> None:
+    root = logging.getLogger()
+    with open(tmp_path / "mine.txt", "w") as stream:
+        mine, terminal = logging.StreamHandler(stream), logging.StreamHandler()
+        for handler in (mine, terminal):
+            root.addHandler(handler)
+        setup_logging(console=None)
+        assert mine in root.handlers
+        assert terminal not in root.handlers
+
+
+def test_logs_set_up_while_the_application_starts_take_the_server_over_as_well(tmp_path: Path) -> None:
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        await asyncio.to_thread(setup_logging, console=None, directory=tmp_path)
+        yield
+
+    app = FastAPI(lifespan=lifespan)
+    install(app)
+    with TestClient(app) as client:
+        client.get("/nothing")
+        logging.getLogger("uvicorn.access").info("the server's own access record")
+    records = read(tmp_path)
+    assert [record["logger"] for record in records if "access" in record["logger"]] == ["onebeat.access"]
+    assert any("access log: by onebeat" in record["msg"] for record in records)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"msg": "level"}, "'level' and 'msg'"),
+        ({"ts": "time", "msg": "time"}, "'ts' and 'msg'"),
+        ({"msg": "unit"}, "'unit'"),
+        ({"user": "id", "customer": "id"}, "would both be 'id'"),
+        ({"msg": ""}, "cannot be named ''"),
+        ({"msg": 5}, "cannot be named 5"),
+    ],
+)
+def test_names_of_fields_that_cannot_work_are_refused(fields: dict[str, str], words: str) -> None:
+    with pytest.raises(ConfigurationError, match=words):
+        setup_logging(console=None, fields=fields)
+
+
+def test_two_fields_may_change_places() -> None:
+    setup_logging(console=None, fields={"ts": "level", "level": "ts", "func": None})
