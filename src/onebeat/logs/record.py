@@ -176,11 +176,7 @@ class RecordEncoder:
         if memo is None or memo[0] is not self or memo[2] is not cell.fields or memo[3] is not cell.closed:
             fields, closed = cell.fields, cell.closed
             memo = cell.memo = (self, self._unit_text(unit, cell.span or unit.trace), fields, closed)
-        if (
-            "opentelemetry.trace" in sys.modules
-            and (span := active_span()) is not None
-            and span != (cell.span or unit.trace)
-        ):
+        if (span := active_span()) is not None and span != (cell.span or unit.trace):
             return self._unit_text(unit, span)  # spans change within a unit
         text: _UnitText = memo[1]
         return text

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
-from sys import modules as _modules
 from typing import Any, Final
 
 from onebeat.tracking.context import VARIABLE, Cell, Tracking, leave
 from onebeat.tracking.denials import DENIED
-from onebeat.tracking.ids import new_unit_id
+from onebeat.tracking.ids import MAX_LENGTH, new_unit_id
 from onebeat.tracking.otel import active_span
 from onebeat.tracking.rules import Inbound, TrackingRules
 
@@ -42,7 +41,7 @@ class TrackingMiddleware:
         self._app = app
         inbound = Inbound(rules)
         self._judge, self._make = inbound.judge, inbound.make
-        self._simple, self._fits = inbound.simple, inbound.fits
+        self._simple, self._allowed = inbound.simple, inbound.allowed
         self._name = rules.header.lower().encode("ascii")
         self._unit_name = rules.unit_header.lower().encode("ascii") if rules.unit_header else None
         self._names = frozenset((*inbound.names, self._name))  # request headers that show an id
@@ -68,12 +67,18 @@ class TrackingMiddleware:
                 offered.append(pair)
         if not offered:
             id, origin, trace, client_id, invalid = self._make(), "generated", None, None, False
-        elif len(offered) == 1 and offered[0][0] in self._simple and self._fits(offered[0][1]):
-            id, origin, trace, client_id, invalid = offered[0][1].decode("ascii"), "header", None, None, False
+        elif (
+            len(offered) == 1
+            and offered[0][0] in self._simple
+            and 0 < len(value := offered[0][1]) <= MAX_LENGTH
+            and not value.translate(None, self._allowed)
+        ):
+            id, origin, trace, client_id, invalid = value.decode("ascii"), "header", None, None, False
         else:
             id, origin, trace, client_id, invalid = self._judge(scope, offered)
         name = "request" if kind == "http" else "websocket"
-        unit = _tuple(Tracking, (id, name, new_unit_id(), Cell(), None, origin, trace, client_id, None))
+        cell = Cell()
+        unit = _tuple(Tracking, (id, name, new_unit_id(), cell, None, origin, trace, client_id, None))
         encoded = (self._name, id.encode("ascii"))
         scope[MARK] = unit
         state = scope.get("state")
@@ -89,11 +94,18 @@ class TrackingMiddleware:
             nonlocal begun
             if message["type"] in _STARTS:
                 begun = True
-                if kind != "http":
-                    DENIED.set(message["type"] != "websocket.accept")
-                if "opentelemetry.trace" in _modules:
-                    unit.cell.span = active_span()
-                message = {**message, "headers": self._with_id(message.get("headers") or (), encoded, unit)}
+                if (span := active_span()) is not None:
+                    unit.cell.span = span
+                found = list(message.get("headers") or ())
+                special = self._special
+                for pair in found:  # here: a function for it would cost more than what it does
+                    if pair[0].lower() in special:  # few responses have any
+                        found = self._without_ours(found)
+                        break
+                found.append(encoded)
+                if self._unit_name is not None:
+                    found.append((self._unit_name, unit.unit_id.encode("ascii")))
+                message = {**message, "headers": found}
             return send(message)
 
         sender = send_with_id if kind == "http" else self._handshake(scope, send_with_id)
@@ -110,7 +122,11 @@ class TrackingMiddleware:
             finally:
                 leave(unit, token, error)
             raise
-        leave(unit, token)
+        try:  # as `leave` does, without the call
+            VARIABLE.reset(token)
+        except ValueError:
+            pass
+        cell.closed, cell.memo = True, None
 
     # ── in ────────────────────────────────────────────────────────────────────────────────────────────────────────────
     def _shown(self, headers: Iterable[Header], encoded: Header) -> list[Header]:
@@ -129,20 +145,12 @@ class TrackingMiddleware:
         return kept
 
     # ── out ───────────────────────────────────────────────────────────────────────────────────────────────────────────
-    def _with_id(self, headers: Iterable[Header], encoded: Header, unit: Tracking) -> list[Header]:
-        """The response's headers with one id: ours, whatever the application set."""
-        found = list(headers)
-        for pair in found:
-            if pair[0].lower() in self._special:  # few responses have any
-                own = self._own
-                found = [pair for pair in found if pair[0].lower() not in own]
-                if self._exposes and any(name.lower() == _ALLOW_ORIGIN for name, _ in found):
-                    self._add_to_exposed(found)
-                break
-        found.append(encoded)
-        if self._unit_name is not None:
-            found.append((self._unit_name, unit.unit_id.encode("ascii")))
-        return found
+    def _without_ours(self, headers: list[Header]) -> list[Header]:
+        """The response's headers without what the application set under our names, ours exposed where CORS is."""
+        kept = [pair for pair in headers if pair[0].lower() not in self._own]
+        if self._exposes and any(name.lower() == _ALLOW_ORIGIN for name, _ in kept):
+            self._add_to_exposed(kept)
+        return kept
 
     def _add_to_exposed(self, headers: list[Header]) -> None:
         for index, (name, value) in enumerate(headers):
@@ -163,8 +171,11 @@ class TrackingMiddleware:
             nonlocal answered
             if message["type"] == "websocket.close" and not answered:
                 answered = True
+                DENIED.set(True)
                 await send({"type": f"{_DENIAL}.start", "status": 403, "headers": [(b"content-length", b"0")]})
                 message = {"type": f"{_DENIAL}.body", "body": b""}
+            elif not answered:
+                DENIED.set(message["type"] != "websocket.accept")
             answered = True
             await send(message)
 

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-import sys
+from sys import modules as _modules
 
 from onebeat.tracking.traceparent import Trace
 
 
 def active_span() -> Trace | None:
-    """Ids of the active span, or None. OpenTelemetry is never imported here: only who uses it pays for it."""
-    trace = sys.modules.get("opentelemetry.trace")
-    if trace is None:
+    """Ids of the active span, or None. OpenTelemetry is never imported here: only who uses it pays for it.
+
+    FastAPI loads it wherever it is installed, so that it is there says little: an empty context does, and quickly.
+    """
+    context_api = _modules.get("opentelemetry.context")
+    if context_api is None:
         return None
     try:
-        context = trace.get_current_span().get_span_context()
+        if not context_api.get_current():
+            return None
+        context = _modules["opentelemetry.trace"].get_current_span().get_span_context()
         if not context.is_valid:
             return None
         state = context.trace_state.to_header() if context.trace_state else None
-    except AttributeError:  # half imported by another thread, or not the module we think it is
+    except (AttributeError, KeyError):  # half imported by another thread, or not the module we think it is
         return None
     return Trace(f"{context.trace_id:032x}", f"{context.span_id:016x}", f"{context.trace_flags & 0xFF:02x}", state)

@@ -85,7 +85,8 @@ class Inbound:
         self._form = STRICT if rules.check == "strict" else STANDARD
         self._check = rules.check if callable(rules.check) else None
         self.simple = frozenset(self.names if self._trusted is None and self._check is None else ())
-        self.fits = self._form.fullmatch  # one header of `simple` that fits is the id, with nothing more to judge
+        self.allowed = bytes(byte for byte in range(256) if self._form.fullmatch(bytes([byte])))
+        # one header of `simple`, of 1 to 128 of these bytes, is the id, with nothing more to judge
         self._generate = rules.generate
         self.make = new_id if rules.generate is new_id else self._made
 
