@@ -40,7 +40,7 @@ def main() -> int:
         _wait_until_it_serves(server, port)
         _say(_guide(folder, port))
         if not options.quiet:
-            _first_requests(port)
+            _first_requests(folder, port)
         server.wait(timeout=options.seconds)
         _say("uvicorn ended by itself")
     except (Stopped, subprocess.TimeoutExpired):
@@ -113,7 +113,7 @@ def _wait_until_it_serves(server: subprocess.Popen[bytes], port: int) -> None:
         if server.poll() is not None:
             raise SystemExit(f"uvicorn ended with code {server.returncode} before it served; its words are above")
         try:
-            _request(port, "GET", "/health")
+            _ask(port, "GET", "/health")
         except OSError:
             time.sleep(0.1)
         else:
@@ -121,19 +121,21 @@ def _wait_until_it_serves(server: subprocess.Popen[bytes], port: int) -> None:
     raise SystemExit(f"the shop did not answer within {START_LIMIT} s")
 
 
-def _request(port: int, method: str, path: str) -> str:
+def _ask(port: int, method: str, path: str) -> tuple[str, str]:
+    """The answer and its tracking id."""
     request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", method=method)
     with urllib.request.urlopen(request, timeout=10) as response:
-        return str(response.read().decode())
+        return str(response.read().decode()), str(response.headers["X-Request-ID"])
 
 
-def _first_requests(port: int) -> None:
+def _first_requests(folder: Path, port: int) -> None:
     for method, path in (
         ("PUT", "/send_email?user_id=1&message=hello"),
         ("POST", "/charge?order_id=7&luck=0.5"),
         ("POST", "/charge?order_id=8&luck=0"),
     ):
-        _say(f"  {method} {path}\n    -> {_request(port, method, path)}")
+        answer, id = _ask(port, method, path)
+        _say(f"  {method} {path}\n    -> {answer}\n    its whole story: grep -h {id} {folder}/logs/*.log")
 
 
 def _end(server: subprocess.Popen[bytes]) -> int:
@@ -153,14 +155,14 @@ def _guide(folder: Path, port: int) -> str:
     return f"""
 The shop is open at {url} with four processes on one SQLite file. Ctrl-C ends it.
 
-  a mail, ten seconds from now   curl -X PUT '{url}/send_email?user_id=1&message=hello'
+  a mail, ten seconds from now   curl -i -X PUT '{url}/send_email?user_id=1&message=hello'
   a job that fails at random     curl -X POST '{url}/charge?order_id=7&luck=0.5'
   what became of them            curl '{url}/jobs?limit=5'
   what failed, and why           curl '{url}/jobs?state=failed'
 
   mails     {folder}/mails            one file a mail, one ledger line a mail
   reports   {folder}/reports          one each 5 s, whichever process writes it; a minutely cron removes the old ones
-  logs      {folder}/logs             JSON lines; grep one tracking id and read the whole story
+  logs      {folder}/logs             JSON lines; grep the X-Request-ID of an answer and read the whole story
   database  {folder}/shop.db          sqlite3 … 'select task, state, reason, attempt from onebeat_jobs'
 """
 
