@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import inspect
 import multiprocessing
 import threading
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextvars import ContextVar
+from functools import partial
 
 import pytest
+from starlette.background import BackgroundTask
 
 from onebeat.errors import InvalidArguments
 from onebeat.tracking import ContextThreadPoolExecutor, carry, current, propagate, tracking, tracking_id
@@ -69,15 +73,39 @@ async def test_one_carried_function_may_run_in_many_threads_at_once() -> None:
         assert {future.result() for future in [pool.submit(together) for _ in range(8)]} == {"order-7"}
 
 
-async def test_a_carried_coroutine_function_runs_in_its_context() -> None:
-    async def ask() -> str | None:
-        await asyncio.sleep(0)
-        return tracking_id()
+async def ask(suffix: str = "") -> str:
+    await asyncio.sleep(0)
+    return f"{tracking_id()}{suffix}"
+
+
+class Asker:
+    async def __call__(self) -> str:
+        return await ask()
+
+
+@pytest.mark.parametrize("function", [ask, partial(ask, "!"), Asker()], ids=["function", "partial", "object"])
+async def test_a_carried_coroutine_function_runs_in_its_context_and_is_awaited_by_others(
+    function: Callable[[], Awaitable[str]],
+) -> None:
+    with tracking("order-7"):
+        carried = carry(function)
+    assert inspect.iscoroutinefunction(carried)
+    assert (await carried()).startswith("order-7")
+    assert (await asyncio.gather(*(carried() for _ in range(3))))[2].startswith("order-7")
+    assert tracking_id() is None
+
+
+async def test_a_background_task_runs_what_it_is_given_carried() -> None:
+    """Starlette awaits coroutine functions and calls anything else in a thread, where nobody awaits what comes back."""
+    seen: list[str] = []
+
+    async def note() -> None:
+        seen.append(str(tracking_id()))
 
     with tracking("order-7"):
-        carried = carry(ask)
-    assert await carried() == "order-7"
-    assert tracking_id() is None
+        task = BackgroundTask(carry(note))
+    await task()
+    assert seen == ["order-7"]
 
 
 def test_a_process_pool_gets_the_unit_and_the_registered_variable_and_keeps_neither() -> None:

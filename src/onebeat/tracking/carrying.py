@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial, update_wrapper
-from typing import Any, Generic, ParamSpec, TypeVar
+from typing import Any, Generic, ParamSpec, TypeVar, cast
 
 from onebeat.model.seams import Unit
 from onebeat.tracking import payload
@@ -32,10 +32,7 @@ class Carried(Generic[P, R]):
         update_wrapper(self, function)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        context = self._context.copy()  # one context runs one call at a time
-        if inspect.iscoroutinefunction(self._function):
-            return _in_task(self._function, context, args, kwargs)  # type: ignore[return-value]  # R is the coroutine
-        return context.run(self._function, *args, **kwargs)
+        return self._context.copy().run(self._function, *args, **kwargs)  # one context runs one call at a time
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Arrived, (self._function, self._context.copy().run(pack))
@@ -56,11 +53,12 @@ class Arrived:
         return Arrived, (self._function, self._packed)
 
 
-def carry(function: Callable[P, R], /) -> Carried[P, R]:
+def carry(function: Callable[P, R], /) -> Callable[P, R]:
     """The function, bound to the present context: every context variable in threads, the tracking id in processes.
 
-    asyncio tasks, `asyncio.to_thread`, `onebeat.offload` and sync routes need no help; `run_in_executor`,
-    `threading.Thread`, `Timer`, and pools of other libraries do.
+    A coroutine function stays one, so that whoever is given it awaits it. asyncio tasks, `asyncio.to_thread`,
+    `onebeat.offload` and sync routes need no help; `run_in_executor`, `threading.Thread`, `Timer`, and pools of other
+    libraries do.
 
     >>> from concurrent.futures import ThreadPoolExecutor
     >>> from onebeat.tracking import tracking, tracking_id
@@ -68,6 +66,8 @@ def carry(function: Callable[P, R], /) -> Carried[P, R]:
     ...     pool.submit(tracking_id).result(), pool.submit(carry(tracking_id)).result()
     (None, 'order-7')
     """
+    if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__):
+        return cast(Callable[P, R], _carried_coroutine(function))
     return Carried(function)
 
 
@@ -159,7 +159,11 @@ def _job(
     return Unit(kind=kind, id=id, task=task, attempt=attempt, queue=queue, schedule_id=schedule_id, fire_time=fire_time)
 
 
-async def _in_task(
-    function: Callable[..., Any], context: contextvars.Context, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
-    return await asyncio.get_running_loop().create_task(function(*args, **kwargs), context=context)
+def _carried_coroutine(function: Callable[..., Any]) -> Callable[..., Any]:
+    context = contextvars.copy_context()
+
+    async def carried(*args: Any, **kwargs: Any) -> Any:
+        own = context.copy()
+        return await asyncio.get_running_loop().create_task(own.run(function, *args, **kwargs), context=own)
+
+    return cast(Callable[..., Any], update_wrapper(carried, function))
