@@ -14,6 +14,7 @@ from fastapi.testclient import TestClient
 from fastapi import FastAPI
 from onebeat import install
 from onebeat.errors import ConfigurationError
+from onebeat.logs import exits
 from onebeat.logs.setup import SERVER_LOGGERS, close_logs, flush_logs, open_logs, setup_logging
 from tests.logs.conftest import read
 
@@ -107,3 +108,14 @@ def test_names_of_fields_that_cannot_work_are_refused(fields: dict[str, str], wo
 
 def test_two_fields_may_change_places() -> None:
     setup_logging(console=None, fields={"ts": "level", "level": "ts", "func": None})
+
+
+def test_what_a_setup_leaves_unwritten_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(exits, "DEADLINE", 0.1)
+    (tmp_path / "file").touch()
+    setup_logging(console=None, directory=tmp_path / "file" / "logs")
+    logging.getLogger("shop").warning("there is no such directory")
+    setup_logging(console=None)
+    assert "1 log records were not written within 0.1 s before the logs were set up anew" in capfd.readouterr().err

@@ -6,7 +6,10 @@ import asyncio
 import json
 import logging
 import os
+import re
 import signal
+import subprocess
+import sys
 import threading
 import time
 import tracemalloc
@@ -20,6 +23,7 @@ from onebeat.logs.handler import LogHandler
 from onebeat.logs.queue import Bucket
 from onebeat.logs.record import RecordEncoder
 from onebeat.logs.writer import SinkGone, Writer
+from tests.logs.conftest import ROOT
 
 
 class Sink:
@@ -103,6 +107,15 @@ async def test_a_blocked_sink_does_not_hold_up_the_event_loop_and_memory_is_boun
     assert told > 0
     assert infos + told == 20_001
     assert all(record["level"] == "WARNING" for record in records if "dropped" in record)
+
+
+@pytest.mark.soak
+def test_a_sink_blocked_for_ten_seconds_holds_up_no_loop() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.logs", "--blocked", "10"], capture_output=True, text=True, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"promise .*: holds", done.stderr), done.stderr
 
 
 def test_a_thread_without_a_loop_waits_for_room_instead_of_losing_lines() -> None:

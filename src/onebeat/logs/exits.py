@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import weakref
+from collections.abc import Iterable
 from types import FrameType
 
 from onebeat.logs.handler import LogHandler
@@ -36,9 +37,14 @@ def unwatch(handler: LogHandler) -> None:
 
 def finish(timeout: float = DEADLINE) -> None:
     """Write what waits; whatever is logged later is written by its caller."""
-    left = sum(handler.retire(timeout) for handler in list(_handlers))
+    end(list(_handlers), timeout, f"at the end of process {os.getpid()}")
+
+
+def end(handlers: Iterable[LogHandler], timeout: float, when: str) -> None:
+    """Retire the handlers, and say on stderr what the deadline left unwritten."""
+    left = sum(handler.retire(timeout) for handler in handlers)
     if left:
-        complain(f"{left} log records were not written within {timeout:g} s at the end of process {os.getpid()}")
+        complain(f"{left} log records were not written within {timeout:g} s {when}")
 
 
 def watch_child() -> None:

@@ -145,7 +145,7 @@ def configured_handler(
     ]
     through = None if write_through is None else level_number(write_through)
     handler = LogHandler(encoder, writers, write_through=through)
-    _replace(handler)
+    _put_away()
     _active = _Active(handler, options, " and ".join(words) or "nowhere")
     access_log.want(access, access_exclude)
     exits.watch(handler)
@@ -211,7 +211,7 @@ def reset_logging() -> None:
     """Write what waits and take onebeat's handler away again; for tests and embeddings."""
     global _active
     if _active is not None:
-        _replace(None)
+        _put_away()
         _active = None
         access_log.want(False)
         factory.leave()
@@ -270,7 +270,7 @@ def _needs_root(logger: logging.Logger) -> bool:
 
 
 # ── helpers ───────────────────────────────────────────────────────────────────────────────────────────────────────────
-def _replace(new: LogHandler | None) -> None:
+def _put_away() -> None:
     """Write out and remove the handler in use."""
     if _active is None:
         return
@@ -278,7 +278,7 @@ def _replace(new: LogHandler | None) -> None:
     root = logging.getLogger()
     if old in root.handlers:
         root.removeHandler(old)
-    old.retire(exits.DEADLINE)
+    exits.end([old], exits.DEADLINE, "before the logs were set up anew")
     exits.unwatch(old)
 
 
