@@ -8,6 +8,7 @@ import pty
 import subprocess
 import sys
 import threading
+from typing import Any
 
 from onebeat.logs.text import TextView
 from tests.logs.conftest import ROOT, Script, environment, parsed
@@ -17,6 +18,8 @@ import logging, sys
 from onebeat.logs.setup import flush_logs, setup_logging
 setup_logging(console="json", directory=None)
 log = logging.getLogger(sys.argv[1])
+print("ready", flush=True)
+sys.stdin.read()  # until all are
 for number in range(60):
     log.info("%d", number, extra={f"part{part}": sys.argv[1] * 7000 for part in range(3)})
 flush_logs(60)  # batches of a megabyte, of which a pipe takes 64 KiB at a time
@@ -26,8 +29,13 @@ flush_logs(60)  # batches of a megabyte, of which a pipe takes 64 KiB at a time
 def test_four_processes_write_twenty_kilobyte_records_to_one_pipe_and_none_is_torn() -> None:
     reader, writer = os.pipe()
     command = [sys.executable, "-c", PIPES]
-    workers = [subprocess.Popen([*command, letter], stderr=writer, env=environment()) for letter in "abcd"]
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": writer}
+    workers: list[Any] = [subprocess.Popen([*command, letter], **pipes, env=environment()) for letter in "abcd"]
     os.close(writer)
+    for worker in workers:
+        assert worker.stdout.readline() == b"ready\n"
+    for worker in workers:
+        worker.stdin.close()
     with open(reader, "rb") as pipe:
         records = parsed(pipe.read())
     assert [worker.wait() for worker in workers] == [0] * 4

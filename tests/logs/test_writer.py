@@ -77,7 +77,7 @@ def test_the_caller_does_no_io_and_lines_are_gathered() -> None:
 
 async def test_a_blocked_sink_does_not_hold_up_the_event_loop_and_memory_is_bounded() -> None:
     sink = Sink()
-    logger, handler = logger_to(sink, records=5_000, max_bytes=2_000_000)
+    logger, handler = logger_to(sink, records=5_000, max_bytes=2_000_000, patience=30)
     sink.open.clear()
     logger.info("first")
     assert await asyncio.to_thread(sink.entered.wait, 10)
@@ -85,19 +85,18 @@ async def test_a_blocked_sink_does_not_hold_up_the_event_loop_and_memory_is_boun
     lags: list[float] = []
     try:
         for burst in range(40):
+            before = time.perf_counter()
             for _ in range(500):
                 logger.info("x" * 500)
             logger.warning("burst", extra={"burst": burst})
-            before = time.perf_counter()
             await asyncio.sleep(0)
-            lags.append(time.perf_counter() - before)
+            lags.append((time.perf_counter() - before) / 500)
         grown = tracemalloc.get_traced_memory()[0]
     finally:
         tracemalloc.stop()
     assert grown < 4_000_000  # twice the bound: bytes and the lists that hold them; 20,000 such lines are 14 MB
-    assert (
-        sorted(lags)[len(lags) // 2] < 0.02
-    )  # the median: this machine has other work; `bench.logs --blocked` is strict
+    assert sorted(lags)[20] < 0.002  # for each call; this machine has other work: `bench.logs --blocked` is strict
+    assert sum(lags) * 500 < 30  # no call waited for room
     sink.open.set()
     assert await asyncio.to_thread(handler.flush, 10)
     records = sink.records()

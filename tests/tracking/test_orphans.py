@@ -6,10 +6,14 @@ import asyncio
 import gc
 import logging
 import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
 import pytest
 
+from fastapi import FastAPI
+from onebeat import install
 from onebeat.logs import TrackingFilter
 from onebeat.tracking import tracking
 from onebeat.tracking.orphans import orphans_tracked
@@ -27,12 +31,28 @@ async def _orphan(id: str) -> None:
     gc.collect()
 
 
+@asynccontextmanager
+async def _installed() -> AsyncIterator[None]:
+    app = FastAPI()
+    install(app)
+    async with app.router.lifespan_context(app):
+        yield
+
+
+@asynccontextmanager
+async def _by_hand() -> AsyncIterator[None]:
+    with orphans_tracked():
+        yield
+
+
+@pytest.mark.parametrize("tracked", [_by_hand, _installed])
 async def test_an_orphans_record_has_its_id_where_python_tells_a_tasks_context(
-    caplog: pytest.LogCaptureFixture,
+    tracked: Callable[[], AbstractAsyncContextManager[None]], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.handler.addFilter(TrackingFilter())
-    with orphans_tracked(), caplog.at_level(logging.ERROR, "asyncio"):
-        await _orphan("order-7")
+    async with tracked():
+        with caplog.at_level(logging.ERROR, "asyncio"):
+            await _orphan("order-7")
     [record] = caplog.records
     assert "never retrieved" in record.getMessage()
     assert record.__dict__["tracking_id"] == ("order-7" if sys.version_info >= (3, 12) else "-")
