@@ -74,10 +74,16 @@ def test_a_handler_for_a_stream_that_is_no_terminal_stays(tmp_path: Path) -> Non
         assert terminal not in root.handlers
 
 
-def test_logs_set_up_while_the_application_starts_take_the_server_over_as_well(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("access", "logger", "said"),
+    [(True, "onebeat.access", "by onebeat, the server's is off"), (False, "uvicorn.access", "the server's own")],
+)
+def test_logs_set_up_while_the_application_starts_take_the_server_over_as_well(
+    access: bool, logger: str, said: str, tmp_path: Path
+) -> None:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        await asyncio.to_thread(setup_logging, console=None, directory=tmp_path)
+        await asyncio.to_thread(setup_logging, console=None, directory=tmp_path, access=access)
         yield
 
     app = FastAPI(lifespan=lifespan)
@@ -86,8 +92,8 @@ def test_logs_set_up_while_the_application_starts_take_the_server_over_as_well(t
         client.get("/nothing")
         logging.getLogger("uvicorn.access").info("the server's own access record")
     records = read(tmp_path)
-    assert [record["logger"] for record in records if "access" in record["logger"]] == ["onebeat.access"]
-    assert any("access log: by onebeat" in record["msg"] for record in records)
+    assert [record["logger"] for record in records if "access" in record["logger"]] == [logger]
+    assert any(record["msg"].endswith(f"access log: {said}") for record in records)
 
 
 @pytest.mark.parametrize(
