@@ -100,6 +100,8 @@ def record(chance: random.Random) -> logging.LogRecord:
         made.msg = value(chance)
     for _ in range(chance.randrange(5)):
         made.__dict__[key(chance)] = value(chance)
+    if chance.random() < 0.01:
+        made.__dict__.update({f"{text(chance)}{number}": text(chance) for number in range(chance.randrange(2_000))})
     if chance.random() < 0.2:
         try:
             raise chance.choice([ValueError, KeyError, OSError])(value(chance)) from chance.choice(

@@ -268,6 +268,31 @@ def test_no_line_is_longer_than_the_limit() -> None:
     assert value["msg"].startswith("mmm")
 
 
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {f"f{number}": "\u202e" * 8000 for number in range(3)},  # six bytes each in the line, three in the text
+        {f"field{number}": number for number in range(20_000)},
+        {f"field{number}": "x" * 8000 for number in range(2_000)},
+        {"\u202e" * 250 + str(number): 1 for number in range(500)},
+    ],
+    ids=["hostile characters", "many fields", "many large fields", "hostile names"],
+)
+def test_no_line_is_longer_than_the_limit_whatever_its_fields(extra: dict[str, Any]) -> None:
+    error = type("E" * 100_000, (ValueError,), {})("\u202e" * 50_000)
+    record = logging.makeLogRecord(
+        {"msg": "\u202e" * 50_000, "name": "n" * 50_000, **extra, "exc_info": (type(error), error, None)}
+    )
+    with tracking("t-1", **dict(list(extra.items())[:50])):
+        _, _, line, failure = RecordEncoder().encode(record)
+    whole = finished(line, failure)
+    assert len(whole) <= RECORD_LIMIT
+    value = json.loads(whole)
+    assert value["tracking_id"] == "t-1"
+    assert value["exc"]["type"].startswith("tests.logs.test_records.EEE")
+    assert "left out" in whole.decode()
+
+
 # ── exceptions ────────────────────────────────────────────────────────────────────────────────────────────────────────
 def test_an_exception_is_structured_and_readable() -> None:
     empty: dict[str, int] = {}

@@ -73,7 +73,8 @@ def _walk(traceback: TracebackType | None) -> tuple[list[tuple[str, int, str]], 
 
 def _type_name(error: BaseException) -> str:
     module = type.__getattribute__(type(error), "__module__")
-    return kind(error) if module in ("builtins", "__main__") else f"{module}.{kind(error)}"
+    name = clip(kind(error), 256)
+    return name if module in ("builtins", "__main__") else f"{clip(described(module), 256)}.{name}"
 
 
 def _notes(error: BaseException) -> tuple[str, ...]:

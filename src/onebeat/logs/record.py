@@ -18,6 +18,7 @@ from onebeat.logs.filter import unit_of
 from onebeat.logs.plain import FIELD_LIMIT, clip, described, kind, plain, shown
 from onebeat.logs.queue import Entry
 from onebeat.logs.redact import REDACTED, SECRET_WORDS, Redactor, without_secrets
+from onebeat.logs.shrink import LINE_LIMIT, shrunk
 from onebeat.tracking.context import Tracking, current
 from onebeat.tracking.otel import active_span
 from onebeat.tracking.traceparent import Trace
@@ -32,7 +33,6 @@ SCHEMA: Final = (
 """All fields of the library's own; any other is the user's."""
 
 MESSAGE_LIMIT: Final = 32 * 1024  # characters
-LINE_LIMIT: Final = 48 * 1024  # bytes of a line without its exception
 _NESTED = 3  # log calls inside a __str__ inside a log call …; deeper ones are not formatted
 
 _STANDARD = frozenset(logging.LogRecord("", 0, "", 0, "", (), None).__dict__) | {"taskName"}
@@ -119,7 +119,7 @@ class RecordEncoder:
         text = f"{stamp % micros}{head}{quote(message)}{unit}{tail}{extras}}}\n"
         line = text.encode() if text.isascii() and "\x7f" not in text else to_line(text)
         if len(line) > LINE_LIMIT:
-            line = encode(self._shrunk(decode(line)))
+            line = encode(shrunk(decode(line), message=self._name("msg"), kept=self._taken))
         return created, record.levelno, line, failure
 
     def _merged(self, record: logging.LogRecord) -> str:
@@ -247,22 +247,6 @@ class RecordEncoder:
         return text, None
 
     # ── the way of records that are too large or too strange ──────────────────────────────────────────────────────────
-    def _shrunk(self, values: dict[str, Any]) -> dict[str, Any]:
-        """The same with the message cut and the largest fields replaced by a marker; the place of `exc` stays last."""
-        small: dict[str, Any] = {}
-        room = LINE_LIMIT // 2
-        message = self.names.get("msg", "msg")
-        for key, value in values.items():
-            if key == message and isinstance(value, str):
-                value = clip(value, FIELD_LIMIT // 2)
-            size = len(to_json(value).encode())
-            if size > 256 and size > room:
-                value = f"…[{size} bytes left out]"
-            else:
-                room -= size
-            small[key] = value
-        return small
-
     def _last_resort(self, record: logging.LogRecord, error: Exception) -> Entry:
         """A record whose own attributes are no text and no numbers."""
         attributes = vars(record)

@@ -69,7 +69,7 @@ def setup_logging(
     """Send everything logged through `logging` to JSON lines, written by a thread, so that no log call does I/O.
 
     Calling it again replaces the former setup. Handlers for the terminal that others put on the root logger and on the
-    loggers of uvicorn, gunicorn and hypercorn are removed, so that each record appears once; other handlers stay.
+    loggers of uvicorn and gunicorn are removed, so that each record appears once; other handlers stay.
 
     - `console`: `"auto"` is text on a terminal and JSON elsewhere; `None` is no console. `stream` says which.
     - `directory`: files `<name>-<date>.log`, made if missing; `None` is no files. No sink at all is no error.
