@@ -68,7 +68,7 @@ class DatabaseBackend:
 
     async def release(self, name: str, owner: str) -> bool:
         """One statement."""
-        return await self.database.write_one(rows.release, name, owner)
+        return await self.database.write_unflushed(rows.release, name, owner)
 
     async def holds(self, name: str, owner: str) -> bool:
         """One SELECT."""

@@ -180,6 +180,11 @@ class Database:
         """As `write`, for an `fn` whose only writing is one statement: on a server it commits by itself."""
         return await self._open_backend().run(partial(_call, fn, args, kwargs), write=True, single=True)
 
+    async def write_unflushed(self, fn: Callable[Concatenate[Tx, P], R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """As `write_one`, for a change that a crash of the machine may undo; what `fn` sends is `Dialect.unflushed`."""
+        call = partial(_call, fn, args, kwargs)
+        return await self._open_backend().run(call, write=True, single=True, flushed=False)
+
     async def exclusive(self, fn: Callable[[Tx], R], *, patience: float) -> R:
         """As `write`, for work that may wait and take long (migrations): `patience` seconds for locks, five minutes."""
         return await self._open_backend().run(fn, write=True, single=False, patience=patience, limit=300.0)

@@ -19,6 +19,7 @@ from sqlalchemy import (
     Integer,
     Select,
     Table,
+    Update,
     bindparam,
     cast,
     extract,
@@ -27,6 +28,7 @@ from sqlalchemy import (
     literal_column,
     select,
     text,
+    true,
     type_coerce,
 )
 from sqlalchemy.dialects import mysql, postgresql, sqlite as sqlite_speech
@@ -101,6 +103,13 @@ class Dialect(ABC):
     def greatest(self, a: Any, b: Any) -> ColumnElement[int]:
         """The larger of two numbers; neither may be NULL (databases disagree about that)."""
         return func.greatest(a, b, type_=_BIG)
+
+    def unflushed(self, change: Update) -> Update:
+        """The same change, whose commit does not wait for the disk where a statement can ask for that.
+
+        Only for what a crash may undo, and as its transaction's one change: all of that commits so.
+        """
+        return change
 
     @abstractmethod
     def classify(self, error: BaseException) -> Fault:
@@ -292,6 +301,10 @@ class PostgreSQL(Dialect):
     def among(self, column: ColumnElement[Any], name: str) -> ColumnElement[bool]:
         """One array instead of a parameter for each value: nothing to render, and one plan for every length."""
         return column == func.any(bindparam(name, type_=postgresql.ARRAY(column.type)))
+
+    def unflushed(self, change: Update) -> Update:
+        """`synchronous_commit` of this transaction alone; later commits flush what came before them in the log."""
+        return change.where(func.set_config("synchronous_commit", "off", true()) == "off")
 
     def classify(self, error: BaseException) -> Fault:
         """By SQLSTATE."""

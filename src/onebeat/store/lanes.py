@@ -45,7 +45,7 @@ if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
 class Call:
     """One store function waiting for its transaction, and whom to tell."""
 
-    __slots__ = ("error", "loop", "patience", "result", "run", "waiter")
+    __slots__ = ("error", "flushed", "loop", "patience", "result", "run", "waiter")
 
     def __init__(
         self,
@@ -54,8 +54,10 @@ class Call:
         loop: asyncio.AbstractEventLoop | None = None,
         *,
         patience: float = PATIENCE,
+        flushed: bool = True,
     ) -> None:
         self.patience = patience
+        self.flushed = flushed  # whether its commit is to survive a power cut
         self.run = run
         self.waiter = waiter
         self.loop = loop
@@ -89,6 +91,7 @@ class Lane:
         *,
         write: bool,
         prepare: Callable[[Any], None],
+        flushing: Callable[[Any, bool], None] | None = None,
         where: str,
     ) -> None:
         self.name = name
@@ -97,6 +100,8 @@ class Lane:
         self._ground = ground
         self._write = write
         self._prepare = prepare
+        self._flushing = flushing
+        self._flushed = True  # what the connection does now
         self._where = where
         self._queue: queue.SimpleQueue[Call | None] = queue.SimpleQueue()
         self._urgent: deque[Call] = deque()
@@ -156,6 +161,7 @@ class Lane:
             connection.close()
             raise
         self._connection = connection
+        self._flushed = True
 
     def _disconnect(self) -> None:
         connection, self._connection = self._connection, None
@@ -197,7 +203,7 @@ class Lane:
         """Run all in one transaction; None: committed. Else all is undone, and the call is one that failed in it."""
         ground, moment, call = self._ground, Moment(), calls[0]
         try:
-            connection = self._usable()
+            connection = self._usable(calls)
             ground.dialect.begin(connection, write=True)
         except Exception:  # noqa: BLE001
             return call  # running it alone waits, tries again and finds the words
@@ -217,7 +223,7 @@ class Lane:
         retries = Retries(self._ground.dialect, call.patience)
         while True:
             try:
-                call.result = self._ground.transact(self._usable(), call.run, write=self._write)
+                call.result = self._ground.transact(self._usable([call]), call.run, write=self._write)
                 self.commits += 1
             except Exception as error:  # noqa: BLE001 - the caller's, told below
                 if retries.fault(error) is Fault.DISCONNECT:
@@ -233,12 +239,17 @@ class Lane:
             else:
                 return
 
-    def _usable(self) -> Connection:
+    def _usable(self, calls: list[Call]) -> Connection:
+        """The connection, waiting for the disk if one of the calls needs that."""
         if self._connection is not None and self._connection.invalidated:
             self._disconnect()
         if self._connection is None:
             self._connect()
         assert self._connection is not None
+        flushed = any(call.flushed for call in calls)
+        if flushed != self._flushed and self._flushing is not None:
+            self._flushing(self._connection.connection.driver_connection, flushed)
+            self._flushed = flushed
         return self._connection
 
     def _refuse_rest(self) -> None:
@@ -313,7 +324,8 @@ class Lanes:
             self._file = file
         lane = partial(Lane, engine=sqlite.open_engine(self._url), ground=self._ground, where=self._where)
         prepare = partial(sqlite.prepare_writer, synchronous=self._synchronous)
-        writer = lane("onebeat-writer", write=True, prepare=prepare)
+        flushing = partial(sqlite.set_flushing, synchronous=self._synchronous)
+        writer = lane("onebeat-writer", write=True, prepare=prepare, flushing=flushing)
         writer.open().result()
         self._lanes = (writer, writer)  # a database in memory belongs to one connection
         if path is not None:
@@ -341,11 +353,12 @@ class Lanes:
         single: bool,
         patience: float = PATIENCE,
         limit: float | None = None,
+        flushed: bool = True,
     ) -> R:
         """Queue a call and wait for its commit; whether it is `single` and its `limit` matter to servers only."""
         loop = asyncio.get_running_loop()
         waiter: asyncio.Future[R] = loop.create_future()
-        self._lane(write).submit(Call(call, waiter, loop, patience=patience), urgent=self._first)
+        self._lane(write).submit(Call(call, waiter, loop, patience=patience, flushed=flushed), urgent=self._first)
         return await waiter
 
     def run_blocking(self, call: Callable[[Tx], R], *, write: bool) -> R:

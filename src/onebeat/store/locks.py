@@ -7,7 +7,22 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Connection, Row, and_, case, delete, or_, select, update
+from sqlalchemy import (
+    BindParameter,
+    ColumnElement,
+    Connection,
+    Row,
+    Select,
+    Update,
+    and_,
+    bindparam,
+    case,
+    delete,
+    or_,
+    select,
+    update,
+)
+from sqlalchemy.sql.dml import Insert
 
 from onebeat.store.dialects import dialect_for
 from onebeat.store.tables import Tables
@@ -36,46 +51,62 @@ def acquire(tx: Tx, name: str, owner: str, ttl: int, holder: str) -> int | None:
     more: so it grows although the row was deleted, and although the clock was set back. An owner that finds itself
     in the row asks again after a lost answer, and is granted anew.
     """
-    locks, now = tx.tables.locks, tx.clock
-    free = or_(locks.c.expires_us <= now, locks.c.owner == owner)
-    fresh = {"owner": owner, "fence": now, "acquired_us": now, "holder": holder, "expires_us": now + ttl}
-    change = {**fresh, "fence": tx.dialect.greatest(locks.c.fence + 1, now)}
-    insert = {"name": name, **fresh}
+    values = {"b_name": name, "b_owner": owner, "b_ttl": ttl, "b_holder": holder}
     if tx.dialect.update_returning:
-        statement = tx.dialect.upsert(locks, insert, key=["name"], update=change, where=free)
-        return tx.execute(statement.returning(locks.c.fence)).scalar_one_or_none()
+        return tx.execute(tx.prepared(_acquire), values).scalar_one_or_none()
+    tx.execute(tx.prepared(_acquire), values)
+    return tx.execute(tx.prepared(_fence), {"b_name": name, "b_owner": owner}).scalar_one_or_none()
+
+
+def _acquire(tx: Tx) -> Insert:
+    locks, now, owner = tx.tables.locks, tx.clock, _bound(tx, "owner")
+    free = or_(locks.c.expires_us <= now, locks.c.owner == owner)
+    expires = now + bindparam("b_ttl", type_=locks.c.expires_us.type)
+    fresh = {"owner": owner, "fence": now, "acquired_us": now, "holder": _bound(tx, "holder"), "expires_us": expires}
+    change = {**fresh, "fence": tx.dialect.greatest(locks.c.fence + 1, now)}
+    insert = {"name": _bound(tx, "name"), **fresh}
+    if tx.dialect.update_returning:
+        return tx.dialect.upsert(locks, insert, key=["name"], update=change, where=free).returning(locks.c.fence)
     # Assignments go from left to right: once `owner` is decided, it decides the rest.
-    ours = locks.c.owner == owner
     decided = {
-        column: case((free if column == "owner" else ours, value), else_=locks.c[column])
+        column: case((free if column == "owner" else locks.c.owner == owner, value), else_=locks.c[column])
         for column, value in change.items()
     }
-    tx.execute(tx.dialect.upsert(locks, insert, key=["name"], update=decided))
-    return tx.execute(select(locks.c.fence).where(_mine(tx, name, owner))).scalar_one_or_none()
+    return tx.dialect.upsert(locks, insert, key=["name"], update=decided)
+
+
+def _fence(tx: Tx) -> Select[tuple[int]]:
+    return select(tx.tables.locks.c.fence).where(_mine(tx), tx.tables.locks.c.expires_us > tx.clock)
 
 
 def renew(tx: Tx, name: str, owner: str, ttl: int) -> bool:
     """Let the lease end no earlier than `ttl` microseconds from now; False: it has ended or was taken, for good."""
-    locks = tx.tables.locks
-    result = tx.execute(
-        update(locks)
-        .where(_mine(tx, name, owner))
-        .values(expires_us=tx.dialect.greatest(locks.c.expires_us, tx.clock + ttl))
-    )
-    return bool(result.rowcount)
+    return bool(tx.execute(tx.prepared(_renew), {"b_name": name, "b_owner": owner, "b_ttl": ttl}).rowcount)
+
+
+def _renew(tx: Tx) -> Update:
+    c, now = tx.tables.locks.c, tx.clock
+    later = tx.dialect.greatest(c.expires_us, now + bindparam("b_ttl", type_=c.expires_us.type))
+    return update(tx.tables.locks).where(_mine(tx), c.expires_us > now).values(expires_us=later)
 
 
 def release(tx: Tx, name: str, owner: str) -> bool:
     """Give it back; False: it was not this owner's any more. The row and its fence stay, and so does the owner's name:
-    asking again after a lost answer is recognised."""
-    locks = tx.tables.locks
-    result = tx.execute(update(locks).where(locks.c.name == name, locks.c.owner == owner).values(expires_us=0))
-    return bool(result.rowcount)
+    asking again after a lost answer is recognised.
+
+    The disk is not waited for: what a crash of the server may undo of this is that the lock is free before its lease
+    ends. Whoever takes it next waits for the disk, and this release comes before that in the log.
+    """
+    return bool(tx.execute(tx.prepared(_release), {"b_name": name, "b_owner": owner}).rowcount)
+
+
+def _release(tx: Tx) -> Update:
+    return tx.dialect.unflushed(update(tx.tables.locks).where(_mine(tx)).values(expires_us=0))
 
 
 def holds(tx: Tx, name: str, owner: str) -> bool:
     """Whether this owner's lease is in force."""
-    return tx.execute(select(tx.tables.locks.c.name).where(_mine(tx, name, owner))).first() is not None
+    return tx.execute(tx.prepared(_fence), {"b_name": name, "b_owner": owner}).first() is not None
 
 
 def held(tx: Tx) -> list[HeldRow]:
@@ -143,9 +174,13 @@ def guard(connection: Connection, tables: Tables, resource: str, fence: int) -> 
     return int(connection.execute(locked).scalar_one())
 
 
-def _mine(tx: Tx, name: str, owner: str) -> ColumnElement[bool]:
+def _bound(tx: Tx, column: str) -> BindParameter[str]:
+    return bindparam(f"b_{column}", type_=tx.tables.locks.c[column].type)
+
+
+def _mine(tx: Tx) -> ColumnElement[bool]:
     c = tx.tables.locks.c
-    return and_(c.name == name, c.owner == owner, c.expires_us > tx.clock)
+    return and_(c.name == _bound(tx, "name"), c.owner == _bound(tx, "owner"))
 
 
 def _row(row: Row[Any]) -> HeldRow:

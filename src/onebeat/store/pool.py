@@ -82,8 +82,12 @@ class Pool:
         single: bool,
         patience: float = PATIENCE,
         limit: float | None = None,
+        flushed: bool = True,
     ) -> R:
-        """Run one call; `single`: its one statement commits by itself, without a transaction around it."""
+        """Run one call; `single`: its one statement commits by itself, without a transaction around it.
+
+        Whether it is `flushed` its statement says here.
+        """
         self._refuse_closed()
         if asyncio.get_running_loop() is not self._loop:
             raise NotStarted("the database was opened in another event loop; use `sync()` or a sibling there")

@@ -93,6 +93,14 @@ def prepare_writer(connection: sqlite3.Connection, synchronous: str) -> None:
     connection.execute("PRAGMA busy_timeout = 0")  # from here on `Dialect.begin` does the waiting
 
 
+def set_flushing(connection: sqlite3.Connection, flushed: bool, *, synchronous: str) -> None:
+    """Whether the next commits wait for the disk as `synchronous` says, or leave that to a later one.
+
+    Without it a commit survives its process, not a power cut; the file is whole in either case.
+    """
+    connection.execute(f"PRAGMA synchronous = {_synchronous(synchronous) if flushed else 'NORMAL'}")
+
+
 def prepare_reader(connection: sqlite3.Connection) -> None:
     """A reader that could not write by mistake."""
     connection.execute("PRAGMA query_only = ON")
