@@ -59,7 +59,8 @@ class MemoryBackend:
     async def acquire(self, name: str, owner: str, ttl: int, holder: str) -> int | None:
         with self.place.mutex:
             row, now = self.place.rows.get(name), time.time()
-            if row is not None and row.expires > now and row.owner != owner and WITHOUT != "exclusion":
+            theirs = row is not None and row.expires > now and (row.owner != owner or WITHOUT == "repeating")
+            if theirs and WITHOUT != "exclusion":
                 return None
             fence = 1 if row is None else row.fence + (WITHOUT != "growing fences")
             self.place.rows[name] = Row(owner, fence, now + ttl / 1e6, holder, now)
@@ -67,15 +68,20 @@ class MemoryBackend:
 
     async def renew(self, name: str, owner: str, ttl: int) -> bool:
         with self.place.mutex:
-            if WITHOUT != "renewal" and (row := self._mine(name, owner)):
-                self.place.rows[name] = replace(row, expires=max(row.expires, time.time() + ttl / 1e6))
+            if WITHOUT == "renewal":
                 return True
-            return WITHOUT == "renewal"
+            row = self._mine(name, owner)
+            if WITHOUT == "owner in renewal" or (WITHOUT == "expiry in renewal" and self._is_owner(name, owner)):
+                row = self.place.rows.get(name)
+            if row is None:
+                return False
+            self.place.rows[name] = replace(row, owner=owner, expires=max(row.expires, time.time() + ttl / 1e6))
+            return True
 
     async def release(self, name: str, owner: str) -> bool:
         with self.place.mutex:
             row = self.place.rows.get(name)
-            if row is None or row.owner != owner:
+            if row is None or not (self._is_owner(name, owner) or WITHOUT == "owner in release"):
                 return False
             if WITHOUT != "release":
                 self.place.rows[name] = replace(row, expires=0)
@@ -95,6 +101,10 @@ class MemoryBackend:
             info = self._info(name)
             self.place.rows[name] = replace(row, owner="", expires=0)
             return info
+
+    def _is_owner(self, name: str, owner: str) -> bool:
+        row = self.place.rows.get(name)
+        return row is not None and row.owner == owner
 
     def _mine(self, name: str, owner: str) -> Row | None:
         row = self.place.rows.get(name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Any
 
 import pytest
@@ -66,3 +67,23 @@ async def test_with_in_a_running_loop_is_refused(database_url: str) -> None:
     async with Scheduler(database_url, role="client") as scheduler:
         with pytest.raises(ConfigurationError, match="use `async with`"), scheduler.lock("a"):
             pytest.fail("the event loop was blocked")
+
+
+@pytest.mark.parametrize("database_kind", ["sqlite"])
+@pytest.mark.parametrize("template", ["mail {user}", "mail-{{{user}}}", "ä{user}", "x" * 200 + "{user}"])
+async def test_a_template_whose_own_words_cannot_be_a_name_is_refused_where_it_is_written(
+    database_url: str, template: str
+) -> None:
+    with pytest.raises(ConfigurationError, match="cannot be a lock's name"):
+        Scheduler(database_url, role="client").locked(template)
+
+
+@pytest.mark.parametrize("database_kind", ["sqlite"])
+async def test_a_partial_can_be_locked_and_a_mistake_in_it_is_named(database_url: str) -> None:
+    async def mail(user: int, words: str) -> str:
+        return f"{user}: {words}"
+
+    async with Scheduler(database_url, role="client") as scheduler:
+        assert await scheduler.locked("mail-{user}")(partial(mail, words="hi"))(7) == "7: hi"
+        with pytest.raises(ConfigurationError, match="has no such parameter"):
+            scheduler.locked("mail-{nobody}")(partial(mail, words="hi"))

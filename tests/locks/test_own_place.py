@@ -36,6 +36,10 @@ def test_another_project_runs_the_contract_as_documented(tmp_path: Path) -> None
         ("growing fences", "test_fences_grow_whoever_acquires"),
         ("renewal", "test_a_held_lock_outlives_its_ttl"),
         ("release", "test_only_one_holds_it"),
+        ("owner in release", "test_a_release_that_comes_too_late_frees_nobody_elses_lock"),
+        ("owner in renewal", "test_a_renewal_that_comes_too_late_takes_nothing_back"),
+        ("expiry in renewal", "test_a_lease_that_ran_out_is_over_for_good"),
+        ("repeating", "test_a_request_whose_answer_was_lost_is_recognised"),
     ],
 )
 def test_a_back_end_without_one_of_its_rules_does_not_pass(tmp_path: Path, without: str, caught: str) -> None:

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from onebeat import LeaseLost, NotStarted, Scheduler
+from onebeat import DatabaseUnavailable, LeaseLost, NotStarted, Scheduler
 from onebeat.locks import DatabaseLocks
 from onebeat.store.transaction import Tx
 from onebeat.testing.lock_support import patiently
-from tests.conftest import MakeDatabase
+from tests.conftest import SERVERS, MakeDatabase
+from tests.support.proxy import proxy_to
 
 WITHIN = 20.0  # seconds
 
@@ -52,6 +53,22 @@ async def test_a_loss_reaches_the_body_through_the_schedulers_heartbeat(database
 
     async with scheduler:
         with pytest.raises(LeaseLost, match="was lost"):
+            await work()
+
+
+@pytest.mark.parametrize("database_kind", [kind for kind in ("postgresql", "mariadb") if kind in SERVERS])
+async def test_a_database_that_goes_away_costs_a_schedulers_lock_at_its_deadline(database_url: str) -> None:
+    async with proxy_to(database_url) as proxy, Scheduler(proxy.url, role="client") as scheduler:
+
+        async def work() -> None:
+            async with asyncio.timeout(WITHIN), scheduler.lock("a", ttl=1.5) as lease:
+                proxy.refuse = True
+                proxy.cut()
+                with pytest.raises(DatabaseUnavailable):
+                    await lease.check()
+                await asyncio.Event().wait()
+
+        with pytest.raises(LeaseLost, match="renewed in time"):
             await work()
 
 

@@ -17,7 +17,7 @@ from onebeat.locks.keeper import Keeper
 from onebeat.locks.lease import HeldLease
 from onebeat.locks.lock import BackendLock
 from onebeat.locks.locked import Decorator, Locked
-from onebeat.locks.portal import START_TIMEOUT, HeldSyncLease, Portal
+from onebeat.locks.portal import START_TIMEOUT, HeldSyncLease, Portal, refuse_on_loop
 from onebeat.locks.waiting import Bells, jittered
 from onebeat.model.seams import Clock
 from onebeat.timing.clock import SECOND, SystemClock
@@ -138,7 +138,8 @@ class LocksOn(Generic[B]):
 
     def __exit__(self, *exc: object) -> None:
         self._opened_sync = False
-        self._portal.run(self._give_back_all(self._portal.backend()))
+        if self._portal.running:  # not in a forked child, which has nothing to give back
+            self._portal.run(self._give_back_all(self._portal.backend()))
         self._end_threads()
 
     def _end_threads(self) -> None:
@@ -157,7 +158,7 @@ class LocksOn(Generic[B]):
 
     async def _give_back_all(self, backend: B) -> None:
         with self._mutex:
-            held = list(self._held)
+            held = [hold for hold in self._held if hold.ours]
         for hold in held:
             hold.lost("its locks were closed while it was held")
             try:
@@ -190,6 +191,13 @@ class LocksOn(Generic[B]):
                 "these locks were opened in another event loop; open others here, or use `with` on a lock in a thread"
             )
 
+    def _ready_sync(self) -> None:
+        """Raise `NotStarted` where the locks were not opened, for the blocking form."""
+        if self._loop is None and not self._opened_sync:
+            raise NotStarted(
+                "these locks are not open; `with locks:` opens them in a script, `async with locks:` in a loop"
+            )
+
     # ── for the lock objects ──────────────────────────────────────────────────────────────────────────────────────────
     async def acquire(self, asked: Asking) -> HeldLease | None:
         """Wait as asked; None: the time is over."""
@@ -202,6 +210,8 @@ class LocksOn(Generic[B]):
     def acquire_sync(self, asked: Asking) -> HeldSyncLease | None:
         """As `acquire`, blocking."""
         thread = threading.current_thread()
+        refuse_on_loop()
+        self._ready_sync()
         backend = self._portal.backend()
         hold = self._portal.run(self._wait(backend, asked, thread, thread.is_alive))
         return None if hold is None else HeldSyncLease(self._portal, hold, self._give_back)
@@ -251,6 +261,7 @@ class LocksOn(Generic[B]):
         return hold
 
     def _keep(self, hold: Hold) -> None:
+        hold.on_loss(lambda: self._forget(hold))
         with self._mutex:
             self._held.add(hold)
             if self._beat is None:
@@ -298,7 +309,9 @@ class LocksOn(Generic[B]):
 
     def _refuse_nested(self, name: str, who: object) -> None:
         with self._mutex:
-            mine = [hold for hold in self._held if hold.name == name and hold.holder is who and hold.trusted]
+            mine = [
+                hold for hold in self._held if hold.name == name and hold.holder is who and hold.ours and hold.trusted
+            ]
         if mine:
             raise LockTimeout(
                 f"lock {name!r} is held by this very {'task' if isinstance(who, asyncio.Task) else 'thread'} "

@@ -28,7 +28,7 @@ class DatabaseBackend:
 
     def __init__(self, database: Callable[[], Database], *, migrate: bool = False) -> None:
         self._ask = database  # a scheduler has none before it is started
-        self._migrate = migrate
+        self._to_do = ["migrate"] if migrate else []  # once for all twins, by the first that is opened
 
     @property
     def database(self) -> Database:
@@ -46,13 +46,16 @@ class DatabaseBackend:
     def twin(self) -> Self:
         """A connection of its own, for another thread's event loop."""
         sibling = self.database.heartbeat_database()
-        return type(self)(lambda: sibling)
+        twin = type(self)(lambda: sibling)
+        twin._to_do = self._to_do
+        return twin
 
     async def open(self, timeout: float) -> None:
         """Connect, and make the tables where that was asked for."""
         await self.database.open(timeout)
-        if self._migrate:
+        if self._to_do:
             await migrations.prepare(self.database)
+            self._to_do.clear()
 
     async def close(self) -> None:
         """Close the connections."""
@@ -176,6 +179,9 @@ class _SchedulersLocks(DatabaseLocks):
             raise NotStarted(
                 "the scheduler was started in another event loop; use its locks there, or `with` on a lock in a thread"
             )
+
+    def _ready_sync(self) -> None:
+        _ = self._backend.database
 
     def _make_beat(self) -> Beat:
         return self._heartbeat()

@@ -249,7 +249,10 @@ def _read(path: Path) -> Record:
     except FileNotFoundError:
         return Record(name="")
     with os.fdopen(descriptor, "rb") as file:
-        return Record(**json.loads(file.read()))
+        try:
+            return Record(**json.loads(file.read()))
+        except (ValueError, TypeError):  # cut short with the power: as if it were not there
+            return Record(name="")
 
 
 def _info(record: Record) -> LockInfo:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -53,12 +54,18 @@ class Hold:
         self.holder = holder  # the task or thread that acquired it
         self.over = False  # released or lost
         self.why: str | None = None  # it is lost, for this reason
+        self._pid = os.getpid()
         self._leased = leased
         self._clock = clock
         self._renewal = renewal
         self._deadline = sent + ttl - margin(ttl)
         self._mutex = threading.Lock()
         self._listeners: list[Callable[[], None]] = []
+
+    @property
+    def ours(self) -> bool:
+        """Whether it belongs to this process; a forked child only has a copy, and neither renews nor releases it."""
+        return self._pid == os.getpid()
 
     @property
     def deadline(self) -> int:
@@ -82,7 +89,7 @@ class Hold:
 
     def may_be_renewed(self) -> bool:
         """Whether somebody still holds it and trusts it; says that it is lost when not."""
-        if self.over:
+        if self.over or not self.ours:
             return False
         if not self.alive():
             self.lost("the task or thread that held it has ended without releasing it")
@@ -111,7 +118,7 @@ class Hold:
                 return False
             self.over = True
             self._listeners = []
-        return True
+        return self.ours
 
     def on_loss(self, listener: Callable[[], None]) -> None:
         """Call `listener` when it is lost; at once when that has happened."""

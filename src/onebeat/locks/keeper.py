@@ -9,7 +9,6 @@ import threading
 from collections.abc import Callable
 from random import random
 
-from onebeat.errors import OnebeatError
 from onebeat.locks.backend import Backend
 from onebeat.locks.hold import Hold
 from onebeat.model.seams import Clock
@@ -122,7 +121,7 @@ class Keeper:
         backend = self._make()
         try:
             await backend.open(CONNECT_WITHIN)
-        except OnebeatError as error:
+        except Exception as error:  # noqa: BLE001 - as below
             self._trouble(error)
             return None
         return backend
@@ -136,7 +135,7 @@ class Keeper:
         try:
             async with asyncio.timeout(max(hold.interval / SECOND, ANSWER_WITHIN)):
                 kept = await backend.renew(hold.name, hold.owner, hold.ttl)
-        except (OnebeatError, TimeoutError) as error:
+        except Exception as error:  # noqa: BLE001 - said; the deadline, not the error, ends the trust
             self._trouble(error)
             return
         self._recovered()

@@ -120,8 +120,12 @@ class HeldLease:
             ours_alone = body.uncancel() <= self._cancels_before
             if not ours_alone and kind is asyncio.CancelledError:
                 return  # somebody else cancelled as well: that one goes on
-        if self._hold.why is not None and (error is None or (kind is asyncio.CancelledError and self._cancelled)):
+        if self._hold.why is None:
+            return
+        if error is None or (kind is asyncio.CancelledError and self._cancelled):
             raise LeaseLost(self._words(self._hold.why)) from error
+        if not isinstance(error, LeaseLost):
+            error.add_note(self._words(self._hold.why))
 
     async def _leave(self, error: BaseException | None) -> None:
         """Release at the end of the body; what the body raised is more important than what becomes of that."""

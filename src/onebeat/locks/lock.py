@@ -6,13 +6,15 @@ import asyncio
 import threading
 from dataclasses import replace
 from types import TracebackType
-from typing import Protocol
+from typing import Protocol, TypeVar
 
-from onebeat.errors import LockTimeout
+from onebeat.errors import LeaseLost, LockTimeout
 from onebeat.locks.asking import Asking
 from onebeat.locks.lease import HeldLease
 from onebeat.locks.portal import HeldSyncLease
 from onebeat.timing.clock import SECOND
+
+L = TypeVar("L", HeldLease, HeldSyncLease)
 
 
 class Acquirer(Protocol):
@@ -31,7 +33,7 @@ class BackendLock:
     def __init__(self, locks: Acquirer, asked: Asking) -> None:
         self._locks = locks
         self._asked = asked
-        self._entered: dict[object, HeldLease | HeldSyncLease] = {}  # by the task or thread that is inside
+        self._entered: dict[HeldLease | HeldSyncLease, object] = {}  # to the task or thread that is inside
 
     @property
     def name(self) -> str:
@@ -71,27 +73,35 @@ class BackendLock:
 
     async def __aenter__(self) -> HeldLease:
         lease = await self.acquire()
-        self._entered[asyncio.current_task()] = lease
-        return await lease.__aenter__()
+        await lease.__aenter__()
+        self._entered[lease] = asyncio.current_task()
+        return lease
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        lease = self._entered.pop(asyncio.current_task())
-        assert isinstance(lease, HeldLease)
-        await lease.__aexit__(kind, error, trace)
+        await self._left(HeldLease, asyncio.current_task()).__aexit__(kind, error, trace)
 
     def __enter__(self) -> HeldSyncLease:
         lease = self.acquire_sync()
-        self._entered[threading.current_thread()] = lease
-        return lease.__enter__()
+        lease.__enter__()
+        self._entered[lease] = threading.current_thread()
+        return lease
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        lease = self._entered.pop(threading.current_thread())
-        assert isinstance(lease, HeldSyncLease)
-        lease.__exit__(kind, error, trace)
+        self._left(HeldSyncLease, threading.current_thread()).__exit__(kind, error, trace)
+
+    def _left(self, kind: type[L], who: object) -> L:
+        """The lease that `who` is leaving: the last one it entered, or the last of all where somebody else entered it
+        (a generator that is closed in another thread, as `yield` dependencies are)."""
+        inside = [(lease, by) for lease, by in list(self._entered.items()) if isinstance(lease, kind)]
+        if not inside:
+            raise LeaseLost(f"lock {self.name!r} was not entered, so it cannot be left")
+        lease = next((lease for lease, by in reversed(inside) if by is who), inside[-1][0])
+        del self._entered[lease]
+        return lease
 
     def _too_late(self) -> LockTimeout:
         waited = "it was tried once" if not self._asked.wait else f"waited {self._asked.wait / SECOND:g} s"

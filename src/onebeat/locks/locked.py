@@ -38,15 +38,16 @@ class Locked:
         self._ttl = ttl
         self._wait = wait
         self._parameters = parameters(template)
-        asking("x" if self._parameters else template, ttl, wait)  # what cannot work is said where it is written
+        # What cannot work is said where it is written: the words around the parameters, `ttl`, `wait`.
+        asking(template.format_map(dict.fromkeys(self._parameters, "x")), ttl, wait)
 
     def __call__(self, function: Callable[P, R], /) -> Callable[P, R]:
         if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
             raise ConfigurationError(
-                f"{function.__qualname__} is a generator function, which runs when it is iterated; lock that loop"
+                f"{_named(function)} is a generator function, which runs when it is iterated; lock that loop"
             )
         signature = inspect.signature(function)
-        self._check(signature, function.__qualname__)
+        self._check(signature, _named(function))
 
         def lock(args: Any, kwargs: Any) -> BackendLock:
             bound = signature.bind(*args, **kwargs)
@@ -82,6 +83,10 @@ class Locked:
                     f"the lock's name {self._template!r} speaks of {name!r}, and {function} has no such parameter; "
                     f"it has {', '.join(sorted(plain)) or 'none'}"
                 )
+
+
+def _named(function: Callable[..., Any]) -> str:
+    return getattr(function, "__qualname__", repr(function))  # a `functools.partial` has none
 
 
 def parameters(template: str) -> tuple[str, ...]:

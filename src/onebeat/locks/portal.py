@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import threading
+import time
 from collections.abc import Awaitable, Callable, Coroutine
 from types import TracebackType
 from typing import Any, Generic, TypeVar
@@ -116,14 +117,12 @@ class ThreadLost:
 
     def wait(self, timeout: float | None = None) -> bool:
         """Block until it is lost, at most `timeout` seconds; whether it is."""
+        until = None if timeout is None else time.monotonic() + timeout
         while not self.is_set():
-            remaining = self._hold.remaining
-            step = timeout if remaining is None else min(remaining, timeout or remaining)
-            self._event.wait(step)
-            if timeout is not None:
-                timeout -= step or 0.0
-                if timeout <= 0:
-                    return self.is_set()
+            left = None if until is None else until - time.monotonic()
+            if left is not None and left <= 0:
+                return False
+            self._event.wait(min((each for each in (left, self._hold.remaining) if each is not None), default=None))
         return True
 
 

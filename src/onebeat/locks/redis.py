@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -23,7 +24,8 @@ AUDIT_KEPT = 1000  # forced releases
 _PREFIX = re.compile(r"[A-Za-z0-9_.:-]{1,64}", re.ASCII)
 
 # Each script gets a lock's two keys, which one hash tag keeps together: `…:lock` exists while it is held, `…:fence`
-# remembers the last fence and the last owner that released. Numbers stay below 2^53, so Lua's are exact.
+# remembers the last fence and the last owner that released. A forced release gets the audit list too. Numbers stay
+# below 2^53, so Lua's are exact.
 NOW = "local t = redis.call('TIME'); local now = t[1] * 1000000 + t[2]"  # microseconds
 
 ACQUIRE = """
@@ -63,6 +65,8 @@ local found = redis.call('HMGET', KEYS[1], 'fence', 'holder', 'acquired')
 if not found[1] then return false end
 local left = redis.call('PTTL', KEYS[1])
 redis.call('DEL', KEYS[1])
+redis.call('LPUSH', KEYS[3], ARGV[1] .. (found[2] or 'nobody known') .. ARGV[2])
+redis.call('LTRIM', KEYS[3], 0, ARGV[3] - 1)
 return {found[1], found[2], found[3], left}
 """
 
@@ -88,7 +92,11 @@ class RedisBackend:
         client: Any = self._make()
         self._client = client
         try:
-            await self._answer(client.ping())
+            async with asyncio.timeout(timeout):
+                await self._answer(client.ping())
+        except TimeoutError:
+            await self.close()
+            raise DatabaseUnavailable(f"Redis at {self.where} did not answer within {timeout:g} s") from None
         except BaseException:
             await self.close()
             raise
@@ -131,16 +139,10 @@ class RedisBackend:
         return sorted(infos, key=lambda info: info.name)
 
     async def force_release(self, name: str, reason: str, who: str) -> LockInfo | None:
-        """Delete the key; the last thousand of these are in the list `…:audit`."""
-        client = self._open()
-        found = await self._run(FORCE, name)
-        if found is None:
-            return None
-        info = _info(name, *found)
-        line = f"{datetime.now(UTC).isoformat()} {who} released {name} held by {info.holder}: {reason[:2000]}"
-        await self._answer(client.lpush(f"{self._prefix}:audit", line))
-        await self._answer(client.ltrim(f"{self._prefix}:audit", 0, AUDIT_KEPT - 1))
-        return info
+        """Delete the key and note it, in one script; the last thousand of these are in the list `…:audit`."""
+        before = f"{datetime.now(UTC).isoformat()} {who} released {name} held by "
+        found = await self._run(FORCE, name, before, f": {reason[:2000]}", AUDIT_KEPT)
+        return None if found is None else _info(name, *found)
 
     def _key(self, name: str, kind: str) -> str:
         return f"{self._prefix}:{{{name}}}:{kind}"
@@ -150,6 +152,8 @@ class RedisBackend:
         if script not in self._scripts:
             self._scripts[script] = client.register_script(script)
         keys = [self._key(name, "lock"), self._key(name, "fence")]
+        if script is FORCE:
+            keys.append(f"{self._prefix}:audit")
         return await self._answer(self._scripts[script](keys=keys, args=list(arguments)))
 
     def _open(self) -> Any:

@@ -16,7 +16,7 @@ from onebeat.errors import ConfigurationError, LockTimeout
 from onebeat.locks.base import LocksOn
 from onebeat.testing.lock_loss import Loss
 from onebeat.testing.lock_misuse import Misuse
-from onebeat.testing.lock_support import WITHIN, LateAnswer, MakeLocks as MakeLocks, OpenLocks
+from onebeat.testing.lock_support import SHORT, WITHIN, LateAnswer, MakeLocks as MakeLocks, OpenLocks
 from onebeat.testing.lock_threads import Threads
 
 
@@ -102,6 +102,53 @@ class LockContract(Loss, Misuse, Threads):
                 other = await locks.lock(name).try_acquire()
                 assert other is not None, name
                 await other.release()
+
+    # ── owners: what a back end is asked directly, because here the caller knows already ─────────────────────────────
+    async def test_a_release_that_comes_too_late_frees_nobody_elses_lock(self, open_locks: OpenLocks) -> None:
+        ours, theirs = await open_locks(), await open_locks()
+        lease = await ours.lock("a").acquire()
+        await theirs.force_release("a", reason="a test")
+        async with theirs.lock("a", wait=0) as later:
+            assert not await ours._backend.release("a", lease._hold.owner)
+            await later.check()
+            assert await ours.lock("a").try_acquire() is None
+
+    async def test_a_renewal_that_comes_too_late_takes_nothing_back(self, open_locks: OpenLocks) -> None:
+        ours, theirs = await open_locks(), await open_locks()
+        lease = await ours.lock("a").acquire()
+        owner, ttl = lease._hold.owner, lease._hold.ttl
+        await theirs.force_release("a", reason="a test")
+        assert not await ours._backend.renew("a", owner, ttl)
+        async with theirs.lock("a", wait=0) as later:
+            assert not await ours._backend.renew("a", owner, ttl)
+            assert not await ours._backend.holds("a", owner)
+            await later.check()
+
+    async def test_a_lease_that_ran_out_is_over_for_good(self, open_locks: OpenLocks) -> None:
+        if not self.leased:
+            return
+        locks = await open_locks()
+        owner, ttl = "a" * 32, int(SHORT * 1_000_000)
+        assert await locks._backend.acquire("a", owner, ttl, "one who died") is not None
+        async with asyncio.timeout(WITHIN):
+            while await locks.list():  # noqa: ASYNC110 - nobody tells of a lease that runs out
+                await asyncio.sleep(0.05)
+        assert not await locks._backend.renew("a", owner, ttl)
+        assert not await locks._backend.holds("a", owner)
+        assert await locks.list() == []
+
+    async def test_a_request_whose_answer_was_lost_is_recognised(self, open_locks: OpenLocks) -> None:
+        if not self.leased:
+            return  # in one process no answer is lost
+        locks = await open_locks()
+        owner, ttl = "a" * 32, int(WITHIN * 1_000_000)
+        fences = [await locks._backend.acquire("a", owner, ttl, "one who asks twice") for _ in range(2)]
+        assert None not in fences
+        assert len(await locks.list()) == 1
+        for _ in range(2):
+            assert await locks._backend.release("a", owner)
+        async with locks.lock("a", wait=0) as lease:
+            assert lease.fence > max(fence or 0 for fence in fences)
 
     # ── waiting ───────────────────────────────────────────────────────────────────────────────────────────────────────
     async def test_wait_says_how_long(self, open_locks: OpenLocks) -> None:

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from onebeat.errors import ConfigurationError, LeaseLost, LockTimeout
+from onebeat.errors import ConfigurationError, LeaseLost, LockTimeout, NotStarted
 from onebeat.testing.lock_support import SHORT, WITHIN, MakeLocks, OpenLocks
 
 
@@ -72,3 +72,15 @@ class Threads:
 
         first, second = await asyncio.to_thread(script)
         assert first < second
+
+    async def test_a_script_that_has_not_opened_them_is_told(self, make_locks: MakeLocks) -> None:
+        def script() -> None:
+            locks = make_locks()
+            with pytest.raises(NotStarted, match="not open"), locks.lock("a"):
+                pytest.fail("nothing is open")
+            with locks:
+                pass
+            with pytest.raises(NotStarted, match="not open"):
+                locks.lock("a").try_acquire_sync()
+
+        await asyncio.to_thread(script)
