@@ -280,3 +280,12 @@ def naive_steps(w: Naive, ticks: int = 4) -> Iterator[tuple[str, Naive]]:
 def naive_flaw(before: Naive, after: Naive) -> str | None:
     holders = [n for n, does in enumerate(after.does) if does == "holds" and after.tick < after.until[n]]
     return "two processes hold unexpired leases at once" if len(holders) > 1 else None
+
+
+if __name__ == "__main__":
+    print("The design this project began with:", search(Naive(), naive_steps, naive_flaw), sep="\n")
+    for name, lock in {
+        "crashes and pauses": Lock(Faults(), ticks=3),
+        "a clock set back": Lock(Faults(clock=-STEP), ticks=3),
+    }.items():
+        print(f"This project's, with {name}:", lock.search(), sep="\n")
