@@ -77,6 +77,23 @@ class Loss:
         async with theirs.lock("a", wait=WITHIN):
             pass  # it was released
 
+    async def test_a_cancel_at_any_moment_leaves_no_lock_behind(self, open_locks: OpenLocks) -> None:
+        ours, theirs = await open_locks(), await open_locks()
+
+        async def work() -> None:
+            async with ours.lock("a", wait=WITHIN):
+                await asyncio.sleep(0)
+
+        for moment in range(40):
+            task = asyncio.ensure_future(work())
+            for _ in range(moment):
+                await asyncio.sleep(0 if moment % 2 else 0.0002)  # so many turns of the loop, short and longer ones
+            task.cancel()
+            await asyncio.wait([task])
+            assert task.cancelled() or task.exception() is None
+            async with theirs.lock("a", wait=WITHIN):  # sooner than its lease of half a minute would have ended
+                pass
+
     async def test_an_outer_cancel_beside_a_loss_goes_on(self, open_locks: OpenLocks) -> None:
         ours, theirs = await open_locks(), await open_locks()
         entered = asyncio.Event()
