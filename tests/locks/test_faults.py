@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
-import subprocess
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,50 +24,14 @@ from onebeat.store.tables import build
 from onebeat.store.transaction import Tx
 from onebeat.testing.lock_support import patiently
 from tests.conftest import SERVERS, MakeDatabase
+from tests.locks.conftest import RedisServer
 from tests.support.databases import waits_until
 from tests.support.proxy import proxy_to
-from tests.support.servers import free_port
 from tests.support.virtual import VirtualClock
 
 HOUR = 3600
 TTL = 1.5  # seconds
 SLOW = 10.0  # seconds that a busy machine may add
-
-
-class RedisServer:
-    """A Redis of one's own, which remembers nothing when it ends."""
-
-    def __init__(self, folder: Path) -> None:
-        self.port = free_port()
-        self.folder = folder
-        self.process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def url(self) -> str:
-        return f"redis://127.0.0.1:{self.port}/0"
-
-    def start(self) -> None:
-        command = ["redis-server", "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
-        self.process = subprocess.Popen([*command, "--dir", str(self.folder)], stdout=subprocess.DEVNULL)
-        deadline = time.monotonic() + 20
-        while b"PONG" not in subprocess.run(["redis-cli", "-p", str(self.port), "ping"], capture_output=True).stdout:
-            assert time.monotonic() < deadline, "the private Redis does not answer"
-
-    def kill(self) -> None:
-        assert self.process is not None
-        self.process.kill()
-        self.process.wait(10)
-
-    def command(self, *words: str) -> None:
-        subprocess.run(["redis-cli", "-p", str(self.port), *words], check=True, capture_output=True)
-
-
-@pytest.fixture
-def redis_server(redis_url: str, tmp_path: Path) -> Iterator[RedisServer]:
-    server = RedisServer(tmp_path)
-    server.start()
-    yield server
-    server.kill()
 
 
 async def loses(locks: LocksOn[Any], fault: Callable[[], Awaitable[object]]) -> int:
