@@ -15,7 +15,9 @@ from onebeat.store.database import Database
 from onebeat.store.tables import build
 from onebeat.store.transaction import Tx
 from tests.conftest import SERVERS, MakeDatabase
+from tests.support.servers import private_server
 
+WITHIN = 20.0  # seconds
 OWNER, TTL = "a" * 32, 30_000_000
 NORMAL, FULL, EXTRA = 1, 2, 3  # https://www.sqlite.org/pragma.html#pragma_synchronous
 
@@ -95,3 +97,20 @@ async def test_on_postgresql_an_acquisition_waits_for_the_disk_and_a_release_doe
         assert await database.write(acquire) == "on"
         assert await database.write(release) == "off"
     assert await database.read(setting) == "on", "it was for one transaction"
+
+
+@pytest.mark.parametrize("kind", [kind for kind in ("postgresql", "mariadb") if kind in SERVERS])
+async def test_a_server_that_is_killed_keeps_what_is_held_and_frees_the_rest_in_time(kind: str) -> None:
+    with private_server(kind) as server:
+        async with DatabaseLocks(server.url) as ours, DatabaseLocks(server.url) as theirs:
+            lease = await ours.lock("held", ttl=60).acquire()
+            async with ours.lock("free", ttl=3) as before:
+                pass
+            await asyncio.to_thread(server.kill)  # before anything else is written
+            await asyncio.to_thread(server.start)
+            assert {info.name: info.fence for info in await theirs.list()}["held"] == lease.fence
+            assert await theirs.lock("held").try_acquire() is None
+            await lease.check()
+            async with theirs.lock("free", wait=WITHIN) as later:
+                assert later.fence > before.fence
+            await lease.release()
