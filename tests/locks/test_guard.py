@@ -10,7 +10,7 @@ from sqlalchemy import create_engine, make_url, text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 
-from onebeat import ConfigurationError, LeaseLost, fence_guard
+from onebeat import ConfigurationError, LeaseLost, SchemaOutOfDate, fence_guard
 
 DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg", "mariadb": "mysql+asyncmy"}
 
@@ -64,9 +64,15 @@ def test_plain_sessions_and_connections_need_no_await(tmp_path: Any, shelf: Any)
     engine.dispose()
 
 
+async def test_a_database_without_the_table_says_what_to_do(engine: AsyncEngine) -> None:
+    async with engine.connect() as connection:
+        with pytest.raises(SchemaOutOfDate, match=r"other_fences, which is missing.*onebeat migrate"):
+            await fence_guard(connection, "report", 5, table_prefix="other_")
+
+
 async def test_what_is_no_fence_or_no_resource_is_refused(engine: AsyncEngine) -> None:
     async with engine.begin() as connection:
-        for fence in ("5", 1.5, -1, True, None):
+        for fence in ("5", 1.5, -1, True, None, 1 << 63):
             with pytest.raises(ConfigurationError, match="fence"):
                 await fence_guard(connection, "report", fence)  # type: ignore[arg-type]  # that is the test
         with pytest.raises(ConfigurationError, match="name"):

@@ -7,9 +7,12 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, overload
 
 from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError
 
-from onebeat.errors import ConfigurationError, LeaseLost
+from onebeat.errors import ConfigurationError, LeaseLost, SchemaOutOfDate
 from onebeat.locks.asking import lock_name
+from onebeat.store.dialects import dialect_for
+from onebeat.store.faults import Fault
 from onebeat.store.locks import guard
 from onebeat.store.tables import Tables, build
 
@@ -51,9 +54,10 @@ def fence_guard(
     lease.fence)`` with an `AsyncSession` or `AsyncConnection`, without ``await`` with a `Session` or `Connection`.
     It remembers the largest fence of each resource in onebeat's tables of that database (`table_prefix`, `schema`) and
     keeps the row locked until the transaction ends, so guarded writers follow each other. When it raises, let the
-    transaction roll back. Fences of different locks must not guard one resource: they are not comparable.
+    transaction roll back. `SchemaOutOfDate` where that table is missing. Fences of different locks must not guard one
+    resource: they are not comparable.
     """
-    if isinstance(fence, bool) or not isinstance(fence, int) or fence < 0:
+    if isinstance(fence, bool) or not isinstance(fence, int) or not 0 <= fence < 1 << 63:
         raise ConfigurationError(f"a fence is the number `lease.fence`, and this is {fence!r:.80}")
     tables, name = _tables(table_prefix, schema), lock_name(resource)
     run_sync = getattr(session, "run_sync", None)
@@ -69,7 +73,15 @@ def fence_guard(
 
 def _guard(session: Session | Connection, tables: Tables, resource: str, fence: int) -> None:
     connection = session if isinstance(session, Connection) else session.connection()
-    largest = guard(connection, tables, resource, fence)
+    try:
+        largest = guard(connection, tables, resource, fence)
+    except DBAPIError as error:
+        if dialect_for(connection.engine.url).classify(error) is Fault.MISSING_TABLE:
+            raise SchemaOutOfDate(
+                f"fence_guard keeps fences in {tables.fences.fullname}, which is missing in this session's database; "
+                "run `onebeat migrate` on it, or name its table_prefix and schema"
+            ) from error
+        raise
     if largest > fence:
         raise LeaseLost(
             f"{resource!r} was written under fence {largest}, and this writer holds fence {fence}: "
