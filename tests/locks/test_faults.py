@@ -5,18 +5,19 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
+import sqlite3
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from redis.asyncio import Redis
-from sqlalchemy import delete
+from sqlalchemy import delete, make_url
 
 from onebeat.errors import DatabaseUnavailable, LeaseLost
-from onebeat.locks import DatabaseLocks, FileLocks, RedisLocks, redis as redis_locks
+from onebeat.locks import DatabaseLocks, FileLocks, RedisLocks
 from onebeat.locks.base import LocksOn
 from onebeat.locks.keeper import Keeper
 from onebeat.store.database import Database
@@ -24,84 +25,10 @@ from onebeat.store.tables import build
 from onebeat.store.transaction import Tx
 from onebeat.testing.lock_support import patiently
 from tests.conftest import SERVERS, MakeDatabase
-from tests.locks.conftest import RedisServer
+from tests.locks.losing import HOUR, SLOW, TTL, loses, lost_body
 from tests.support.databases import waits_until
 from tests.support.proxy import proxy_to
 from tests.support.virtual import VirtualClock
-
-HOUR = 3600
-TTL = 1.5  # seconds
-SLOW = 10.0  # seconds that a busy machine may add
-
-
-async def loses(locks: LocksOn[Any], fault: Callable[[], Awaitable[object]]) -> int:
-    """Hold a lock, let the fault happen, and be cancelled before the lease would have been over; its fence.
-
-    Where the machine was too busy for a short lease, with a longer one.
-    """
-    for ttl in (TTL, 4 * TTL, 16 * TTL):
-        lease = await locks.lock("a", ttl=ttl, wait=SLOW).acquire()
-        begun = time.monotonic()
-        happening = asyncio.ensure_future(fault())
-        with pytest.raises(LeaseLost):
-            await lost_body(lease, asyncio.Event().wait, ttl)
-        took = time.monotonic() - begun
-        await happening
-        if took < ttl:
-            return lease.fence
-    raise AssertionError(f"the loss of a lease of {ttl} s was noticed after {took} s")
-
-
-async def lost_body(lease: Any, work: Callable[[], Awaitable[object]], ttl: float = TTL) -> None:
-    async with asyncio.timeout(ttl + SLOW), lease:
-        await work()
-        await asyncio.Event().wait()
-
-
-@pytest.mark.parametrize("fault", ["flushed", "restarted"])
-async def test_a_redis_that_forgets_gives_larger_fences_and_the_loss_is_noticed(
-    redis_server: RedisServer, fault: str
-) -> None:
-    async with RedisLocks(redis_server.url) as ours, RedisLocks(redis_server.url) as theirs:
-        later: list[int] = []
-
-        async def forget() -> None:
-            if fault == "flushed":
-                redis_server.command("FLUSHALL")
-            else:
-                await asyncio.to_thread(redis_server.kill)
-                await asyncio.to_thread(redis_server.start)
-            async with theirs.lock("a", wait=SLOW) as lease:
-                later.append(lease.fence)
-
-        assert await loses(ours, forget) < later[-1]
-
-
-async def test_a_redis_clock_set_back_an_hour_gives_larger_fences(
-    redis_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async with RedisLocks(redis_url, prefix=f"onebeat-test-{secrets.token_hex(6)}") as locks:
-        async with locks.lock("a") as lease:
-            before = lease.fence
-        monkeypatch.setattr(redis_locks, "NOW", f"{redis_locks.NOW} - {HOUR} * 1000000")
-        for _ in range(3):
-            async with locks.lock("a", ttl=TTL) as lease:
-                assert lease.fence > before
-                before = lease.fence
-                await lease.check()
-
-
-async def test_a_redis_that_forgets_while_its_clock_is_behind_is_not_covered(
-    redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Both at once: docs/locks.md names it. Each alone is covered above."""
-    async with RedisLocks(redis_server.url) as locks:
-        async with locks.lock("a") as lease:
-            before = lease.fence
-        redis_server.command("FLUSHALL")
-        monkeypatch.setattr(redis_locks, "NOW", f"{redis_locks.NOW} - {HOUR} * 1000000")
-        async with locks.lock("a") as lease:
-            assert lease.fence < before
 
 
 async def test_an_emptied_table_gives_larger_fences_and_the_loss_is_noticed(
@@ -204,46 +131,6 @@ async def test_a_database_clock_set_forward_is_a_loss_that_is_noticed(database_u
         await loses(locks, forward)
 
 
-async def test_a_lock_directory_that_is_emptied_is_noticed_and_fences_grow(tmp_path: Path) -> None:
-    async with FileLocks(tmp_path / "locks") as ours, FileLocks(tmp_path / "locks") as theirs:
-        later: list[int] = []
-
-        async def empty() -> None:
-            for path in (tmp_path / "locks").iterdir():
-                path.unlink()
-            async with theirs.lock("a", wait=0) as lease:
-                later.append(lease.fence)
-
-        assert await loses(ours, empty) < later[-1]
-
-
-async def test_a_record_cut_short_by_a_power_cut_is_as_one_that_was_lost(tmp_path: Path) -> None:
-    async with FileLocks(tmp_path / "locks") as locks:
-        async with locks.lock("a") as lease:
-            before = lease.fence
-        record = next((tmp_path / "locks").glob("*.json"))
-        for content in (b"", record.read_bytes()[:20], b"[]", b'{"what": 1}', b"\xff"):
-            record.write_bytes(content)
-            assert await locks.list() == []
-            async with locks.lock("a", wait=0) as lease:
-                assert lease.fence > before
-                before = lease.fence
-
-
-async def test_a_machine_clock_set_back_does_not_shrink_a_files_fence(tmp_path: Path) -> None:
-    class Behind:
-        def now(self) -> int:
-            return time.time_ns() // 1000 - HOUR * 1_000_000
-
-        def boot(self) -> int:
-            return time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1000
-
-    async with FileLocks(tmp_path / "locks") as locks, locks.lock("a") as lease:
-        before = lease.fence
-    async with FileLocks(tmp_path / "locks", clock=Behind()) as locks, locks.lock("a") as lease:
-        assert lease.fence > before
-
-
 @pytest.mark.parametrize("database_kind", [kind for kind in ("postgresql", "mariadb") if kind in SERVERS])
 async def test_a_database_that_goes_away_ends_the_trust_before_the_lease(
     database_url: str, caplog: pytest.LogCaptureFixture
@@ -267,21 +154,21 @@ async def test_a_database_that_goes_away_ends_the_trust_before_the_lease(
             await locks.lock("c").acquire()
 
 
-async def test_a_redis_that_goes_away_ends_the_trust_before_the_lease(redis_server: RedisServer) -> None:
-    async with RedisLocks(redis_server.url) as locks:
+@pytest.mark.parametrize("database_kind", ["sqlite"])
+async def test_a_file_that_another_program_keeps_locked_ends_the_trust_before_the_lease(database_url: str) -> None:
+    other = sqlite3.connect(str(make_url(database_url).database), isolation_level=None, check_same_thread=False)
+
+    async def writes() -> None:
+        await asyncio.to_thread(other.execute, "BEGIN IMMEDIATE")
+
+    async with DatabaseLocks(database_url) as locks:
         lease = await locks.lock("a", ttl=TTL).acquire()
-
-        async def kill() -> None:
-            redis_server.kill()
-            with pytest.raises(DatabaseUnavailable, match="is it running"):
-                await lease.check()
-
-        begun = time.monotonic()
         with pytest.raises(LeaseLost, match="renewed in time"):
-            await lost_body(lease, kill)
-        assert time.monotonic() - begun < TTL + SLOW
-        with pytest.raises(DatabaseUnavailable):
-            await locks.lock("b").acquire()
+            await lost_body(lease, writes)
+        other.execute("ROLLBACK")
+        async with locks.lock("a", wait=SLOW) as later:
+            assert later.fence > lease.fence
+    other.close()
 
 
 async def test_a_lease_that_needs_renewal_sooner_wakes_the_thread_that_sleeps_for_another(database_url: str) -> None:
@@ -303,46 +190,6 @@ async def test_a_blocked_event_loop_does_not_lose_the_lock(database_url: str) ->
                 await lease.check()
 
         await patiently(blocked)
-
-
-async def test_a_forked_child_does_not_keep_the_files_lock(tmp_path: Path) -> None:
-    async with FileLocks(tmp_path / "locks") as ours, FileLocks(tmp_path / "locks") as theirs:
-        lease = await ours.lock("a").acquire()
-        reader, writer = os.pipe()
-        pid = os.fork()
-        if pid == 0:
-            os.close(writer)
-            os.read(reader, 1)  # lives until the parent has looked
-            os._exit(0)
-        os.close(reader)
-        try:
-            await lease.release()
-            later = await theirs.lock("a", wait=0).acquire()
-            await later.release()
-        finally:
-            os.close(writer)
-            os.waitpid(pid, 0)
-
-
-async def test_a_directory_that_others_may_enter_or_a_link_is_refused(tmp_path: Path) -> None:
-    from onebeat.errors import ConfigurationError
-
-    (tmp_path / "open").mkdir(mode=0o755)
-    (tmp_path / "open").chmod(0o755)
-    (tmp_path / "private").mkdir(mode=0o700)
-    (tmp_path / "link").symlink_to(tmp_path / "private")
-    for name in ("open", "link"):
-        with pytest.raises(ConfigurationError):
-            await FileLocks(tmp_path / name).open()
-    async with FileLocks(tmp_path / "private") as locks, locks.lock("a"):
-        assert not [path.name for path in (tmp_path / "private").iterdir() if path.name.startswith("a")]
-    lock = next((tmp_path / "private").glob("*.lock"))
-    lock.unlink()
-    lock.symlink_to(tmp_path / "elsewhere")
-    async with FileLocks(tmp_path / "private") as locks:
-        with pytest.raises(DatabaseUnavailable):
-            await locks.lock("a").acquire()
-    assert not (tmp_path / "elsewhere").exists()
 
 
 async def test_names_that_are_not_used_any_more_are_forgotten_and_their_next_fence_is_larger(
@@ -427,16 +274,3 @@ async def test_a_forced_release_is_written_down_beside_the_files_and_in_redis(tm
                     [line] = await asking.lrange(f"{prefix}:audit", 0, -1)
             assert "its holder hangs" in line
             assert f":{os.getpid()} " in line
-
-
-async def test_a_redis_that_accepts_and_says_nothing_is_given_up_on_opening() -> None:
-    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.read()
-        writer.close()
-
-    server = await asyncio.start_server(silent, "127.0.0.1", 0)
-    port = server.sockets[0].getsockname()[1]
-    locks = RedisLocks(lambda: Redis(port=port, socket_timeout=None))
-    with pytest.raises(DatabaseUnavailable, match=r"did not answer within 0\.3 s"):
-        await locks.open(timeout=0.3)
-    server.close()
