@@ -245,7 +245,7 @@ class Schedules:
     ) -> Page[Fire]:
         """What became of the due instants, newest first; `start` ≤ instant < `end`; at most `limit` (1,000) a page.
 
-        Raises `ScheduleNotFound`, and `ConfigurationError` for a `decision` there is none of or a `cursor` that is no page's.
+        Raises `ScheduleNotFound`, and `ConfigurationError` for a `decision` there is none of or a `cursor` of no page.
         """
         check_filters(schedule_id=id)
         _check_word("decision", decision, Decision)
