@@ -225,6 +225,14 @@ def test_an_overlap_after_a_long_pause_is_explained() -> None:
     assert checker.check(story) == []
 
 
+def test_a_process_that_was_stopped_between_its_claim_and_its_first_line_explains_the_next_attempt() -> None:
+    story = replace(good(), lease=3 * SECOND, faults=[Fault(kind="stop", pid=2, begin=200, end=5 * SECOND)])
+    late = at("start", B, 1, 5 * SECOND + 10, pid=2), at("end", B, 1, 5 * SECOND + 500, pid=2)
+    story = lines(story, *late, drop=lambda line: line.job == B and line.attempt == 1)
+    assert {found.invariant for found in checker.check(story)} == {"I4", "I8"}, "begun after the stop?"
+    assert checker.check(attempt(story, B, started_us=OFFSET + 100)) == []
+
+
 def test_quarantine_after_three_deaths_is_no_violation() -> None:
     story = good()
     faults = [Fault(kind="kill", pid=pid, begin=boot) for pid, boot in ((2, SECOND), (3, 3 * SECOND), (4, 5 * SECOND))]

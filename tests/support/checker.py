@@ -68,6 +68,7 @@ class AttemptRow:
     attempt: int
     outcome: str
     worker_id: str | None = None
+    started_us: int = 0  # the claim, by the database's clock
     finished_us: int = 0
 
 
@@ -151,6 +152,11 @@ class Facts:
             if fault.kind in kinds and fault.begin <= end and fault.end >= begin:
                 return fault
         return None
+
+    def held_since(self, job_id: UUID, line: Line) -> int:
+        """When the process of a start claimed the job, boot clock: it may have been stopped before its first line."""
+        row = self.remembered.get((job_id, line.attempt or 0))
+        return line.boot if row is None or not row.started_us else min(line.boot, row.started_us - self.boot_to_wall)
 
 
 def check(facts: Facts) -> list[Violation]:
@@ -306,7 +312,7 @@ def _explained(facts: Facts, job: JobRow, attempt: int, begun: Mapping[int, Line
     start = begun.get(attempt)
     kinds = ("kill", "stop", "term", "outage")
     if start is not None:
-        return facts.hit(start.pid, start.boot, latest, kinds) is not None
+        return facts.hit(start.pid, facts.held_since(job.id, start), latest, kinds) is not None
     pid = facts.pids.get(row.worker_id or "") if row is not None else None
     return pid is not None and facts.hit(pid, 0, latest, kinds) is not None  # claimed, but never begun
 
@@ -377,7 +383,7 @@ def i8(facts: Facts) -> Iterator[Violation]:
             until = min(until, killed.begin if killed is not None else NEVER)
             if after.boot >= until:
                 continue
-            pause = facts.hit(before.pid, before.boot, after.boot, ("stop", "outage"))
+            pause = facts.hit(before.pid, facts.held_since(id, before), after.boot, ("stop", "outage"))
             if pause is None or min(pause.end, after.boot) - pause.begin < facts.lease // 2:
                 what = f"attempt {after.attempt} started {until - after.boot} µs before attempt {before.attempt} ended"
                 yield Violation(invariant="I8", subject=f"job {id}", what=what)

@@ -140,6 +140,7 @@ def _rows(connection: Connection, tables: Tables) -> Rows:
                 attempt=row["attempt"],
                 outcome=row["outcome"],
                 worker_id=row["worker_id"],
+                started_us=row["started_us"] or 0,
                 finished_us=row["finished_us"] or 0,
             )
             for row in everything(tables.attempts)
