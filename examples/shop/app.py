@@ -7,12 +7,13 @@ import os
 import random
 import smtplib
 import time
+from dataclasses import asdict
 from email.message import EmailMessage
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Response
 from onebeat import JobContext, JobInfo, Retry, Scheduler, install
 
 FOLDER = Path(os.environ.get("SHOP_FOLDER", ".run/shop"))  # reports, logs and, on SQLite, the database
@@ -103,9 +104,11 @@ async def show_job(job_id: UUID) -> dict[str, Any]:
 
 
 @app.get("/health")
-async def health() -> dict[str, Any]:
-    """Whether this process runs jobs."""
-    return {"pid": os.getpid()}
+async def health(response: Response) -> dict[str, Any]:
+    """Whether this process runs jobs: 503 while it cannot, and why."""
+    found = await scheduler.health()
+    response.status_code = 200 if found.ok else 503
+    return {"pid": os.getpid(), **asdict(found)}
 
 
 def _shown(job: JobInfo) -> dict[str, Any]:
