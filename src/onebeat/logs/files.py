@@ -20,6 +20,7 @@ from onebeat.logs.writer import complain
 
 OPEN_FILES: Final = 3  # days: today's, yesterday's around midnight, one for a clock that steps back
 _DAY = 86_400
+SETTLED = 30  # looks, a millisecond apart, at a file that does not grow: the half line at its end is nobody's any more
 _LOCAL_DISKS = frozenset(
     ("ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "tmpfs", "ramfs", "overlay", "reiserfs", "jfs", "bcachefs")
 )
@@ -258,15 +259,12 @@ def _remove_first(run: list[Bucket], count: int) -> None:
 
 
 def _settled_size(fd: int) -> int:
-    """The file's size, once no other process is in the middle of a write that ends without a newline."""
-    size = os.fstat(fd).st_size
-    for _ in range(50):
-        if size == 0 or _last_byte(fd, size) == b"\n":
-            return size
+    """The file's size, once no other process is in the middle of a write: one may wait for a processor for a while."""
+    size, still = os.fstat(fd).st_size, 0
+    while still < SETTLED and size > 0 and _last_byte(fd, size) != b"\n":
         time.sleep(0.001)
         before, size = size, os.fstat(fd).st_size
-        if size == before:
-            return size
+        still = still + 1 if size == before else 0
     return size
 
 
