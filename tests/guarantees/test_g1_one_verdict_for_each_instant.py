@@ -117,8 +117,8 @@ async def test_with_two_commits_instead_of_one_a_crash_loses_fires(
 ) -> None:
     move = fires._move
 
-    def move_and_commit(tx: Tx, plans: Any) -> set[str]:
-        moved = move(tx, plans)
+    def move_and_commit(tx: Tx, plans: Any, ours: Any) -> tuple[set[str], int | None]:
+        moved = move(tx, plans, ours)
         tx.dialect.commit(tx.connection)
         tx.dialect.begin(tx.connection, write=True)
         return moved

@@ -12,10 +12,16 @@ from onebeat.store.fires import FireRecorded, FireReport
 BATCH = 50  # schedules in one transaction
 UNREADABLE = 60_000_000  # microseconds until a schedule this code could not read is looked at again
 CONTENDED = 20_000  # microseconds: something is due, but another worker holds it; look again soon
+HEAD_START = 20_000  # microseconds that a worker leaves to the others if another one fired what was due last
+DOUBLING = 5_000  # microseconds more with each doubling of what it runs, so that an idle worker comes before a busy one
 
 
 class Dispatcher:
-    """Decides the due fires in one transaction, then sleeps exactly until the next one."""
+    """Decides the due fires in one transaction, then sleeps until the next one.
+
+    All workers of a fleet may fire at any moment, but at :00 they need not run into each other: who fired last goes
+    first, the others come a moment later and find nothing left to do, or a worker that is late, or gone.
+    """
 
     def __init__(
         self,
@@ -24,6 +30,7 @@ class Dispatcher:
         worker_id: Callable[[], str | None],
         hashes: Callable[[], Collection[str]],
         new_tracking_id: Callable[[], str],
+        running: Callable[[], int],
         poll: int,
         announce: Callable[[Event], None],
         woken: Callable[[], None],
@@ -33,12 +40,14 @@ class Dispatcher:
         self._worker_id = worker_id
         self._hashes = hashes
         self._new_tracking_id = new_tracking_id
+        self._running = running
         self._poll = poll
         self._announce = announce
         self._woken = woken
         self._promoter_woken = promoter_woken
         self._unreadable: dict[str, int] = {}  # schedule → when to look at it again
         self._expected: int | None = None  # the next fire as last read, on the database's clock
+        self._behind = False  # another worker fired what was due last
 
     async def tick(self, now: int) -> int | None:
         """Fire what is due; the earliest next fire, or the next poll."""
@@ -48,14 +57,18 @@ class Dispatcher:
         hashes = self._hashes()
         self._unreadable = {id: until for id, until in self._unreadable.items() if until > now}
         database_now = now + self._database.offset_us
-        if self._expected is None or self._expected > database_now:
+        if self._behind or self._expected is None or self._expected > database_now:
             self._expected = await self._database.read(fires.next_due, hashes, tuple(self._unreadable))
             if self._expected is None or self._expected > database_now:
                 return self._later(now, self._expected)
+        held_back = HEAD_START * self._behind + DOUBLING * self._running().bit_length()
+        if self._expected + held_back > database_now:
+            return now + self._expected + held_back - database_now
         report = await self._fire(worker_id, hashes)
         self._tell(report)
         self._unreadable |= {id: now + UNREADABLE for id, _ in report.unreadable}
         self._expected = report.next_fire
+        self._behind = not report.decided
         if report.decided == BATCH or report.unreadable:
             return now
         if not report.decided and report.next_fire is not None and report.next_fire <= report.now:
@@ -81,7 +94,7 @@ class Dispatcher:
     def _later(self, now: int, fire: int | None) -> int:
         if fire is None:
             return now + self._poll
-        return min(fire - self._database.offset_us, now + self._poll)
+        return min(fire - self._database.offset_us + HEAD_START * self._behind, now + self._poll)
 
     def _tell(self, report: FireReport) -> None:
         queued = delayed = False

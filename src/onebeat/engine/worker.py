@@ -117,6 +117,7 @@ class Worker:
             worker_id=self._acting,
             hashes=lambda: self._hashes,
             new_tracking_id=carrier.new_id,
+            running=lambda: len(self._executor.running),
             poll=plan.poll,
             announce=announce,
             woken=lambda: self._claims.wake(),

@@ -124,7 +124,7 @@ def fire_due(
     if rows:
         report.now = int(rows[0].now)
         plans = _plans(tx, rows, report)
-        moved = _move(tx, plans) if plans else set()
+        moved, report.next_fire = _move(tx, plans, _ours(hashes, unreadable)) if plans else (set(), None)
         writer = FireWriter(tx, report, worker_id=worker_id, new_tracking_id=new_tracking_id)
         for row, decision in plans:
             if row.id in moved:
@@ -136,7 +136,8 @@ def fire_due(
         writer.write()
     else:
         report.now = tx.now()
-    report.next_fire = next_due(tx, hashes, unreadable)
+    if not report.decided:
+        report.next_fire = next_due(tx, hashes, unreadable)
     return report
 
 
@@ -230,17 +231,22 @@ def still_unfired(tx: Tx) -> ColumnElement[bool]:
     return and_(c.next_fire_us == bindparam("b_expected"), c.rev == bindparam("b_rev"), c.state == ACTIVE)
 
 
-def _move(tx: Tx, plans: Sequence[tuple[Row[Any], FirePlan]]) -> set[str]:
-    """Move the schedules to their next fires; the ids that this transaction won."""
+def _move(tx: Tx, plans: Sequence[tuple[Row[Any], FirePlan]], ours: Mapping[str, Any]) -> tuple[set[str], int | None]:
+    """Move the schedules to their next fires; the ids that this transaction won, and, if any, what is due next."""
     mark = token()
     tx.execute(tx.prepared(_moved), [_moving(row, decision) | {"b_token": mark} for row, decision in plans])
     ids = padded([row.id for row, _ in plans])
-    return {row.id for row in tx.execute(tx.prepared(_won), {"b_ids": ids, "b_token": mark})}
+    won = tx.execute(tx.prepared(_won), {"b_ids": ids, "b_token": mark, **ours}).all()
+    return {row.id for row in won}, won[0].next_fire if won else None
 
 
 def _won(tx: Tx) -> Select[Any]:
+    """Which rows carry the token; beside them the earliest next fire, which spares a round trip."""
     c = tx.tables.schedules.c
-    return select(c.id).where(c.id.in_(bindparam("b_ids", expanding=True)), c.fire_token == bindparam("b_token"))
+    next_fire = _next_due(tx).correlate(None).scalar_subquery().label("next_fire")
+    return select(c.id, next_fire).where(
+        c.id.in_(bindparam("b_ids", expanding=True)), c.fire_token == bindparam("b_token")
+    )
 
 
 def _moved(tx: Tx) -> Update:
