@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import os
+import random
 import re
 import signal
 import subprocess
@@ -19,6 +20,7 @@ from typing import Any
 
 import pytest
 
+from onebeat.logs.failure import captured
 from onebeat.logs.handler import LogHandler
 from onebeat.logs.queue import Bucket
 from onebeat.logs.record import RecordEncoder
@@ -109,6 +111,42 @@ async def test_a_blocked_sink_does_not_hold_up_the_event_loop_and_memory_is_boun
 
 
 @pytest.mark.soak
+@pytest.mark.parametrize("seed", range(10))
+async def test_lines_that_pass_without_a_look_and_others_keep_order_and_bounds(seed: int) -> None:
+    """Small and large ones, with and without an exception, of several quarters of an hour, of all levels."""
+    chance = random.Random(seed)
+    sink = Sink()
+    bounds: dict[str, int] = {"records": chance.choice([50, 1_000]), "max_bytes": chance.choice([20_000, 400_000])}
+    writer = Writer(
+        sink,
+        report=RecordEncoder().losses,
+        patience=0,
+        records=bounds["records"],
+        max_bytes=bounds["max_bytes"],
+    )
+    sink.open.clear()
+    writer.put((0.0, logging.INFO, b'{"n":-1}\n', None))
+    assert await asyncio.to_thread(sink.entered.wait, 10)
+    sizes = {}
+    for number in range(2_000):
+        mixed = number < 10 or number >= 1_000  # in between, only such as pass without a look
+        failure = captured(ValueError("x")) if mixed and chance.random() < 0.05 else None
+        filler = "x" * (chance.randrange(3_000) if mixed and chance.random() < 0.1 else chance.randrange(900))
+        line = f'{{"n":{number},"filler":"{filler}","exc":null}}\n'.encode()
+        level = logging.WARNING if chance.random() < 0.01 else logging.INFO
+        writer.put((chance.choice([0.0, 1_000.0, 2_000.0]), level, line, failure))
+        sizes[number] = len(line)
+        assert writer.queue.waiting <= bounds["records"]
+    sink.open.set()
+    assert await asyncio.to_thread(writer.flush, 10)
+    records = sink.records()
+    written = [record["n"] for record in records if "n" in record][1:]
+    assert written == sorted(written)
+    assert sum(sizes[number] for number in written) <= bounds["max_bytes"]
+    assert len(written) >= min(40, bounds["max_bytes"] // 1_000), "what fits in was taken"
+    assert len(written) + sum(sum(record["dropped"].values()) for record in records if "dropped" in record) == 2_000
+
+
 def test_a_sink_blocked_for_ten_seconds_holds_up_no_loop() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "bench.logs", "--blocked", "10"], capture_output=True, text=True, cwd=ROOT

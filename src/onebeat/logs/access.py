@@ -15,6 +15,7 @@ Send = Callable[[Message], Awaitable[None]]
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 LOGGER: Final = "onebeat.access"
+SERVERS_ACCESS: Final = "uvicorn.access"
 _log = logging.getLogger(LOGGER)
 _wanted = False
 _excluded: frozenset[str] = frozenset()

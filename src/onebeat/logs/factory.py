@@ -13,6 +13,7 @@ _REMEMBERED = 5_000  # paths
 _TIMES = frozenset(("created", "msecs", "relativeCreated"))
 _paths: dict[str, tuple[str, str]] = {}
 _modules = sys.modules
+_levels: dict[int, str] = getattr(logging, "_levelToName", {})  # what getLevelName looks into
 _begun = getattr(logging, "_startTime", time.time())
 _START = _begun / 1e9 if _begun > 1e12 else _begun  # nanoseconds from Python 3.13 on
 
@@ -39,7 +40,7 @@ class Record(logging.LogRecord):
         if args and len(args) == 1 and isinstance(args[0], dict) and args[0]:
             args = args[0]
         self.args = args
-        self.levelname = logging.getLevelName(level)
+        self.levelname = _levels.get(level) or logging.getLevelName(level)
         self.levelno = level
         self.pathname = pathname
         self.filename, self.module = _paths.get(pathname) or _names_of(pathname)
@@ -49,7 +50,7 @@ class Record(logging.LogRecord):
         self.lineno = lineno
         self.funcName = func  # type: ignore[assignment]  # None when logging does not look for callers
         self.created = created
-        self.msecs = int(created % 1 * 1000) + 0.0
+        self.msecs = created % 1 * 1000 // 1
         self.relativeCreated = (created - _START) * 1000
         if logging.logThreads:
             self.thread = threading.get_ident()
@@ -58,10 +59,13 @@ class Record(logging.LogRecord):
             self.thread = self.threadName = None
         if not logging.logMultiprocessing:
             self.processName = None
-        elif "multiprocessing" in _modules:
-            self.processName = _process_name()
         else:
             self.processName = "MainProcess"
+            if (module := _modules.get("multiprocessing")) is not None:
+                try:
+                    self.processName = module.current_process().name
+                except Exception:  # noqa: BLE001, S110 - as in logging: half imported, anything may be missing
+                    pass
         self.process = os.getpid() if logging.logProcesses else None
         if sys.version_info >= (3, 12):
             self.taskName = _task_name() if logging.logAsyncioTasks else None
@@ -102,13 +106,6 @@ def _names_of(path: str) -> tuple[str, str]:
     if len(_paths) < _REMEMBERED:
         _paths[path] = names
     return names
-
-
-def _process_name() -> str:
-    try:
-        return str(_modules["multiprocessing"].current_process().name)
-    except Exception:  # noqa: BLE001 - as in logging: half imported, anything may be missing
-        return "MainProcess"
 
 
 def _task_name() -> str | None:

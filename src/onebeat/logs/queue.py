@@ -21,6 +21,8 @@ SPAN: Final = (
 )
 _BUCKET = 128 * 1024  # bytes; a larger bucket is left alone and a new one begun
 _RESERVE = 0.8  # of the room may be filled by records under WARNING; the rest is kept for WARNING and above
+_TOGETHER = 256  # lines that are put into a bucket together
+SMALL: Final = 1024  # bytes; such lines may pass without a look at the room, `free` of them
 
 
 class Bucket:
@@ -66,6 +68,8 @@ class Bucket:
 class BoundedQueue:
     """Lines on their way to one sink; bounded in records and in bytes; `put` and `take` never wait.
 
+    While there is room for sure, a small line may go straight to the end of `unsorted`: see `Writer.put`.
+
     DEBUG and INFO are refused once the queue is four fifths full. WARNING and above are refused only when the queue is
     full of nothing else: before that, waiting lines under WARNING make room. Whatever is lost is counted by level.
 
@@ -88,27 +92,43 @@ class BoundedQueue:
     def clear(self) -> None:
         """Empty and as new, its lock too: for the child of a fork, whose parent still writes what was waiting."""
         self._lock = threading.RLock()
-        self._inside = (
-            False  # held by this thread: a signal handler or a finalizer logs in the middle of put() or take()
-        )
-        self._nested: deque[Entry] = deque()  # what those log: let in when the outer call is done
+        self._inside = False  # held by this thread: a signal handler or a finalizer logs in the middle of a call here
+        self._shut = False
+        self.unsorted: list[Entry] = []  # the newest lines, not yet in buckets
         self._full: deque[Bucket] = deque()  # buckets that grow no more, and sums over them:
         self.full_lines = 0
         self._full_bytes = 0
-        self._last = Bucket(-1.0)  # the newest one, which put() fills
+        self._last = Bucket(-1.0)  # the newest bucket
         self._lost: dict[int, int] = {}
         self._taken = 0  # lines ever taken or given up
         self.settled = 0  # of these, written or given up
+        self._measure()
+
+    def shut(self) -> None:
+        """Let nothing in any more; what waits can still be taken."""
+        with self._lock:
+            self._shut = True
+            self._measure()
+
+    def _measure(self) -> None:
+        """How many small lines of any level fit in for sure: so many may pass without a look at the room there is."""
+        room = self._low_bytes - self._full_bytes - self._last.size
+        self.free = 0 if self._shut else min(self._low_records - self._sorted, room // SMALL)
+
+    @property
+    def _sorted(self) -> int:
+        return self.full_lines + len(self._last.lines)
 
     @property
     def waiting(self) -> int:
         """Lines in the queue."""
-        return self.full_lines + len(self._last.lines) + len(self._nested)
+        return self._sorted + len(self.unsorted)
 
     @property
     def accepted(self) -> int:
         """Lines ever let in."""
-        return self._taken + self.waiting
+        with self._lock:  # nothing is on its way into a bucket
+            return self._taken + self.waiting
 
     @property
     def crowded(self) -> bool:
@@ -118,41 +138,58 @@ class BoundedQueue:
 
     def put(self, entry: Entry, *, count: bool = True) -> bool:
         """True: the line waits to be written. False: there was no room; counted as lost unless `count` is False."""
-        created, level, line, failure = entry
-        size = len(line) if failure is None else len(line) + failure.size()
         with self._lock:
             if self._inside:
-                self._nested.append(entry)
+                self.unsorted.append(entry)
                 return True
             self._inside = True
             try:
-                bucket = self._last
+                self._sort()
+                level, size = entry[1], _size(entry)
                 if level < _WARNING:
                     records, room = self._low_records, self._low_bytes
                 else:
                     records, room = self._max_records, self._max_bytes
-                if self.full_lines + len(bucket.lines) >= records or self._full_bytes + bucket.size + size > room:
-                    if level < _WARNING or not self._shed(size):
-                        if count:
-                            self.lose(level)
-                        return False
-                    bucket = self._last
-                if bucket.span != created // SPAN or bucket.size > _BUCKET:
-                    bucket = self._begin(created // SPAN)
-                if failure is not None:
-                    bucket.failures[len(bucket.lines)] = failure
-                bucket.lines.append(line)
-                bucket.levels.append(level)
-                bucket.size += size
+                full = self._sorted >= records or self._full_bytes + self._last.size + size > room
+                if self._shut or (full and (level < _WARNING or not self._shed(size))):
+                    if count:
+                        self.lose(level)
+                    return False
+                self._add(entry, size)
+                return True
             finally:
+                self._measure()
                 self._inside = False
-            if self._nested:
-                self._put_nested()
-            return True
 
-    def _put_nested(self) -> None:
-        while self._nested:
-            self.put(self._nested.popleft())
+    def _sort(self) -> None:
+        """Put the newest lines into buckets."""
+        while self.unsorted:
+            entries = self.unsorted[:_TOGETHER]
+            del self.unsorted[: len(entries)]  # what was added meanwhile stands behind them
+            moments, levels, lines, failures = zip(*entries, strict=True)
+            span = moments[0] // SPAN
+            if span == min(moments) // SPAN == max(moments) // SPAN and not any(failures):
+                bucket = self._bucket(span)
+                bucket.lines += lines
+                bucket.levels += levels
+                bucket.size += sum(map(len, lines))
+            else:
+                for entry in entries:
+                    self._add(entry, _size(entry))
+
+    def _add(self, entry: Entry, size: int) -> None:
+        created, level, line, failure = entry
+        bucket = self._bucket(created // SPAN)
+        if failure is not None:
+            bucket.failures[len(bucket.lines)] = failure
+        bucket.lines.append(line)
+        bucket.levels.append(level)
+        bucket.size += size
+
+    def _bucket(self, span: float) -> Bucket:
+        """The newest bucket if it is of this quarter of an hour and not too large, else a new one."""
+        last = self._last
+        return last if last.span == span and last.size <= _BUCKET else self._begin(span)
 
     def _begin(self, span: float) -> Bucket:
         """Leave the newest bucket as it is and begin another."""
@@ -170,9 +207,9 @@ class BoundedQueue:
         with self._lock:
             if self._inside:
                 return taken
-            self._put_nested()
             self._inside = True
             try:
+                self._sort()
                 if self._full_bytes < max_bytes:
                     self._begin(-1.0)
                 while self._full and max_bytes > 0:
@@ -183,6 +220,7 @@ class BoundedQueue:
                     self._taken += len(bucket.lines)
                     taken.append(bucket)
             finally:
+                self._measure()
                 self._inside = False
         return taken
 
@@ -237,6 +275,12 @@ class BoundedQueue:
         with self._lock:
             lost, self._lost = self._lost, {}
             return lost
+
+
+def _size(entry: Entry) -> int:
+    """Bytes of the line, and those its exception will roughly take."""
+    _, _, line, failure = entry
+    return len(line) if failure is None else len(line) + failure.size()
 
 
 def lines_in(buckets: Iterable[Bucket]) -> int:

@@ -8,9 +8,10 @@ import threading
 import time
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
+from operator import itemgetter
 from typing import Any, Final
 
-from onebeat.logs.access import recognised
+from onebeat.logs.access import SERVERS_ACCESS, recognised
 from onebeat.logs.encoder import decode, encode, quote, to_json, to_line
 from onebeat.logs.factory import Record
 from onebeat.logs.failure import Failure, captured
@@ -19,7 +20,7 @@ from onebeat.logs.plain import FIELD_LIMIT, clip, described, kind, plain, shown
 from onebeat.logs.queue import Entry
 from onebeat.logs.redact import REDACTED, SECRET_WORDS, Redactor, without_secrets
 from onebeat.logs.shrink import LINE_LIMIT, shrunk
-from onebeat.tracking.context import Tracking, current
+from onebeat.tracking.context import VARIABLE, Tracking
 from onebeat.tracking.otel import active_span
 from onebeat.tracking.traceparent import Trace
 
@@ -40,7 +41,10 @@ _STANDARD_COUNT = len(logging.LogRecord("", 0, "", 0, "", (), None).__dict__)
 _UNWANTED = _STANDARD | {"message", "asctime", "color_message", "onebeat_unit"}
 _KNOWN = frozenset((logging.LogRecord, Record))
 _SCALARS = frozenset((str, int, float, bool, type(None)))
-_BIG = 1 << 63
+_place = itemgetter("name", "levelname", "pathname", "lineno", "funcName", "process", "processName", "threadName")
+_current = VARIABLE.get
+_DIGITS = tuple(f"{number:03}" for number in range(1000))
+_SMALL = (1 << 30) - 1  # Python compares such numbers at once; larger ones take the longer way
 _REMEMBERED = 2_000  # places in the code, and names of fields
 
 
@@ -60,8 +64,8 @@ class RecordEncoder:
         self._secret = Redactor(redact)
         self._taken = frozenset(self._name(field) for field in (*ALWAYS, "exc", "stack"))
         self._no_unit = (self._pairs((("tracking_id", None),)), _NOTHING)
-        self._open = f'{{{quote(self._name("ts"))}:"'.replace("%", "%%")
-        self._second = (0, "")  # a second, and its line up to the point
+        self._open = f'{{{quote(self._name("ts"))}:"'
+        self._second = self._stamp(0)
         self._sites: dict[Any, tuple[str, str]] = {}
         self._leads: dict[str, str] = {}  # of fields that are no secret and need no other name: ',"user_id":'
         self._nesting = threading.local()
@@ -69,7 +73,54 @@ class RecordEncoder:
     def encode(self, record: logging.LogRecord) -> Entry:
         """The record's moment, level and line, with its exception if it has one."""
         try:
-            return self._encode(record)
+            attributes = record.__dict__
+            place = _place(attributes)
+            site = self._sites.get(place)
+            if site is None:
+                if place[0] == SERVERS_ACCESS:
+                    record = recognised(record)
+                    attributes = record.__dict__
+                site = self._site(place)
+            head, tail = site
+            created = record.created
+            second, stamp = self._second
+            micros = int((created - second) * 1_000_000)
+            if not 0 <= micros < 1_000_000:
+                second, stamp = self._second = self._stamp(created)
+                micros = int((created - second) * 1_000_000)
+            message, args = record.msg, record.args
+            if type(message) is not str:
+                message = self._merged(record)
+            elif args:
+                try:
+                    for arg in args if type(args) is tuple else (args,):
+                        if type(arg) not in _SCALARS:  # formatting it may run any code
+                            message = self._merged(record)
+                            break
+                    else:
+                        message = message % args
+                except Exception:  # noqa: BLE001 - arguments that do not fit the message: both are shown
+                    message = self._merged(record)
+            if len(message) > MESSAGE_LIMIT or "://" in message or "earer" in message:
+                message = without_secrets(clip(message, MESSAGE_LIMIT))
+            failed = record.exc_info or record.exc_text or record.stack_info
+            unit, taken = self._no_unit
+            found = _current()
+            if "onebeat_unit" in attributes or (failed if found is None else found.cell.closed):
+                found = unit_of(record)  # it came with the record, or with an exception, or may be over
+            if found is not None:
+                unit, taken = self._unit(found)
+            extras = self._extras(record, attributes, taken) if len(attributes) > _STANDARD_COUNT else ""
+            failure = None
+            if failed:
+                rest, failure = self._failure(record)
+                extras += rest
+            milli, micro = _DIGITS[micros // 1000], _DIGITS[micros % 1000]
+            text = f"{stamp}{milli}{micro}{head}{quote(message)}{unit}{tail}{extras}}}\n"
+            line = text.encode() if text.isascii() and "\x7f" not in text else to_line(text)
+            if len(line) > LINE_LIMIT:
+                line = encode(shrunk(decode(line), message=self._name("msg"), kept=self._taken))
+            return created, record.levelno, line, failure
         except Exception as error:  # noqa: BLE001 - a record that cannot be encoded must neither raise nor vanish
             return self._last_resort(record, error)
 
@@ -82,46 +133,6 @@ class RecordEncoder:
         return self.encode(record)
 
     # ── the way of nearly every record: text put together from fragments that repeat ──────────────────────────────────
-    def _encode(self, record: logging.LogRecord) -> Entry:
-        if record.name == "uvicorn.access":
-            record = recognised(record)
-        created = record.created
-        second, stamp = self._second
-        micros = (created - second) * 1_000_000
-        if not 0 <= micros < 1_000_000:
-            second, stamp = self._second = self._stamp(created)
-            micros = (created - second) * 1_000_000
-        attributes = record.__dict__
-        head, tail = self._site(attributes)
-        message, args = record.msg, record.args
-        if type(message) is not str or (args and not _are_scalars(args)):
-            message = self._merged(record)
-        elif args:
-            try:
-                message = message % args
-            except Exception:  # noqa: BLE001 - arguments that do not fit the message: both are shown
-                message = self._merged(record)
-        if len(message) > MESSAGE_LIMIT or "://" in message or "earer" in message:
-            message = without_secrets(clip(message, MESSAGE_LIMIT))
-        failed = record.exc_info or record.exc_text or record.stack_info
-        more = len(attributes) > _STANDARD_COUNT
-        unit, taken = self._no_unit
-        found = current()
-        if "onebeat_unit" in attributes or (failed if found is None else found.cell.closed):
-            found = unit_of(record)  # it came with the record, or with an exception, or may be over
-        if found is not None:
-            unit, taken = self._unit(found)
-        extras = self._extras(record, attributes, taken) if more else ""
-        failure = None
-        if failed:
-            rest, failure = self._failure(record)
-            extras += rest
-        text = f"{stamp % micros}{head}{quote(message)}{unit}{tail}{extras}}}\n"
-        line = text.encode() if text.isascii() and "\x7f" not in text else to_line(text)
-        if len(line) > LINE_LIMIT:
-            line = encode(shrunk(decode(line), message=self._name("msg"), kept=self._taken))
-        return created, record.levelno, line, failure
-
     def _merged(self, record: logging.LogRecord) -> str:
         """The message with its arguments; formatting that fails shows both instead."""
         depth = getattr(self._nesting, "depth", 0)
@@ -135,26 +146,27 @@ class RecordEncoder:
         finally:
             self._nesting.depth = depth
 
-    def _site(self, of: dict[str, Any]) -> tuple[str, str]:
-        """What a place in the code repeats with each of its records: level and logger; source, process and thread."""
-        key = (
-            of["name"], of["levelname"], of["pathname"], of["lineno"],
-            of["funcName"], of["process"], of["processName"], of["threadName"],
-        )  # fmt: skip  # one line each would hide that it is one key
+    def _site(self, place: tuple[Any, ...]) -> tuple[str, str]:
+        """What a place in the code repeats with each of its records: level and logger; source, process and thread.
+
+        Those of a server's access log stand under another key, so that none of its records passes without `recognised`.
+        """
+        logger, level, path, line, function, pid, process, thread = place
+        key = (*place, "recognised") if logger == SERVERS_ACCESS else place
         site = self._sites.get(key)
         if site is None:
             if len(self._sites) > _REMEMBERED:
                 self._sites.clear()
-            head = self._pairs((("level", key[1]), ("logger", key[0])))
-            tail = (("src", f"{_short(key[2])}:{key[3]}"), ("func", key[4]), ("pid", key[5]))
-            more = (("process", key[6]), ("thread", key[7]))
+            head = self._pairs((("level", level), ("logger", logger)))
+            tail = (("src", f"{_short(path)}:{line}"), ("func", function), ("pid", pid))
+            more = (("process", process), ("thread", thread))
             site = self._sites[key] = (f'Z"{head},{quote(self._name("msg"))}:', self._pairs(tail + more))
         return site
 
     def _stamp(self, created: float) -> tuple[int, str]:
-        """The second and a template for the moments in it: RFC 3339, UTC, microseconds."""
+        """The second, and how each line begins that is of it: RFC 3339, UTC."""
         second = int(created // 1)
-        return second, f"{self._open}{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(second))}.%06d"
+        return second, f"{self._open}{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(second))}."
 
     def _pairs(self, values: Iterable[tuple[str, Any]]) -> str:
         """Fields of the schema as JSON, under the names the user wants, each led by a comma."""
@@ -195,19 +207,18 @@ class RecordEncoder:
         """The user's own fields: without secrets, within limits, under another name if theirs is taken."""
         text = ""
         leads = self._leads
-        known = type(record) in _KNOWN
-        for key, value in reversed(attributes.items()) if known else tuple(attributes.items()):
+        for key, value in reversed(attributes.items()):
             lead = leads.get(key)
             if lead is None or key in taken:
                 if key in _STANDARD:
-                    if known:
+                    if type(record) in _KNOWN:
                         break  # what is added to a record stands behind what every record has
                     continue
                 if key not in _UNWANTED and not (key == "tracking_id" and "onebeat_unit" in attributes):
                     text = self._extra(key, value, attributes, taken) + text
             elif type(value) is str and len(value) <= FIELD_LIMIT and "://" not in value and "earer" not in value:
                 text = f"{lead}{quote(value)}{text}"
-            elif type(value) is int and -_BIG <= value < _BIG:
+            elif type(value) is int and -_SMALL <= value <= _SMALL:
                 text = f"{lead}{value}{text}"
             else:
                 text = f"{lead}{self._json(value)}{text}"
@@ -270,16 +281,6 @@ class RecordEncoder:
         names = self.names
         renamed = {name: value for key, value in values.items() if (name := names.get(key, key)) is not None}
         return created, level if isinstance(level, int) else logging.ERROR, encode(renamed), None
-
-
-def _are_scalars(args: object) -> bool:
-    """Whether the arguments are plain values, so that formatting them runs no code of theirs."""
-    if type(args) is not tuple:
-        return False
-    for arg in args:  # noqa: SIM110 - nothing is made for the one or two that nearly every call has
-        if type(arg) not in _SCALARS:
-            return False
-    return True
 
 
 def _short(path: object) -> str:

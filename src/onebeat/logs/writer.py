@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from onebeat.logs.queue import BYTES, RECORDS, BoundedQueue, Bucket, Entry, lines_in
+from onebeat.logs.queue import BYTES, RECORDS, SMALL, BoundedQueue, Bucket, Entry, lines_in
 
 BATCH: Final = 1024 * 1024  # bytes; one write at a time
 GATHER: Final = 0.02  # seconds a first line waits for company; a tenth of what a person notices
@@ -80,7 +80,7 @@ class Writer:
         self._io = threading.RLock()  # held by whoever writes: the thread, or a caller after `retire`
         self._pumping = False
         self._bell: queue.SimpleQueue[None] = queue.SimpleQueue()  # its put() is safe in signal handlers
-        self._idle = True
+        self._awake = False  # the thread: it will look into the queue once more before it sleeps
         self._hurried = False
         self._batch: deque[Bucket] = deque()
         self._direct = False
@@ -94,23 +94,28 @@ class Writer:
     def put(self, entry: Entry) -> None:
         """Take the line over. On an event loop this never waits; other threads wait briefly for room."""
         waiting = self.queue
-        if self._gone:
-            waiting.lose(entry[1])
+        unsorted = waiting.unsorted
+        if len(unsorted) < waiting.free and entry[3] is None and len(entry[2]) <= SMALL:
+            unsorted.append(entry)  # one step, which no other thread and no signal can come into
+        elif not waiting.put(entry, count=False) and not self._put_late(entry):
             return
-        if not waiting.put(entry, count=False) and not self._put_late(entry):
-            return
-        if self._direct:
-            self._pump()
-        elif self._idle:
-            self._idle = False
-            self._wake()
-        elif waiting.full_lines >= self._hurry_at and not self._hurried:
+        if self._direct or not self._awake:
+            self._stir()
+        elif not self._hurried and len(unsorted) + waiting.full_lines >= self._hurry_at:
             self._hurried = True
             self._bell.put(None)
 
+    def _stir(self) -> None:
+        """The thread sleeps, or there is none: see to it that the line is written."""
+        if self._direct:
+            self._pump()
+        else:
+            self._awake = True
+            self._wake()
+
     def _put_late(self, entry: Entry) -> bool:
         """Room was short: wait for some, where that harms nobody; else count the loss."""
-        if self._stuck or self._direct or _on_event_loop() or self._thread is threading.current_thread():
+        if self._gone or self._stuck or self._direct or _on_event_loop() or self._thread is threading.current_thread():
             return self.queue.put(entry)
         deadline = time.monotonic() + self._patience
         self._bell.put(None)
@@ -147,7 +152,7 @@ class Writer:
         done = self.flush(timeout)
         self._direct = True
         if not done:
-            self._gone = True
+            self._give_in()
             self._stuck = True
         elif self.queue.lost():
             self._pump()
@@ -157,7 +162,8 @@ class Writer:
         """Back to the thread, after `retire`."""
         if not self._gone:
             self._direct = False
-            self._idle = not self.queue.waiting
+            if self.queue.waiting:
+                self._stir()
 
     def forked(self) -> None:
         """Begin anew in the child of a fork: the parent writes what was waiting."""
@@ -209,9 +215,9 @@ class Writer:
                     self._pause(pause)
                 else:
                     pause = 0.0
-            self._idle = True
-            if self.queue.waiting and not self._direct:  # put() may have seen us busy just before
-                self._idle = False
+            self._awake = False
+            if self.queue.waiting and not self._direct:  # put() may have seen us awake just before
+                self._awake = True
                 self._bell.put(None)
 
     def _work_left(self) -> bool:
@@ -220,7 +226,7 @@ class Writer:
     def _gather(self) -> None:
         """Let a few lines come together, unless there are many or someone is in a hurry."""
         try:
-            if self.queue.full_lines < self._hurry_at:
+            if self.queue.waiting < self._hurry_at:
                 self._bell.get(timeout=GATHER)
         except queue.Empty:
             pass
@@ -268,7 +274,7 @@ class Writer:
         try:
             self.sink.write(self._batch)
         except SinkGone:
-            self._gone = True
+            self._give_in()
         except Exception as error:  # noqa: BLE001 - a bad sink must never end the thread
             self._errors += 1
             self._complain(error)
@@ -296,6 +302,11 @@ class Writer:
         if lost:
             self._lost += sum(lost.values())
             self._batch.append(self.queue.own(self._report(lost, self.sink.name)))
+
+    def _give_in(self) -> None:
+        """The sink takes no line ever again."""
+        self._gone = True
+        self.queue.shut()
 
     def _give_up(self) -> None:
         self.queue.lose_all(self._batch)
