@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import logging.config
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -15,7 +16,7 @@ from fastapi import FastAPI
 from onebeat import install
 from onebeat.errors import ConfigurationError
 from onebeat.logs import exits
-from onebeat.logs.setup import SERVER_LOGGERS, close_logs, flush_logs, open_logs, setup_logging
+from onebeat.logs.setup import SERVER_LOGGERS, close_logs, flush_logs, open_logs, setup_logging, uvicorn_log_config
 from tests.logs.conftest import read
 
 
@@ -47,6 +48,27 @@ def test_under_gunicorn_no_line_of_either_server_is_lost(terminal: bool, tmp_pat
         close_logs()
     said = [record["logger"] for record in read(tmp_path) if record["msg"].startswith("from")]
     assert said == ["gunicorn.error", "uvicorn.error"]  # the access log is ours now
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["the file alone", "and set up again in the app"])
+def test_under_gunicorn_with_the_log_config_a_worker_s_first_lines_are_there_once(again: bool, tmp_path: Path) -> None:
+    """What uvicorn says before the app's start, while its loggers have gunicorn's handlers and nothing else."""
+    logging.config.dictConfig(uvicorn_log_config(console=None, directory=tmp_path, finish_at_sigterm=False))
+    theirs, ours = logging.getLogger("gunicorn.error"), logging.getLogger("uvicorn.error")
+    ours.handlers, ours.propagate = theirs.handlers, False  # as uvicorn-worker does
+    for logger in (theirs, ours):
+        logger.info("before")
+    if again:
+        setup_logging(console=None, directory=tmp_path)
+    open_logs()
+    try:
+        for logger in (theirs, ours):
+            logger.info("after")
+        assert flush_logs(10)
+    finally:
+        close_logs()
+    said = [(record["logger"], record["msg"]) for record in read(tmp_path) if record["msg"] in ("before", "after")]
+    assert said == [(name, when) for when in ("before", "after") for name in ("gunicorn.error", "uvicorn.error")]
 
 
 def test_what_somebody_silenced_or_sent_to_a_file_of_theirs_stays_so(tmp_path: Path) -> None:

@@ -171,6 +171,7 @@ def uvicorn_log_config(*, level: int | str = "INFO", **options: Any) -> dict[str
     options.setdefault("finish_at_sigterm", True)
     check_options(options)
     follow: dict[str, Any] = {"handlers": [], "level": "INFO", "propagate": True}
+    itself: dict[str, Any] = {"handlers": ["onebeat"], "level": "INFO", "propagate": False}
     return {
         "version": 1,
         "disable_existing_loggers": False,
@@ -180,7 +181,8 @@ def uvicorn_log_config(*, level: int | str = "INFO", **options: Any) -> dict[str
         },  # uvicorn sets colours in them
         "handlers": {"onebeat": {"()": "onebeat.logs.setup.configured_handler", **options}},
         "root": {"handlers": ["onebeat"], "level": level_number(level)},
-        "loggers": {name: dict(follow) for name in SERVER_LOGGERS},
+        "loggers": {name: dict(follow) for name in SERVER_LOGGERS}
+        | {"gunicorn.error": itself},  # uvicorn-worker gives its handlers to `uvicorn.error`, which speaks to no other
     }
 
 
@@ -258,15 +260,15 @@ def adopt_server_loggers() -> None:
     present = [logger for name in SERVER_LOGGERS if isinstance(logger := known.get(name), logging.Logger)]
     chosen = list(filter(_needs_root, present))  # before any is changed: uvicorn-worker lets loggers share a list
     for logger in chosen:
-        logger.handlers = [handler for handler in logger.handlers if not _is_terminal_handler(handler)]
+        logger.handlers = [handler for handler in logger.handlers if not _is_replaced(handler)]
         logger.propagate = True
 
 
 def _needs_root(logger: logging.Logger) -> bool:
-    """Whether it speaks to the terminal by itself, or, of errors, to nobody: uvicorn-worker can leave it so."""
+    """Whether it speaks to the terminal or to us by itself or, of errors, to nobody: uvicorn-worker can leave it so."""
     if not logger.handlers:
         return not logger.propagate and logger.name.endswith(".error")
-    return any(map(_is_terminal_handler, logger.handlers))
+    return any(map(_is_replaced, logger.handlers))
 
 
 # ── helpers ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -280,6 +282,11 @@ def _put_away() -> None:
         root.removeHandler(old)
     exits.end([old], exits.DEADLINE, "before the logs were set up anew")
     exits.unwatch(old)
+
+
+def _is_replaced(handler: logging.Handler) -> bool:
+    """Whether what it gets comes to us by the root logger: a terminal's, or one of ours, perhaps of a former setup."""
+    return isinstance(handler, LogHandler) or _is_terminal_handler(handler)
 
 
 def _is_terminal_handler(handler: logging.Handler) -> bool:
