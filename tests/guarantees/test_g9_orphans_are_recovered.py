@@ -79,8 +79,8 @@ async def an_orphan_is_run_in_time(url: str, database: Database, within: float) 
 
     job = a_job()
     await database.write(jobs.add, [job])
+    begun = time.monotonic()  # before the lease begins, however long a slow machine takes to write it
     gone = await registered(database, lease=int(SHORT * SECOND))
-    begun = time.monotonic()
     assert len(await claimed(database, gone)) == 1
     async with scheduler:
         async with asyncio.timeout(within):
@@ -88,7 +88,7 @@ async def an_orphan_is_run_in_time(url: str, database: Database, within: float) 
         took = time.monotonic() - begun
         end = await scheduler.jobs.wait(job.id, 10)
     assert (end.state, end.attempt) == (JobState.SUCCEEDED, 2)
-    assert took >= SHORT - SWEEP, "taken before its lease ran out"
+    assert took >= SHORT - 0.05, "taken before its lease ran out"
 
 
 async def test_g9_an_orphan_is_run_within_lease_and_sweep(database_url: str, database: Database) -> None:
