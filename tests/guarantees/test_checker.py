@@ -216,13 +216,15 @@ def test_each_invariant_has_a_story_that_breaks_it() -> None:
 
 
 def test_an_overlap_after_a_long_pause_is_explained() -> None:
-    paused = lines(
-        replace(good(), faults=[*good().faults, Fault(kind="stop", pid=1, begin=SECOND, end=9 * SECOND)]),
-        at("stopped", C, 1, 9 * SECOND),
-        drop=lambda line: line.job == C and line.event == "error",
+    short = Fault(kind="stop", pid=1, begin=SECOND // 2, end=SECOND // 2 + 100)
+    long = Fault(kind="stop", pid=1, begin=SECOND, end=9 * SECOND)
+    broken_off = lines(
+        good(), at("stopped", C, 1, 9 * SECOND), drop=lambda line: line.job == C and line.event == "error"
     )
-    story = attempt(paused, C, outcome="lost", finished_us=OFFSET + 2 * SECOND)
-    assert checker.check(story) == []
+    taken = attempt(broken_off, C, outcome="lost", finished_us=OFFSET + 2 * SECOND)
+    for pauses in ([long], [short, long], [long, short]):
+        assert checker.check(replace(taken, faults=[*taken.faults, *pauses])) == []
+    assert {found.invariant for found in checker.check(replace(taken, faults=[*taken.faults, short]))} == {"I8"}
 
 
 def test_a_process_that_was_stopped_between_its_claim_and_its_first_line_explains_the_next_attempt() -> None:

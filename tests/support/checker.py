@@ -148,10 +148,13 @@ class Facts:
 
     def hit(self, pid: int, begin: int, end: int, kinds: tuple[str, ...] = ("kill", "stop", "outage")) -> Fault | None:
         """The first fault of these kinds that touched the process between two instants of the boot clock."""
+        return next(self.hits(pid, begin, end, kinds), None)
+
+    def hits(self, pid: int, begin: int, end: int, kinds: tuple[str, ...]) -> Iterator[Fault]:
+        """Every such fault: a pause may have been cut short at once and followed by a long one."""
         for fault in self.faults_of.get(pid, []) + self.faults_of.get(0, []):
             if fault.kind in kinds and fault.begin <= end and fault.end >= begin:
-                return fault
-        return None
+                yield fault
 
     def held_since(self, job_id: UUID, line: Line) -> int:
         """When the process of a start claimed the job, boot clock: it may have been stopped before its first line."""
@@ -383,8 +386,8 @@ def i8(facts: Facts) -> Iterator[Violation]:
             until = min(until, killed.begin if killed is not None else NEVER)
             if after.boot >= until:
                 continue
-            pause = facts.hit(before.pid, facts.held_since(id, before), after.boot, ("stop", "outage"))
-            if pause is None or min(pause.end, after.boot) - pause.begin < facts.lease // 2:
+            pauses = facts.hits(before.pid, facts.held_since(id, before), after.boot, ("stop", "outage"))
+            if all(min(pause.end, after.boot) - pause.begin < facts.lease // 2 for pause in pauses):
                 what = f"attempt {after.attempt} started {until - after.boot} µs before attempt {before.attempt} ended"
                 yield Violation(invariant="I8", subject=f"job {id}", what=what)
 
