@@ -26,7 +26,8 @@ demo: .venv/.demo  ## the example shop on SQLite with four uvicorn workers
 	@$(BIN)/python -m examples.shop
 
 test: .venv/.dev  ## everything, on SQLite and on each database server that can be reached
-	$(BIN)/python -m pytest -m "not soak" < /dev/null
+	$(BIN)/python -m pytest -m "not soak and not alone" -n 3 --dist worksteal < /dev/null
+	$(BIN)/python -m pytest -m "not soak and alone" < /dev/null
 
 lint: .venv/.dev  ## ruff and mypy, strict
 	$(BIN)/ruff check .

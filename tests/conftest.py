@@ -14,6 +14,16 @@ from onebeat.store.tables import Tables, build
 from tests.support.databases import KINDS, RAN, SQL, Shelf, create_database, drop_database, find_servers
 
 SERVERS = find_servers()  # kind → version
+HERE = Path(__file__).parent
+ALONE = (
+    "logs/",
+    "offload/",
+    "fastapi/",
+    "examples/",
+    "cluster/",
+    "engine/test_blocked_loop.py",
+    "locks/test_campaign.py",
+)
 SLOW = (
     "store",
     "engine",
@@ -40,13 +50,29 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         )
 
 
+@pytest.hookimpl(tryfirst=True)  # before `-m` chooses by the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Quick rooms first, whole processes last: a mistake shows early."""
+    """Quick rooms first, whole processes last: a mistake shows early. What measures or fills the machine is `alone`."""
     items.sort(key=lambda item: SLOW.index(room) + 1 if (room := _room(item)) in SLOW else 0)
+    for item in items:
+        if item.path.relative_to(HERE).as_posix().startswith(ALONE):
+            item.add_marker("alone")
 
 
 def _room(item: pytest.Item) -> str:
-    return item.path.relative_to(Path(__file__).parent).parts[0]
+    return item.path.relative_to(HERE).parts[0]
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """One of several processes tells the first what its tests used."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["ran"] = sorted(RAN)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """The first process hears of it."""
+    RAN.update(getattr(node, "workeroutput", {}).get("ran", ()))
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

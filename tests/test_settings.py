@@ -162,7 +162,7 @@ def test_a_secret_in_a_url_is_shown_nowhere(url: str) -> None:
     assert SECRET not in "".join(shown)
 
 
-@pytest.mark.parametrize("database", [5, b"sqlite://", object()], ids=str)
+@pytest.mark.parametrize("database", [5, b"sqlite://", object()], ids=["number", "bytes", "object"])
 def test_what_is_no_database_is_refused_with_what_would_be(database: Any) -> None:
     with pytest.raises(ConfigurationError, match="give a URL, an AsyncEngine, or a function"):
         Scheduler(database).new_database()
