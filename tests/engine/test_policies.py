@@ -11,7 +11,7 @@ import pytest
 from onebeat.errors import InvalidTrigger
 from onebeat.model.policies import CatchUp
 from onebeat.model.schedule import QUEUE_ALL, jitter_us
-from onebeat.store import fires, schedules, settlements, workers, zones
+from onebeat.store import declarations, fires, schedule_info, schedules, settlements, workers, zones
 from onebeat.store.database import Tx
 from onebeat.timing.clock import DAY, HOUR, SECOND, from_us
 from onebeat.timing.triggers import At, Cron, Every
@@ -216,7 +216,7 @@ async def test_a_late_one_off_runs_once_and_the_schedule_is_finished(days: Days)
     await days.away(24 * 3600)
     await days.away(24 * 3600)
     assert await days.counted() == {"started": 1}
-    info = await days.database.read(schedules.get, "s")
+    info = await days.database.read(schedule_info.get, "s")
     assert (info.state, info.next_fire, info.fires_count) == ("finished", None, 1)
 
 
@@ -290,15 +290,15 @@ async def test_other_zone_data_moves_the_next_fire_once_and_fires_nothing_twice(
 async def test_code_that_returns_after_a_day_decides_what_came_due_meanwhile(days: Days) -> None:
     item = a_schedule()
     worker = await registered(days.database, definitions={"s": item.hash}, lease=60 * SECOND)
-    await days.database.write(schedules.declare, [item])
+    await days.database.write(declarations.declare, [item])
     days.clock.advance(120)
     await days.database.write(workers.mark_dead)
-    await days.database.write(schedules.arbitrate)
-    assert (await days.database.read(schedules.get, "s")).state == "orphaned"
+    await days.database.write(declarations.arbitrate)
+    assert (await days.database.read(schedule_info.get, "s")).state == "orphaned"
     days.clock.advance(24 * 3600)
     worker = await registered(days.database, definitions={"s": item.hash})
-    await days.database.write(schedules.declare, [item])
-    assert (await days.database.read(schedules.get, "s")).state == "active"
+    await days.database.write(declarations.declare, [item])
+    assert (await days.database.read(schedule_info.get, "s")).state == "active"
     await days.database.write(
         fires.fire_due, worker_id=worker, hashes=[item.hash], new_tracking_id=lambda: "t" * 32, limit=50
     )
@@ -309,11 +309,11 @@ async def test_code_whose_one_off_is_over_still_starts(days: Days) -> None:
     """It fired long ago, and its row may be pruned; the code that declares it must not be refused for that."""
     item = a_schedule(trigger=At(from_us(days.clock.now + HOUR)))
     await registered(days.database, definitions={"s": item.hash})
-    await days.database.write(schedules.declare, [item])
+    await days.database.write(declarations.declare, [item])
     days.clock.advance(30 * 86_400)
-    await days.database.write(schedules.declare, [item])
+    await days.database.write(declarations.declare, [item])
     over = a_schedule("t", trigger=At(from_us(days.clock.now - HOUR)))
-    await days.database.write(schedules.declare, [over])
-    assert (await days.database.read(schedules.get, "t")).state == "finished"
+    await days.database.write(declarations.declare, [over])
+    assert (await days.database.read(schedule_info.get, "t")).state == "finished"
     with pytest.raises(InvalidTrigger, match="past"):
         await days.database.write(schedules.add, a_schedule("u", At(from_us(days.clock.now - HOUR))), if_exists="error")

@@ -9,7 +9,7 @@ import pytest
 
 from onebeat.errors import ConfigurationError, InvalidArguments, ScheduleNotFound
 from onebeat.model.policies import CatchUp
-from onebeat.store import schedules, settlements, workers
+from onebeat.store import declarations, settlements, workers
 from onebeat.timing.clock import HOUR, MINUTE, SECOND, from_us
 from onebeat.timing.triggers import At, Cron, Every
 from tests.guarantees.arrange import added
@@ -96,11 +96,11 @@ async def test_during_a_pause_and_after_it(days: Days) -> None:
 async def test_while_no_worker_has_the_code(days: Days) -> None:
     item = a_schedule()
     await registered(days.database, definitions={"s": item.hash}, lease=60 * SECOND)
-    await days.database.write(schedules.declare, [item])
+    await days.database.write(declarations.declare, [item])
     begin = from_us(days.clock.now)
     days.clock.advance(7200)
     await days.database.write(workers.mark_dead)
-    await days.database.write(schedules.arbitrate)
+    await days.database.write(declarations.arbitrate)
     assert "is orphaned: no live worker runs the code" in await sentence(days, begin + AN_HOUR)
     assert "is decided when one does" in await sentence(days, begin + AN_HOUR)
     assert "fires only if one does by then" in await sentence(days, begin + 5 * AN_HOUR)

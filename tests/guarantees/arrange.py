@@ -12,7 +12,7 @@ from onebeat.model.definition import Definition
 from onebeat.model.policies import Policies
 from onebeat.store import fires, schedules
 from onebeat.store.database import Database, Tx
-from onebeat.store.fires import FireReport
+from onebeat.store.fire_writer import FireReport
 from onebeat.timing.triggers import Every
 
 LEASE = 3_000_000  # microseconds

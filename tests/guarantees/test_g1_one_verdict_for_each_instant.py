@@ -11,7 +11,8 @@ from onebeat.errors import InvalidTrigger
 from onebeat.model.schedule import plan
 from onebeat.store import fires, jobs
 from onebeat.store.database import Database, Tx
-from onebeat.store.fires import FireRecorded, FireReport, FireWriter
+from onebeat.store.fire_writer import FireRecorded, FireReport, FireWriter
+from onebeat.store.schedule_rows import as_schedule
 from tests.conftest import MakeDatabase
 from tests.guarantees.arrange import a_schedule, added, fired, or_whatever
 from tests.support import rows
@@ -200,7 +201,7 @@ async def test_without_a_guard_around_each_row_one_bad_row_stops_all(
     database_url: str, make_database: MakeDatabase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def all_or_nothing(tx: Tx, found: Any, report: FireReport) -> Any:
-        return [(row, plan(fires.as_schedule(row), report.now, ())) for row in found]
+        return [(row, plan(as_schedule(row), report.now, ())) for row in found]
 
     monkeypatch.setattr(fires, "_plans", all_or_nothing)
     with pytest.raises(InvalidTrigger):

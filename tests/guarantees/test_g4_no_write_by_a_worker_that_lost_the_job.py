@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import ColumnElement, or_, select
 
 from onebeat.model.job import Claimed, Ending, Outcome
-from onebeat.store import job_edits, jobs, settlements, workers
+from onebeat.store import job_edits, jobs, recovery, settlements, workers
 from onebeat.store.database import Database, Tx
 from tests.conftest import MakeDatabase
 from tests.guarantees.arrange import LEASE
@@ -31,7 +31,7 @@ async def lost_and_taken_over(database: Database, clock: VirtualClock) -> tuple[
     (stale,) = await claimed(database, late)
     clock.advance(LEASE / 1e6 + 1)
     await database.write(workers.mark_dead)
-    await database.write(settlements.rescue)
+    await database.write(recovery.rescue)
     other = await registered(database, lease=LEASE)
     (current,) = await claimed(database, other)
     assert current.id == stale.id
@@ -60,7 +60,7 @@ async def stale_words_are_refused(url: str, make: MakeDatabase) -> None:
     assert not await database.read(job_edits.owned, stale.id, stale.lease_token)
     assert not await database.write(job_edits.progress, stale.id, stale.lease_token, '{"done":1}')
     assert not await database.write(job_edits.note_overrun, stale.id, stale.lease_token)
-    assert await database.write(settlements.give_back, [(stale.id, stale.lease_token)]) == []
+    assert await database.write(recovery.give_back, [(stale.id, stale.lease_token)]) == []
     assert not await database.write(workers.renew, late, LEASE)
     assert await database.read(row_of, current.id) == before
     assert await database.read(job_edits.owned, current.id, current.lease_token)
@@ -74,6 +74,7 @@ def whoever_runs_it(tx: Tx, token: ColumnElement[str] | str) -> ColumnElement[bo
 
 def off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(settlements, "mine", whoever_runs_it)
+    monkeypatch.setattr(recovery, "mine", whoever_runs_it)
     monkeypatch.setattr(job_edits, "mine", whoever_runs_it)
 
 
@@ -116,6 +117,6 @@ async def test_g4_one_lost_job_of_a_batch_does_not_cost_the_others(
     await database.write(jobs.add, [a_job() for _ in range(3)])
     worker = await registered(database)
     batch = await claimed(database, worker)
-    await database.write(settlements.give_back, [(batch[1].id, batch[1].lease_token)])
+    await database.write(recovery.give_back, [(batch[1].id, batch[1].lease_token)])
     kept = await database.write(settlements.settle, [ended(job) for job in batch], worker_id=worker)
     assert kept == {batch[0].id, batch[2].id}

@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import update
 
 from onebeat.model.job import Ending, Outcome
-from onebeat.store import job_edits, jobs, settlements
+from onebeat.store import job_edits, jobs, recovery, settlements
 from onebeat.store.database import Database, Tx
 from tests.conftest import MakeDatabase
 from tests.support.builders import a_job, claimed, ended, registered
@@ -32,7 +32,7 @@ async def fences(url: str, make: MakeDatabase, *, step: float = 0, restored: boo
             clock.advance(0.001)
             await database.write(jobs.promote)
         elif number == 1:
-            assert await database.write(settlements.give_back, [(got.id, got.lease_token)])
+            assert await database.write(recovery.give_back, [(got.id, got.lease_token)])
         else:
             assert await database.write(settlements.settle, [ended(got)], worker_id=worker)
             assert await database.write(job_edits.retry, got.id)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from onebeat.model.job import Ending, JobState, Outcome, Settlement, settle
-from onebeat.store import jobs, reports, settlements, workers
+from onebeat.store import jobs, recovery, reports, settlements, workers
 from tests.conftest import MakeDatabase
 from tests.guarantees.arrange import LEASE
 from tests.support.builders import a_job, claimed, ended, registered
@@ -24,7 +24,7 @@ async def it_starts_once(url: str, make: MakeDatabase) -> None:
     starts = len(await claimed(database, dying))
     clock.advance(LEASE / 1e6 + 1)
     await database.write(workers.mark_dead)
-    await database.write(settlements.rescue)
+    await database.write(recovery.rescue)
     clock.advance(3600)
     await database.write(jobs.promote)
     other = await registered(database, lease=LEASE)
@@ -46,7 +46,7 @@ async def test_without_the_rule_a_rescue_starts_it_again(
     def forgetful(**values: Any) -> Settlement:
         return settle(**(values | {"at_most_once": False}))
 
-    monkeypatch.setattr(settlements, "decide", forgetful)
+    monkeypatch.setattr(recovery, "decide", forgetful)
     with pytest.raises(AssertionError):
         await it_starts_once(database_url, make_database)
 

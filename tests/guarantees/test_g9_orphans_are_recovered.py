@@ -10,7 +10,7 @@ from sqlalchemy import false, true
 
 from onebeat import Scheduler
 from onebeat.model.job import JobState
-from onebeat.store import jobs, settlements, workers
+from onebeat.store import jobs, recovery, workers
 from onebeat.store.database import Database
 from tests.conftest import MakeDatabase
 from tests.guarantees.arrange import LEASE
@@ -30,7 +30,7 @@ async def the_dead_stay_dead(url: str, make: MakeDatabase) -> None:
     clock.advance(LEASE / 1e6)
     assert not await database.write(workers.renew, worker, LEASE), "a lease that ran out is never renewed"
     assert [dead.id for dead in await database.write(workers.mark_dead)] == [worker]
-    assert len(await database.write(settlements.rescue)) == 1
+    assert len(await database.write(recovery.rescue)) == 1
     clock.advance(-LEASE / 1e6)
     assert not await database.write(workers.renew, worker, LEASE), "nor by a clock that steps back"
     assert await claimed(database, worker) == [], "and the dead claim nothing"

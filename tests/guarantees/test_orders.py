@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import select
 
 from onebeat.model import payload
-from onebeat.store import fires, job_edits, jobs, schedules, settlements, workers
+from onebeat.store import fires, job_edits, jobs, recovery, schedules, settlements, workers
 from onebeat.store.database import Database, Tx
 from onebeat.timing.triggers import Every
 from tests.conftest import SERVERS, MakeDatabase
@@ -147,7 +147,7 @@ async def settle_and_rescue(pair: Pair, most: int | None) -> int:
         (job,) = await claimed(pair.third, worker)
         await pair.third.write(workers.mark_dead_by_id, [worker])
         settle: Actor = lambda: pair.one.write(settlements.settle, [ended(job)], worker_id=worker)  # noqa: E731 - beside its twin
-        return [settle, lambda: pair.two.write(settlements.rescue)]
+        return [settle, lambda: pair.two.write(recovery.rescue)]
 
     async def look(results: list[Any]) -> None:
         kept, rescued = results

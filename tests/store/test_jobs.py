@@ -11,7 +11,7 @@ from sqlalchemy import update
 from onebeat.errors import JobNotFound
 from onebeat.model.job import Ending, JobState, Outcome
 from onebeat.model.schedule import waits_for
-from onebeat.store import job_edits, jobs, reports, settlements, workers
+from onebeat.store import job_edits, jobs, recovery, reports, settlements, workers
 from onebeat.store.database import Database, Tx
 from tests.support.builders import SECOND, a_job, claimed, ended, registered
 
@@ -114,7 +114,7 @@ async def test_a_late_worker_cannot_settle_a_rescued_job(database: Database) -> 
     slow, fast = await registered(database), await registered(database)
     plain, valued = await claimed(database, slow)
     await database.write(workers.mark_dead_by_id, [slow])
-    assert {job.id for job in await database.write(settlements.rescue)} == {plain.id, valued.id}
+    assert {job.id for job in await database.write(recovery.rescue)} == {plain.id, valued.id}
     anew = await claimed(database, fast)
     late = [ended(plain), ended(valued, Outcome(ending=Ending.SUCCEEDED, value='"late"'))]
     assert await database.write(settlements.settle, late, worker_id=slow) == set()
@@ -130,7 +130,7 @@ async def test_every_end_of_a_batch_is_held_against_its_own_token(database: Data
     slow = await registered(database)
     (late,) = await claimed(database, slow)
     await database.write(workers.mark_dead_by_id, [slow])
-    await database.write(settlements.rescue)
+    await database.write(recovery.rescue)
     await database.write(jobs.add, [second])
     anew = await claimed(database, await registered(database))
     ends = [ended(late), *(ended(job) for job in anew if job.id == second.id)]
@@ -196,7 +196,7 @@ async def test_a_third_crash_quarantines_and_a_suspect_is_claimed_alone(database
         (got,) = await claimed(database, worker, suspects=crash == 2)
         assert (got.id, got.crashes) == (job.id, crash)
         await database.write(workers.mark_dead_by_id, [worker])
-        await database.write(settlements.rescue)
+        await database.write(recovery.rescue)
     info = await database.read(reports.job, job.id)
     assert (info.state, info.reason, info.attempt) == (JobState.FAILED, "quarantined", 3)
     assert [item.outcome for item in await database.read(reports.attempts, job.id)] == ["lost"] * 3
@@ -208,7 +208,7 @@ async def test_an_at_most_once_job_of_a_dead_worker_is_lost_and_never_queued_aga
     worker = await registered(database)
     await claimed(database, worker)
     await database.write(workers.mark_dead_by_id, [worker])
-    await database.write(settlements.rescue)
+    await database.write(recovery.rescue)
     info = await database.read(reports.job, job.id)
     assert (info.state, info.reason) == (JobState.FAILED, "lost")
 
@@ -216,15 +216,15 @@ async def test_an_at_most_once_job_of_a_dead_worker_is_lost_and_never_queued_aga
 async def test_a_living_workers_jobs_are_never_rescued_however_old(database: Database) -> None:
     await database.write(jobs.add, [a_job()])
     await claimed(database, await registered(database))
-    assert await database.write(settlements.rescue) == []
+    assert await database.write(recovery.rescue) == []
 
 
 async def test_given_back_unstarted_jobs_keep_their_attempt_count(database: Database) -> None:
     await database.write(jobs.add, [a_job()])
     worker = await registered(database)
     (got,) = await claimed(database, worker)
-    await database.write(settlements.give_back, [(got.id, got.lease_token)])
-    assert await database.write(settlements.give_back, [(got.id, got.lease_token)]) == []
+    await database.write(recovery.give_back, [(got.id, got.lease_token)])
+    assert await database.write(recovery.give_back, [(got.id, got.lease_token)]) == []
     (again,) = await claimed(database, worker)
     assert (again.attempt, again.crashes) == (1, 0)
 

@@ -20,7 +20,7 @@ from onebeat import configure_sqlite
 from onebeat.errors import ConfigurationError, DatabaseUnavailable, NotStarted
 from onebeat.store import migrations, sqlite
 from onebeat.store.database import Database, Tx
-from onebeat.store.dialects import SQLite
+from onebeat.store.dialects.sqlite import SQLite
 from onebeat.store.lanes import Lanes
 from onebeat.store.tables import Tables, build
 from tests.conftest import MakeDatabase

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection
 from onebeat.model.events import Event, FireConflict, ScheduleFired, ScheduleSkipping, ScheduleUnreadable
 from onebeat.store import fires
 from onebeat.store.database import Database
-from onebeat.store.fires import FireRecorded, FireReport
+from onebeat.store.fire_writer import FireRecorded, FireReport
 
 BATCH = 50  # schedules in one transaction
 UNREADABLE = 60_000_000  # microseconds until a schedule this code could not read is looked at again

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from uuid import UUID
 
 from onebeat.engine.executor import Executor
-from onebeat.store import jobs, settlements
+from onebeat.store import jobs, recovery
 from onebeat.store.database import Database
 
 SECOND = 1_000_000
@@ -47,7 +47,7 @@ class Reconciler:
         strays = {(row.id, row.lease_token) for row in rows if not self._known(row.id, row.lease_token, waiting)}
         sure = [stray for stray in strays & self._suspected if not self._known(*stray, self._unsettled_ids())]
         if sure:
-            await self._database.write(settlements.give_back, sure)
+            await self._database.write(recovery.give_back, sure)
         self._suspected = strays
         return now + (WHILE_RUNNING if running or strays else WHILE_IDLE)
 

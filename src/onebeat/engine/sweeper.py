@@ -8,7 +8,7 @@ from random import random
 
 from onebeat.engine import runfile
 from onebeat.model.events import Event, JobRescued, WorkerDied, about
-from onebeat.store import job_edits, jobs, locks, retention, schedules, settlements, workers, zones
+from onebeat.store import declarations, job_edits, jobs, locks, recovery, retention, settlements, workers, zones
 from onebeat.store.database import Database
 
 SECOND = 1_000_000
@@ -61,7 +61,7 @@ class Sweeper:
         await self._bury()
         await self._rescue()
         await self._database.write(settlements.heal_releases)
-        await self._database.write(schedules.arbitrate)
+        await self._database.write(declarations.arbitrate)
         if await self._database.read(jobs.suspects_wait, self._tasks(), self._patience):
             self._suspects(now)
         if now >= self._next_rezone:
@@ -90,7 +90,7 @@ class Sweeper:
             self._woken()
 
     async def _rescue(self) -> None:
-        while rescued := await self._database.write(settlements.rescue):
+        while rescued := await self._database.write(recovery.rescue):
             for job in rescued:
                 self._announce(
                     JobRescued(

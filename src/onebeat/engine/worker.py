@@ -27,7 +27,7 @@ from onebeat.model.events import Event, QueueUnserved, WorkerDraining, WorkerLos
 from onebeat.model.ids import token
 from onebeat.model.seams import Carrier, Clock, Runner, Tick
 from onebeat.model.task import Enqueuer, Registry
-from onebeat.store import schedules, workers, zones
+from onebeat.store import declarations, workers, zones
 from onebeat.store.database import Database
 
 SECOND = 1_000_000
@@ -229,7 +229,7 @@ class Worker:
         sent = self._clock.boot()
         await self._database.write(workers.register, new)
         try:
-            await self._database.write(schedules.declare, self._definitions)
+            await self._database.write(declarations.declare, self._definitions)
             await self._database.write(zones.rezone)
         except BaseException:
             run_file.release()

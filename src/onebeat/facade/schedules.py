@@ -20,7 +20,7 @@ from onebeat.model.schedule import PlannedFire, Schedule, Unfinished
 from onebeat.model.seams import Trigger
 from onebeat.model.task import Registry, Task
 from onebeat.settings import Settings
-from onebeat.store import fires as store_fires, reports, schedules as store
+from onebeat.store import fires as store_fires, reports, schedule_info, schedules as store
 from onebeat.store.database import Database, Tx
 from onebeat.timing.clock import from_us
 from onebeat.timing.zones import zone_name
@@ -81,7 +81,7 @@ class Schedules:
 
     async def get(self, id: str) -> ScheduleInfo:
         """The schedule as it is now; raises `ScheduleNotFound`."""
-        return await self._database().read(store.get, id)
+        return await self._database().read(schedule_info.get, id)
 
     async def list(
         self,
@@ -101,7 +101,7 @@ class Schedules:
         check_filters(tag=tag, task=task)
         _check_word("state", state, ScheduleState)
         return await self._database().read(
-            store.listing,
+            schedule_info.listing,
             tag=tag,
             task=task,
             state=state,
@@ -128,7 +128,7 @@ class Schedules:
         for a schedule declared in code without `override=True`.
         """
         database = self._database()
-        present = await database.read(store.definition, id)
+        present = await database.read(schedule_info.definition, id)
         changed = self._changed(present, trigger, task, options)
         await database.write(store.edit, changed, expected_rev=expected_rev, override=override)
         self._woken()
@@ -137,9 +137,9 @@ class Schedules:
     def _changed(
         self, present: Definition, trigger: Trigger | None, task: Task[Any, Any] | str | None, options: ScheduleOptions
     ) -> Definition:
-        merged: ScheduleOptions = {**store.options_of(present, options), **options}  # type: ignore[typeddict-item]  # both are
+        merged: ScheduleOptions = {**schedule_info.options_of(present, options), **options}  # type: ignore[typeddict-item]  # both are
         known = self._task(task if task is not None else present.task)
-        item = declared(present.id, known, trigger or store.trigger_of(present), merged)
+        item = declared(present.id, known, trigger or schedule_info.trigger_of(present), merged)
         try:
             default = zone_name(present.timezone)
         except InvalidTrigger:  # the row is damaged, or newer than this machine's zone data

@@ -11,7 +11,7 @@ from sqlalchemy.exc import DBAPIError
 
 from onebeat.errors import ConfigurationError, LeaseLost, SchemaOutOfDate
 from onebeat.locks.asking import lock_name
-from onebeat.store.dialects import dialect_for
+from onebeat.store.dialects.by_url import dialect_for
 from onebeat.store.faults import Fault
 from onebeat.store.locks import guard
 from onebeat.store.tables import Tables, build

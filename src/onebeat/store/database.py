@@ -14,7 +14,7 @@ from sqlalchemy.engine import URL
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from onebeat.errors import NotStarted
-from onebeat.store.dialects import Dialect
+from onebeat.store.dialects.base import Dialect
 from onebeat.store.faults import Fault
 from onebeat.store.lanes import Lanes
 from onebeat.store.pool import Pool

@@ -3,32 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import lru_cache
-from types import MappingProxyType
 from typing import Any
-from uuid import UUID
 
 from sqlalchemy import ColumnElement, Row, Select, Update, and_, bindparam, func, or_, select, update
-from sqlalchemy.exc import IntegrityError
 
-from onebeat.errors import ConfigurationError, OnebeatError, ScheduleNotFound
-from onebeat.model import payload
-from onebeat.model.fired import packed
-from onebeat.model.ids import token, uuid7
+from onebeat.model.ids import token
 from onebeat.model.info import Fire
-from onebeat.model.job import JobState, NewJob
-from onebeat.model.policies import Decision, Overlap, Policies, ScheduleState
+from onebeat.model.policies import Overlap
 from onebeat.model.schedule import FirePlan, PlannedFire, Schedule, Unfinished, plan
-from onebeat.store import job_edits, jobs
 from onebeat.store.database import Tx
+from onebeat.store.fire_writer import FireReport, FireWriter
+from onebeat.store.schedule_rows import as_schedule, locked, understood
 from onebeat.store.words import QUEUED, RUNNING, SCHEDULED, WAITING, padded, word
-from onebeat.timing import triggers
 from onebeat.timing.clock import from_us
-from onebeat.timing.rule import Rule
 
 ACTIVE = word("active")
-JOB_OPTIONS = {"queue", "priority", "max_attempts", "timeout", "at_most_once"}  # what a fire's job is made with
 
 
 # ── what is due ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -70,38 +59,6 @@ def _due(tx: Tx) -> Select[Any]:
 
 
 # ── fire ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Fired:
-    """One decided instant, as it was written."""
-
-    schedule_id: str
-    key: str
-    fire_us: int
-    decision: str
-    reason: str | None
-    job_id: UUID | None
-    queued: bool
-    delayed: bool
-    tracking_id: str | None
-
-
-@dataclass(slots=True, kw_only=True)
-class FireReport:
-    """What one transaction of the dispatcher did. `now` and `next_fire` are on the database's clock."""
-
-    now: int = 0
-    next_fire: int | None = None
-    decided: int = 0  # schedules whose due instants were decided here
-    fired: list[Fired] = field(default_factory=list)
-    conflicts: list[tuple[str, str]] = field(default_factory=list)
-    warnings: list[tuple[str, str]] = field(default_factory=list)
-    unreadable: list[tuple[str, str]] = field(default_factory=list)  # due, but their rows make no sense to this code
-
-
-class FireRecorded(Exception):
-    """A due instant has a record though its schedule had not moved; run `fire_due` again with `careful=True`."""
-
-
 def fire_due(
     tx: Tx,
     *,
@@ -157,51 +114,6 @@ def _plans(tx: Tx, rows: Sequence[Row[Any]], report: FireReport) -> list[tuple[R
         except Exception as error:  # noqa: BLE001 - as above
             report.unreadable.append((row.id, f"{type(error).__name__}: {error}"))
     return plans
-
-
-def as_schedule(row: Row[Any]) -> Schedule:
-    """What `plan` needs to know of a row; raises an `OnebeatError` when it is a newer version's, or damaged."""
-    options_from(row.options)  # what its jobs need must make sense too
-    return Schedule(
-        id=row.id,
-        trigger=trigger_from(row.trigger_json),
-        policies=policies_from(row.policies),
-        state=state_from(row.state),
-        next_fire_us=row.next_fire_us,
-        last_fire_us=row.last_fire_us,
-        fires_count=row.fires_count,
-        consecutive_skips=row.consecutive_skips,
-    )
-
-
-def state_from(text: str) -> ScheduleState:
-    """The state of a stored word; raises `ConfigurationError` for one this version does not know."""
-    try:
-        return ScheduleState(text)
-    except ValueError:
-        raise ConfigurationError(f"stored state {text!r:.20} is unknown here") from None
-
-
-@lru_cache(maxsize=4096)
-def trigger_from(text: str) -> Rule:
-    """The trigger of a stored text; parsed once a process."""
-    return triggers.load(payload.decode(text))
-
-
-@lru_cache(maxsize=1024)
-def policies_from(text: str) -> Policies:
-    """The policies of a stored text."""
-    return Policies.from_json(payload.decode(text))
-
-
-@lru_cache(maxsize=1024)
-def options_from(text: str) -> Mapping[str, Any]:
-    """What the jobs of a schedule are made with; raises `ConfigurationError` when something is missing."""
-    options = payload.decode(text)
-    missing = sorted(JOB_OPTIONS - options.keys()) if isinstance(options, dict) else sorted(JOB_OPTIONS)
-    if missing:
-        raise ConfigurationError(f"stored options without {', '.join(missing)}")
-    return MappingProxyType(options)
 
 
 def unfinished(tx: Tx, schedule_ids: Sequence[str]) -> dict[str, tuple[Unfinished, ...]]:
@@ -293,90 +205,6 @@ def _without_conflicts(
     return [fire for fire in fires if fire.key not in known]
 
 
-class FireWriter:
-    """Gathers planned fires and writes them with their jobs: one insert for each table."""
-
-    def __init__(self, tx: Tx, report: FireReport, *, worker_id: str, new_tracking_id: Callable[[], str]) -> None:
-        self._tx = tx
-        self._report = report
-        self._worker_id = worker_id
-        self._new_tracking_id = new_tracking_id
-        self._jobs: list[NewJob] = []
-        self._rows: list[dict[str, Any]] = []
-        self._cancels: list[UUID] = []
-
-    def add(self, row: Row[Any], fires: Sequence[PlannedFire]) -> None:
-        """Take the fires of one schedule, in order of time."""
-        for fire in fires:
-            job = self._job(row, fire) if fire.decision is Decision.STARTED else None
-            if job is not None:
-                self._jobs.append(job)
-            self._rows.append(self._row(row.id, fire, job))
-            self._cancels.extend(UUID(id) for id in fire.cancel)
-            self._report.fired.append(
-                Fired(
-                    schedule_id=row.id,
-                    key=fire.key,
-                    fire_us=fire.fire_us,
-                    decision=str(fire.decision),
-                    reason=fire.reason,
-                    job_id=None if job is None else job.id,
-                    queued=job is not None and job.state is JobState.QUEUED,
-                    delayed=job is not None and job.state is JobState.SCHEDULED,
-                    tracking_id=None if job is None else job.tracking_id,
-                )
-            )
-
-    def write(self) -> None:
-        """Insert everything; raises `FireRecorded` when an instant has a record already."""
-        if self._rows:
-            try:
-                self._tx.execute(self._tx.tables.fires.insert(), self._rows)
-            except IntegrityError as error:
-                raise FireRecorded from error
-        self._tx.point("fire.written")
-        jobs.add(self._tx, self._jobs)
-        if self._cancels:
-            job_edits.cancel(self._tx, self._cancels)
-
-    def _job(self, row: Row[Any], fire: PlannedFire) -> NewJob:
-        now = self._report.now
-        options = options_from(row.options)
-        run_at = now if fire.run_at_us is None else max(now, fire.run_at_us)
-        resting = JobState.SCHEDULED if run_at > now else JobState.QUEUED
-        return NewJob(
-            id=uuid7(now + len(self._jobs)),  # later fires sort later
-            task=row.task,
-            args=packed(row.args, row.kwargs, row.timezone),
-            state=JobState.WAITING if fire.waits_for else resting,
-            queue=options["queue"],
-            priority=options["priority"],
-            run_at=run_at,
-            waits_for=fire.waits_for,
-            max_attempts=options["max_attempts"],
-            timeout=options["timeout"],
-            at_most_once=options["at_most_once"],
-            schedule_id=row.id,
-            fire_us=fire.fire_us,
-            tracking_id=self._new_tracking_id(),
-        )
-
-    def _row(self, schedule_id: str, fire: PlannedFire, job: NewJob | None) -> dict[str, Any]:
-        return {
-            "schedule_id": schedule_id,
-            "fire_key": fire.key,
-            "fire_us": fire.fire_us,
-            "origin": str(fire.origin),
-            "decision": str(fire.decision),
-            "reason": fire.reason,
-            "until_us": fire.until_us,
-            "instants": fire.count,
-            "job_id": None if job is None else job.id,
-            "decided_by": self._worker_id,
-            "decided_us": self._report.now,
-        }
-
-
 # ── by hand ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 def fire_by_hand(
     tx: Tx,
@@ -412,23 +240,3 @@ def fire_by_hand(
         )
         for fire in fires
     ]
-
-
-def understood(row: Row[Any]) -> Schedule:
-    """The schedule; raises `ConfigurationError` with the ways out when the row cannot be read."""
-    try:
-        return as_schedule(row)
-    except OnebeatError as error:
-        raise ConfigurationError(
-            f"schedule {row.id!r} cannot be read here: {error}. Use the version that wrote it, "
-            'replace it with add(…, if_exists="replace"), or remove it'
-        ) from error
-
-
-def locked(tx: Tx, id: str) -> Row[Any]:
-    """The schedule's row, locked until the end of the transaction; raises `ScheduleNotFound`."""
-    table = tx.tables.schedules
-    row = tx.execute(tx.dialect.lock_rows(select(table).where(table.c.id == id))).first()
-    if row is None or row.id != id:  # MySQL and MariaDB take "a " for "a"
-        raise ScheduleNotFound(f"no schedule {id!r}; `schedules.list()` shows what there is")
-    return row

@@ -24,7 +24,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.sql.dml import Insert
 
-from onebeat.store.dialects import dialect_for
+from onebeat.store.dialects.by_url import dialect_for
 from onebeat.store.tables import Tables
 from onebeat.store.transaction import Tx
 from onebeat.store.words import padded

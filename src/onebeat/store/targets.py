@@ -14,7 +14,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
 from onebeat.errors import ConfigurationError
-from onebeat.store.dialects import Dialect, dialect_for
+from onebeat.store.dialects.base import Dialect
+from onebeat.store.dialects.by_url import dialect_for
 from onebeat.store.sqlite import file_of
 
 

@@ -13,7 +13,7 @@ from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.sql.expression import Executable
 
 from onebeat.errors import DatabaseUnavailable, OnebeatError, SchemaOutOfDate
-from onebeat.store.dialects import Dialect, bound_clock, select_clock
+from onebeat.store.dialects.base import Dialect, bound_clock, select_clock
 from onebeat.store.faults import Fault, causes
 from onebeat.store.tables import Tables
 

@@ -9,7 +9,7 @@ from sqlalchemy import Row, select, update
 from onebeat.errors import InvalidTrigger, OnebeatError
 from onebeat.model.changes import Rezoning, rezoned
 from onebeat.store.database import Tx
-from onebeat.store.fires import as_schedule
+from onebeat.store.schedule_rows import as_schedule
 from onebeat.store.words import word
 from onebeat.timing.zones import changed, stale
 

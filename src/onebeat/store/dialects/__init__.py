@@ -1,0 +1,1 @@
+"""SQLite, PostgreSQL, MySQL/MariaDB: the few answers in which they differ."""

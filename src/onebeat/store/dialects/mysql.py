@@ -1,0 +1,111 @@
+"""MySQL and MariaDB."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import Connection, Table, func, literal_column, text, type_coerce
+from sqlalchemy.dialects import mysql
+from sqlalchemy.sql.dml import Insert
+from sqlalchemy.sql.elements import ColumnElement
+
+from onebeat.store.dialects.base import BIG, Dialect, require_version
+from onebeat.store.faults import Fault, mysql_fault
+
+
+class MySQL(Dialect):
+    """MariaDB 10.6 and MySQL 8.0, and later."""
+
+    name = "mysql"
+    driver = "asyncmy"
+    module = "asyncmy"
+    extra = "mysql"
+    update_returning = False
+    locks_in_passing = True
+    transactional_ddl = False
+
+    def clock_expression(self) -> ColumnElement[int]:
+        """No session time zone takes part in it."""
+        return type_coerce(
+            func.timestampdiff(
+                literal_column("MICROSECOND"),
+                literal_column("'1970-01-01 00:00:00'"),
+                func.utc_timestamp(literal_column("6")),
+            ),
+            BIG,
+        )
+
+    def insert_ignore(self, table: Table) -> Insert:
+        """INSERT IGNORE."""
+        return mysql.insert(table).prefix_with("IGNORE")
+
+    def upsert(
+        self,
+        table: Table,
+        values: Mapping[str, Any],
+        *,
+        key: Sequence[str],
+        update: Mapping[str, Any],
+        where: ColumnElement[bool] | None = None,
+    ) -> Insert:
+        """ON DUPLICATE KEY UPDATE, for any unique key: `key` must be the only one that can collide."""
+        if where is not None:
+            raise AssertionError("ON DUPLICATE KEY UPDATE has no WHERE; make the condition part of `update`")
+        return mysql.insert(table).values(**values).on_duplicate_key_update(list(update.items()))
+
+    def classify(self, error: BaseException) -> Fault:
+        """By error number."""
+        return mysql_fault(error)
+
+    def begin(self, connection: Connection, *, write: bool) -> None:
+        """START TRANSACTION, at the level that `setup` gave the session."""
+        connection.exec_driver_sql("START TRANSACTION")
+
+    def setup(self, connection: Connection, *, pooled: bool) -> None:
+        """READ COMMITTED, strict values, limits of time; what only MariaDB has stands in its own kind of comment.
+
+        No notes are kept of rows that `insert_ignore` leaves out: the driver would log a warning of each.
+        """
+        connection.exec_driver_sql("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED")
+        connection.exec_driver_sql(
+            "SET SESSION sql_mode = 'STRICT_ALL_TABLES,ERROR_FOR_DIVISION_BY_ZERO,NO_ENGINE_SUBSTITUTION', "
+            "max_error_count = 0, "
+            "innodb_lock_wait_timeout = 5 /*M!100600 , max_statement_time = 30, idle_transaction_timeout = 60 */"
+        )
+
+    def inspect(self, connection: Connection) -> tuple[list[str], bool]:
+        """Durability and replication are the server's own settings; what weakens a promise is said."""
+        mariadb = bool(getattr(connection.dialect, "is_mariadb", False))
+        found = connection.dialect.server_version_info
+        require_version("MariaDB" if mariadb else "MySQL", found, (10, 6) if mariadb else (8, 0))
+        cautions = []
+        row = connection.execute(
+            text("SELECT @@innodb_flush_log_at_trx_commit, @@log_bin, @@sync_binlog, @@binlog_format")
+        ).one()
+        if int(row[0]) != 1:
+            cautions.append(
+                f"innodb_flush_log_at_trx_commit is {row[0]}: a power cut may undo the last commits; 1 does not"
+            )
+        if int(row[1]) and int(row[2]) != 1:
+            cautions.append(f"sync_binlog is {row[2]}: a power cut may part the server from its replicas; 1 does not")
+        if int(row[1]) and str(row[3]).upper() == "STATEMENT":
+            cautions.append("binlog_format is STATEMENT, which does not replicate claims faithfully; use ROW or MIXED")
+        return cautions, False
+
+    def migration_lock(self, connection: Connection, name: str, timeout: float) -> bool:
+        """GET_LOCK; its names are per server and at most 64 characters."""
+        connection.exec_driver_sql("SET SESSION lock_wait_timeout = 60 /*M!100600 , max_statement_time = 0 */")
+        return (
+            connection.execute(text("SELECT GET_LOCK(:name, :s)"), {"name": self._lock(name), "s": timeout}).scalar()
+            == 1
+        )
+
+    def migration_unlock(self, connection: Connection, name: str) -> None:
+        """RELEASE_LOCK; the end of the connection would do it too."""
+        connection.execute(text("SELECT RELEASE_LOCK(:name)"), {"name": self._lock(name)})
+
+    @staticmethod
+    def _lock(name: str) -> str:
+        return f"onebeat-{hashlib.sha256(name.encode()).hexdigest()[:48]}"

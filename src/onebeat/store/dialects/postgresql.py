@@ -1,0 +1,168 @@
+"""PostgreSQL, directly or through a transaction pooler."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+from urllib.parse import urlencode
+
+from sqlalchemy import (
+    BigInteger,
+    Connection,
+    Table,
+    Update,
+    bindparam,
+    cast,
+    extract,
+    func,
+    literal,
+    literal_column,
+    select,
+    text,
+    true,
+)
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.engine import URL
+from sqlalchemy.sql.dml import Insert
+from sqlalchemy.sql.elements import ColumnElement
+
+from onebeat.store.dialects.base import BIG, Dialect, require_version
+from onebeat.store.faults import Fault, postgresql_fault
+
+_POOLED = "onebeat_pooled"  # in `Connection.info`
+
+
+class PostgreSQL(Dialect):
+    """PostgreSQL 13 and later, directly or through PgBouncer in transaction mode."""
+
+    name = "postgresql"
+    driver = "asyncpg"
+    module = "asyncpg"
+    extra = "postgresql"
+    arrays = True
+
+    def clock_expression(self) -> ColumnElement[int]:
+        """`statement_timestamp()` is stable, so an index can use it; `now()` stands still through a transaction."""
+        return cast(extract("epoch", func.statement_timestamp()) * literal_column("1000000"), BigInteger)
+
+    def insert_ignore(self, table: Table) -> Insert:
+        """ON CONFLICT DO NOTHING, for any unique key."""
+        return postgresql.insert(table).on_conflict_do_nothing()
+
+    def upsert(
+        self,
+        table: Table,
+        values: Mapping[str, Any],
+        *,
+        key: Sequence[str],
+        update: Mapping[str, Any],
+        where: ColumnElement[bool] | None = None,
+    ) -> Insert:
+        """ON CONFLICT DO UPDATE."""
+        insert = postgresql.insert(table).values(**values)
+        return insert.on_conflict_do_update(index_elements=list(key), set_=dict(update), where=where)
+
+    def among(self, column: ColumnElement[Any], name: str) -> ColumnElement[bool]:
+        """One array instead of a parameter for each value: nothing to render, and one plan for every length."""
+        return column == func.any(bindparam(name, type_=postgresql.ARRAY(column.type)))
+
+    def unflushed(self, change: Update) -> Update:
+        """`synchronous_commit` of this transaction alone; later commits flush what came before them in the log."""
+        return change.where(func.set_config("synchronous_commit", "off", true()) == "off")
+
+    def classify(self, error: BaseException) -> Fault:
+        """By SQLSTATE."""
+        return postgresql_fault(error)
+
+    # Unnamed statements only: a named one stays behind on a server connection that the pooler gives to the next.
+    pooled_arguments: ClassVar[dict[str, Any] | None] = {
+        "statement_cache_size": 0,
+        "prepared_statement_cache_size": 0,
+        "prepared_statement_name_func": lambda: "",
+    }
+    # In the query of a URL these are the driver's own parameters; everything else is libpq's and goes into its DSN.
+    _NUMBERS = ("statement_cache_size", "max_cached_statement_lifetime", "max_cacheable_statement_size")
+    _OWN = (
+        *_NUMBERS,
+        "prepared_statement_cache_size",
+        "command_timeout",
+        "timeout",
+        "ssl",
+        "direct_tls",
+        "host",
+        "port",
+    )
+
+    def adapt(self, url: URL) -> tuple[URL, dict[str, Any]]:
+        """libpq's parameters (`sslmode`, `application_name`, …) are taken as they are written for other drivers."""
+        query = {key: value if isinstance(value, str) else value[-1] for key, value in url.query.items()}
+        arguments: dict[str, Any] = {key: int(query[key]) for key in self._NUMBERS if key in query}
+        if "connect_timeout" in query:
+            arguments["timeout"] = float(query.pop("connect_timeout"))
+        arguments |= {key: float(query[key]) for key in ("command_timeout", "timeout") if key in query}
+        foreign = {key: value for key, value in query.items() if key not in self._OWN}
+        if foreign:
+            arguments["dsn"] = f"postgresql:///?{urlencode(foreign)}"
+        adapted, _ = super().adapt(url)
+        return adapted.difference_update_query([*foreign, *arguments, "connect_timeout"]), arguments
+
+    def begin(self, connection: Connection, *, write: bool) -> None:
+        """The level is named in the statement: no server default and no pooler can change it."""
+        self._simple(connection, self._BEGIN_POOLED if connection.info.get(_POOLED) else self._BEGIN)
+
+    _BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED"
+    _BEGIN_POOLED = (
+        "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL lock_timeout = '5s'; SET LOCAL statement_timeout = '30s'; "
+        "SET LOCAL idle_in_transaction_session_timeout = '60s'; SET LOCAL enable_bitmapscan = off; "
+        "SELECT set_config('synchronous_commit', 'on', true) WHERE current_setting('synchronous_commit') = 'off'"
+    )
+
+    def commit(self, connection: Connection) -> None:
+        """COMMIT; the server answers ROLLBACK to a failed transaction, which is an error here."""
+        if self._simple(connection, "COMMIT") == "ROLLBACK":
+            raise AssertionError("the transaction had failed before; it cannot be committed")
+
+    def rollback(self, connection: Connection) -> None:
+        """ROLLBACK; a warning at most when there is nothing to undo."""
+        self._simple(connection, "ROLLBACK")
+
+    def setup(self, connection: Connection, *, pooled: bool) -> None:
+        """Limits of time for this connection, and durable commits although the role may have them off."""
+        connection.info[_POOLED] = pooled
+        if pooled:
+            return  # each BEGIN says it
+        self._simple(
+            connection,
+            "SET default_transaction_isolation = 'read committed'; SET lock_timeout = '5s'; "
+            "SET statement_timeout = '30s'; SET idle_in_transaction_session_timeout = '60s'; "
+            # a queue's statistics are stale by nature: without this a claim may sort the whole backlog
+            "SET enable_bitmapscan = off; "
+            "SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'",
+        )
+
+    def inspect(self, connection: Connection) -> tuple[list[str], bool]:
+        """A pooler gives a backend process of its own invention in the handshake."""
+        require_version("PostgreSQL", connection.dialect.server_version_info, (13,))
+        self.begin(connection, write=False)
+        process = connection.execute(select(func.pg_backend_pid())).scalar_one()
+        self.rollback(connection)
+        told = getattr(connection.connection.driver_connection, "get_server_pid", lambda: process)()
+        return [], told != process
+
+    def _simple(self, connection: Connection, statement: str) -> str | None:
+        """One round trip without a prepared statement, so that a transaction pooler keeps it in one piece."""
+        adapted = connection.connection.dbapi_connection
+        if connection.dialect.driver != self.driver:  # the caller's engine has another driver
+            connection.exec_driver_sql(statement)
+            return None
+        status: str = adapted.run_async(lambda raw: raw.execute(statement))  # type: ignore[union-attr]  # AdaptedConnection
+        return status
+
+    def migration_lock(self, connection: Connection, name: str, timeout: float) -> bool:
+        """An advisory lock that ends with the transaction."""
+        key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big", signed=True)
+        connection.execute(text("SELECT set_config('lock_timeout', :ms, true)"), {"ms": str(int(timeout * 1000))})
+        connection.execute(text("SELECT set_config('statement_timeout', '0', true)"))
+        connection.execute(select(func.pg_advisory_xact_lock(literal(key, BIG))))
+        return True

@@ -1,0 +1,111 @@
+"""SQLite: one file, one writer at a time."""
+
+from __future__ import annotations
+
+import random
+import sqlite3
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from sqlalchemy import Connection, Integer, Select, Table, cast, func, literal_column, type_coerce
+from sqlalchemy.dialects import sqlite as sqlite_speech
+from sqlalchemy.sql.dml import Insert
+from sqlalchemy.sql.elements import ColumnElement
+
+from onebeat.store.dialects.base import BIG, Dialect
+from onebeat.store.faults import Fault, sqlite_fault
+
+
+class SQLite(Dialect):
+    """One file, one writer at a time."""
+
+    name = "sqlite"
+    driver = "pysqlite"
+    module = "sqlite3"
+    extra = None
+    one_writer = True
+    explain_verb = "EXPLAIN QUERY PLAN"
+
+    def clock_expression(self) -> ColumnElement[int]:
+        """Milliseconds, on every version: `unixepoch('subsec')` is NULL before 3.42."""
+        days = func.julianday(literal_column("'now'"))
+        milliseconds = cast((days - literal_column("2440587.5")) * literal_column("86400000"), Integer)
+        return type_coerce(milliseconds * literal_column("1000"), BIG)
+
+    def skip_locked(self, select: Select[Any]) -> Select[Any]:
+        """Nothing to skip: whoever writes is alone."""
+        return select
+
+    def lock_rows(self, select: Select[Any]) -> Select[Any]:
+        """`BEGIN IMMEDIATE` has locked everything already."""
+        return select
+
+    def insert_ignore(self, table: Table) -> Insert:
+        """ON CONFLICT DO NOTHING, for any unique key."""
+        return sqlite_speech.insert(table).on_conflict_do_nothing()
+
+    def upsert(
+        self,
+        table: Table,
+        values: Mapping[str, Any],
+        *,
+        key: Sequence[str],
+        update: Mapping[str, Any],
+        where: ColumnElement[bool] | None = None,
+    ) -> Insert:
+        """ON CONFLICT DO UPDATE."""
+        insert = sqlite_speech.insert(table).values(**values)
+        return insert.on_conflict_do_update(index_elements=list(key), set_=dict(update), where=where)
+
+    def greatest(self, a: Any, b: Any) -> ColumnElement[int]:
+        """`max` of two arguments is scalar here."""
+        return func.max(a, b, type_=BIG)
+
+    def classify(self, error: BaseException) -> Fault:
+        """By result code."""
+        return sqlite_fault(error)
+
+    def begin(self, connection: Connection, *, write: bool) -> None:
+        """Take the write lock at once: an upgrade in mid-transaction fails without waiting.
+
+        Waiting is a steady poll: SQLite's own busy handler sleeps longer and longer, up to 100 ms, so that whoever has
+        waited longest would be served last.
+        """
+        driver = self._driver(connection)
+        if not write:
+            driver.execute("BEGIN")
+            return
+        deadline = time.monotonic() + self.busy_timeout
+        while True:
+            try:
+                driver.execute("BEGIN IMMEDIATE")
+                return
+            except sqlite3.OperationalError as error:
+                if sqlite_fault(error) is not Fault.RETRY or time.monotonic() > deadline:
+                    raise
+            time.sleep(random.uniform(*self.poll))  # noqa: S311 - so that two who wait do not march in step
+
+    busy_timeout: ClassVar[float] = 5.0  # seconds
+    poll: ClassVar[tuple[float, float]] = (0.0003, 0.0015)  # seconds between two looks at a lock that others hold
+
+    def commit(self, connection: Connection) -> None:
+        """Make it last; a COMMIT that fails has not happened."""
+        self._driver(connection).execute("COMMIT")
+
+    @staticmethod
+    def _driver(connection: Connection) -> sqlite3.Connection:
+        driver = connection.connection.driver_connection
+        assert isinstance(driver, sqlite3.Connection)
+        return driver
+
+    def migration_lock(self, connection: Connection, name: str, timeout: float) -> bool:
+        """The transaction is the lock; but PRAGMAs answer from a cached schema until a statement has compared it."""
+        connection.exec_driver_sql("SELECT count(*) FROM sqlite_master").scalar_one()
+        return True
+
+    def rollback(self, connection: Connection) -> None:
+        """SQLite may have rolled back by itself (a full disk); then there is nothing to undo."""
+        driver = self._driver(connection)
+        if driver.in_transaction:
+            driver.execute("ROLLBACK")
