@@ -83,6 +83,16 @@ CASES: list[tuple[str, Settlement, Settlement]] = [
     ),
     ("an unstarted job is refunded", decide(Ending.RETURNED), Settlement(state=JobState.QUEUED, refund=True)),
     (
+        "an unstarted job that was to be cancelled is",
+        decide(Ending.RETURNED, cancel_requested=True),
+        Settlement(state=JobState.CANCELLED, reason="requested", refund=True),
+    ),
+    (
+        "a snooze is no second start of what starts once",
+        decide(Ending.SNOOZED, at_most_once=True),
+        Settlement(state=JobState.FAILED, reason="snoozed"),
+    ),
+    (
         "arguments that do not fit fail at once",
         decide(Ending.UNDECODABLE),
         Settlement(state=JobState.FAILED, reason="undecodable", errors=1),

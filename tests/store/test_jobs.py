@@ -256,6 +256,18 @@ async def test_a_success_in_spite_of_a_cancel_says_so(database: Database) -> Non
         assert (info.state, info.reason) == (JobState.SUCCEEDED, "cancel ignored")
 
 
+async def test_a_cancel_that_comes_before_the_retry_releases_what_waits(database: Database) -> None:
+    first = a_job(schedule_id="s")
+    second = a_job(schedule_id="s", state=JobState.WAITING, waits_for=waits_for("s"))
+    await database.write(jobs.add, [first, second])
+    worker = await registered(database)
+    (got,) = await claimed(database, worker)
+    await database.write(job_edits.cancel, [first.id])
+    await database.write(settlements.settle, [ended(got, Outcome(ending=Ending.ERROR))], worker_id=worker)
+    assert await state_of(database, first.id) is JobState.CANCELLED
+    assert await state_of(database, second.id) is JobState.QUEUED
+
+
 async def test_a_waiting_job_is_released_in_the_transaction_that_ends_its_holder(database: Database) -> None:
     holder = a_job(schedule_id="s")
     second, third = (a_job(schedule_id="s", state=JobState.WAITING, waits_for=waits_for("s")) for _ in range(2))

@@ -58,6 +58,7 @@ class Claimer:
         self._queues = queues
         self._own = list(own_slots)
         self._poll = poll
+        self.in_flight: set[str] = set()  # tokens of claims whose answers have not been started yet
         self._turn = 0
         self._misses = 0  # looks in a row after which a job was left that this worker could have taken
         self._dry_since: int | None = None
@@ -103,18 +104,23 @@ class Claimer:
             room = min(limit, most, self._slots.free)
             if room <= 0:
                 continue
-            claimed = await write(
-                jobs.claim,
-                worker_id=worker_id,
-                token=token(),
-                limit=room,
-                tasks=tasks,
-                queues=queues,
-                excluded=excluded,
-                suspects=suspects,
-            )
-            for job in claimed:
-                self._slots.start(job)
+            lease_token = token()
+            self.in_flight.add(lease_token)
+            try:
+                claimed = await write(
+                    jobs.claim,
+                    worker_id=worker_id,
+                    token=lease_token,
+                    limit=room,
+                    tasks=tasks,
+                    queues=queues,
+                    excluded=excluded,
+                    suspects=suspects,
+                )
+                for job in claimed:
+                    self._slots.start(job)
+            finally:
+                self.in_flight.discard(lease_token)
             more |= len(claimed) == room
             limit -= len(claimed)
             if claimed:

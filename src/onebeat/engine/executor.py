@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from random import random
@@ -11,7 +12,7 @@ from typing import Any, cast
 from uuid import UUID
 
 from onebeat.engine.claimer import is_suspect
-from onebeat.engine.run import Run, StopReason, retry_in_force
+from onebeat.engine.run import MAX_TRACEBACK, Run, StopReason, clip, retry_in_force
 from onebeat.errors import DatabaseUnavailable, UnknownTask
 from onebeat.model import payload
 from onebeat.model.context import JobContext
@@ -23,6 +24,7 @@ from onebeat.model.task import Enqueuer, Registry, Task, active
 from onebeat.store import job_edits
 from onebeat.store.database import Database
 from onebeat.store.settlements import Ended
+from onebeat.timing.backoff import Retry
 from onebeat.timing.clock import from_us
 
 SECOND = 1_000_000
@@ -117,8 +119,13 @@ class Executor:
 
     # ── work ──────────────────────────────────────────────────────────────────────────────────────────────────────────
     def start(self, job: Claimed) -> None:
-        """Run a claimed job in an asyncio task of its own."""
-        run = self._prepare(job)
+        """Run a claimed job in an asyncio task of its own; one that makes no sense here fails, and harms no other."""
+        try:
+            run = self._prepare(job)
+        except Exception as error:  # noqa: BLE001 - whatever its row holds, the rest of the batch must start
+            words = clip(f"what is stored of the job cannot be read: {type(error).__name__}: {error}")
+            self._end(job, Outcome(ending=Ending.UNDECODABLE, error=words), Retry(), 0.0)
+            return
         if not self._runs:
             self._awake()
         self._runs[job.id] = run
@@ -177,21 +184,27 @@ class Executor:
             outcome = await self._attempt(run)
         except asyncio.CancelledError:
             outcome = Outcome(ending=Ending.DRAINED)
+        except Exception as error:  # noqa: BLE001 - an attempt without an end would be started for ever
+            trace = clip("".join(traceback.format_exception(error)), MAX_TRACEBACK)
+            outcome = Outcome(ending=Ending.ERROR, error=clip(f"{type(error).__name__}: {error}"), traceback=trace)
         finally:
             self._forget(run)
             self._tasks.discard(cast(asyncio.Task[None], asyncio.current_task()))  # a callback costs a turn of the loop
         if outcome.ending is Ending.LOST:
             return  # the job is someone else's by now
+        self._end(job, outcome, run.retry, time.monotonic() - run.started)
+
+    def _end(self, job: Claimed, outcome: Outcome, retry: Retry, seconds: float) -> None:
         settlement = settle(
             errors=job.errors,
             crashes=job.crashes,
             max_attempts=job.max_attempts,
             at_most_once=job.at_most_once,
             outcome=outcome,
-            retry=run.retry,
+            retry=retry,
             random=random(),  # noqa: S311 - jitter, not a secret
         )
-        self._ended(Ended(job, outcome, settlement), time.monotonic() - run.started)
+        self._ended(Ended(job, outcome, settlement), seconds)
 
     async def _attempt(self, run: Run) -> Outcome:
         job = run.job
@@ -241,7 +254,7 @@ class Executor:
         except DatabaseUnavailable as error:  # the row will say `running` alone; the outcome comes when the thread ends
             self._trouble(error)
 
-    def _trouble(self, error: DatabaseUnavailable) -> None:
+    def _trouble(self, error: Exception) -> None:
         self._announce(DatabaseTrouble(part="executor", problem=str(error), retry_in=0))
 
     def _dropped(self, run: Run, problem: str) -> None:
@@ -253,7 +266,7 @@ class Executor:
 class _Progress:
     """Writes a job's progress: at most once each half second, the last one always. Trouble with it fails no job."""
 
-    def __init__(self, database: Database, job: Claimed, trouble: Callable[[DatabaseUnavailable], None]) -> None:
+    def __init__(self, database: Database, job: Claimed, trouble: Callable[[Exception], None]) -> None:
         self._database = database
         self._job = job
         self._trouble = trouble
@@ -291,5 +304,5 @@ class _Progress:
         self._written = time.monotonic()
         try:
             await self._database.write(job_edits.progress, self._job.id, self._job.lease_token, text)
-        except DatabaseUnavailable as error:
+        except Exception as error:  # noqa: BLE001 - announced; the function's own end counts
             self._trouble(error)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from random import random
 
 from onebeat.model.events import DatabaseBack, DatabaseTrouble, Event
@@ -17,6 +17,7 @@ SECOND = 1_000_000
 JITTER = 0.1  # of the interval, either way, so that a fleet does not beat in step
 RETRY = 1.0  # seconds between tries after a failed beat, or a tenth of the interval
 CONNECT_WITHIN = 5.0  # seconds at least, for the thread's own connection
+A_HAIR = 0.001  # seconds after a deadline, so that a timer is not a moment too early
 ANSWER_WITHIN = 1.0  # seconds at least, for a renewal's answer; else one interval
 
 
@@ -164,11 +165,12 @@ class Heartbeat:
         sent = self._clock.boot()
         budget = max((item.interval or self._interval) / SECOND, ANSWER_WITHIN)
         try:
-            if not self._opened:
-                await database.open(timeout=max(budget, CONNECT_WITHIN))
-                self._opened = True
-            async with asyncio.timeout(budget):
-                kept = await database.write_one(item.renew)
+            with self._deadlines_kept():
+                if not self._opened:
+                    await database.open(timeout=max(budget, CONNECT_WITHIN))
+                    self._opened = True
+                async with asyncio.timeout(budget):
+                    kept = await database.write_one(item.renew)
         except Exception as error:  # noqa: BLE001 - announced; the deadline, not the error, ends the trust
             self._trouble(error)
             self._check_deadlines()
@@ -179,6 +181,30 @@ class Heartbeat:
         else:
             self._give_up(item, "the database says that the lease ran out or was taken")
         return True
+
+    @contextlib.contextmanager
+    def _deadlines_kept(self) -> Iterator[None]:
+        """While an answer is awaited, trust ends at its deadline, not when the wait is given up."""
+        loop = asyncio.get_running_loop()
+        timer: asyncio.TimerHandle | None = None
+
+        def watch() -> None:
+            nonlocal timer
+            now = self._clock.boot()
+            with self._lock:
+                ahead = [item.deadline - now for item in self._held if item.deadline > now]
+            timer = loop.call_later(min(ahead) / SECOND + A_HAIR, expire) if ahead else None
+
+        def expire() -> None:
+            self._check_deadlines()
+            watch()
+
+        watch()
+        try:
+            yield
+        finally:
+            if timer is not None:
+                timer.cancel()
 
     def _check_deadlines(self) -> None:
         """Of all that is held: while one waits for an answer, the others' time runs too."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from uuid import UUID
 
 from onebeat.engine.executor import Executor
@@ -25,11 +25,13 @@ class Reconciler:
         executor: Executor,
         worker_id: Callable[[], str | None],
         unsettled_ids: Callable[[], set[UUID]],
+        in_flight: Callable[[], Collection[str]] = tuple,
     ) -> None:
         self._database = database
         self._executor = executor
         self._worker_id = worker_id
         self._unsettled_ids = unsettled_ids
+        self._in_flight = in_flight  # tokens of claims whose answers are on their way: late is not lost
         self._suspected: set[tuple[UUID, str]] = set()
 
     async def tick(self, now: int) -> int | None:
@@ -53,4 +55,4 @@ class Reconciler:
 
     def _known(self, id: UUID, token: str, waiting: set[UUID]) -> bool:
         run = self._executor.running.get(id)
-        return (run is not None and run.job.lease_token == token) or id in waiting
+        return (run is not None and run.job.lease_token == token) or id in waiting or token in self._in_flight()

@@ -9,10 +9,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Literal
 
-from onebeat.errors import Busy, InvalidArguments, JobCancelled, Stopped
+from onebeat.errors import Busy, InvalidArguments, JobCancelled, LeaseLost, Stopped
 from onebeat.model import payload
 from onebeat.model.context import JobContext, current
-from onebeat.model.job import SUCCESS, Claimed, Ending, Outcome
+from onebeat.model.job import SUCCESS, Claimed, Ending, Outcome, stored_retry
 from onebeat.model.seams import Runner, Running
 from onebeat.model.task import Task
 from onebeat.offload.limits import within
@@ -72,6 +72,9 @@ class Run:
             args, kwargs = self.task.signature.unpack(self.job.args)
         except InvalidArguments as error:
             return Outcome(ending=Ending.UNDECODABLE, error=clip(str(error)))
+        except Exception as error:  # noqa: BLE001 - a validator of the task's own may raise anything
+            words = f"the stored arguments cannot be read: {type(error).__name__}: {error}"
+            return Outcome(ending=Ending.UNDECODABLE, error=clip(words))
         name = self.task.signature.context_parameter
         if name is not None:
             kwargs[name] = self.context
@@ -129,14 +132,21 @@ class Run:
             return SUCCESS
         try:
             return Outcome(ending=Ending.SUCCEEDED, value=payload.encode(payload.plain(value), what="the value"))
-        except (InvalidArguments, ValueError, TypeError) as error:
+        except InvalidArguments as error:
             self._dropped(self, clip(str(error)))
+            return SUCCESS
+        except Exception as error:  # noqa: BLE001 - a model's own property or serializer may raise anything
+            self._dropped(self, clip(f"{type(error).__name__}: {error}"))
             return SUCCESS
 
     def _from(self, error: BaseException) -> Outcome:
         """The outcome of an attempt that raised."""
         if self.stop_reason is not None and not isinstance(error, Exception):
             return self._stopped()
+        if self.stop_reason == "lost" or (isinstance(error, LeaseLost) and self.context._left):
+            return Outcome(ending=Ending.LOST)
+        if self.stop_reason == "drain" and self._runner is None:
+            return self._stopped()  # what its clean-up raised is not the job's error
         if isinstance(error, JobCancelled | Stopped) and self.stop_reason is not None:
             return self._stopped()
         if self.stop_reason is not None and self._running is not None and not self.unstoppable:
@@ -144,7 +154,8 @@ class Run:
         if isinstance(error, Busy) and self._runner is not None and self._running is None:
             return Outcome(ending=Ending.RETURNED)  # the last free process went to another worker of this server
         if isinstance(error, Snooze):
-            return Outcome(ending=Ending.SNOOZED, delay=error.delay_us)
+            words = "Snooze: a task that starts at most once cannot be tried again" if self.job.at_most_once else None
+            return Outcome(ending=Ending.SNOOZED, delay=error.delay_us, error=words)
         if isinstance(error, Cancel):
             return Outcome(ending=Ending.CANCELLED, reason=clip(str(error.reason or "by the task"), 64))
         words = clip(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
@@ -168,11 +179,9 @@ class Run:
 
 
 def retry_in_force(task: Task[Any, Any] | None, job: Claimed) -> Retry:
-    """The row's numbers with the code's exception classes."""
+    """The row's numbers with the code's exception classes; the code's own where the row's cannot be read."""
     own = task.settings.retry if task is not None else Retry()
-    if job.retry is None:
-        return own
-    return replace(Retry.from_json(payload.decode(job.retry)), on=own.on, give_up_on=own.give_up_on)
+    return replace(stored_retry(job.retry, own), on=own.on, give_up_on=own.give_up_on)
 
 
 def clip(text: str, length: int = MAX_ERROR) -> str:

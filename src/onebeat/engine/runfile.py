@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 import sys
 import tempfile
 from collections.abc import Iterable
@@ -21,24 +22,31 @@ def boot_id() -> str | None:
         return None
 
 
-def directory() -> Path:
-    """Where the run files of this user lie; made on first use, for this user alone."""
-    owner = os.getuid() if sys.platform != "win32" else "user"
-    folder = Path(tempfile.gettempdir()) / f"onebeat-{owner}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    return folder
+def directory() -> Path | None:
+    """Where the run files of this user lie, made on first use; None: there is no folder that is this user's alone."""
+    if sys.platform == "win32":
+        return None
+    try:
+        folder = Path(tempfile.gettempdir()) / f"onebeat-{os.getuid()}"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+    except OSError:  # no folder can be written: a read-only root file system
+        return None
+    private = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077
+    return folder if private else None
 
 
 class RunFile:
     """Held from start to stop; the kernel frees it when the process dies, however it dies."""
 
     def __init__(self, worker_id: str) -> None:
-        self._path = directory() / f"{worker_id}.run"
+        folder = directory()
+        self._path = None if folder is None else folder / f"{worker_id}.run"
         self._file: int | None = None
 
     def hold(self) -> None:
         """Create and lock the file. A host that cannot is served by the lease alone."""
-        if sys.platform == "win32":
+        if sys.platform == "win32" or self._path is None:
             return
         try:
             self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
@@ -48,7 +56,7 @@ class RunFile:
 
     def release(self) -> None:
         """Unlock and remove the file."""
-        if self._file is not None:
+        if self._file is not None and self._path is not None:
             with contextlib.suppress(OSError):
                 self._path.unlink(missing_ok=True)
             os.close(self._file)
@@ -60,9 +68,10 @@ def dead_siblings(worker_ids: Iterable[str]) -> list[str]:
 
     A file that is missing says nothing: another container of the same host has a temporary folder of its own.
     """
-    if sys.platform == "win32":
+    folder = directory()
+    if sys.platform == "win32" or folder is None:
         return []
-    return [worker_id for worker_id in worker_ids if _is_free(directory() / f"{worker_id}.run")]
+    return [worker_id for worker_id in worker_ids if _is_free(folder / f"{worker_id}.run")]
 
 
 def _is_free(path: Path) -> bool:

@@ -61,15 +61,23 @@ class Settler:
         batch = self._waiting[:BATCH]
         if not batch:
             return None
-        kept = await self._write([ended for ended, _ in batch])
-        del self._waiting[: len(batch)]
+        refused: dict[UUID, Exception] = {}
+        kept = await self._write([ended for ended, _ in batch], refused)
+        self._waiting[: len(batch)] = []
+        self._waiting += [item for item in batch if item[0].job.id in refused]  # the others do not wait for it
         for ended, seconds in batch:
-            self._tell(ended, seconds, ended.job.id in kept)
+            if ended.job.id not in refused:
+                self._tell(ended, seconds, ended.job.id in kept)
         self._settled()
+        for error in refused.values():
+            raise error
         return now if self._waiting else None
 
-    async def _write(self, batch: list[Ended]) -> set[UUID]:
-        """The ids that were written. An end that the database refuses is written without its texts, and says so."""
+    async def _write(self, batch: list[Ended], refused: dict[UUID, Exception]) -> set[UUID]:
+        """The ids that were written. An end that the database refuses is written without its texts, and says so.
+
+        One that is refused even so goes into `refused`.
+        """
         worker_id = self._worker_id()
         try:
             if settlements.one_statement(self._database.dialect, batch):
@@ -77,13 +85,14 @@ class Settler:
             return await self._database.write(settlements.settle, batch, worker_id=worker_id)
         except DatabaseUnavailable:
             raise
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - kept in `refused`, and raised when the others are written
             if len(batch) > 1:
                 middle = len(batch) // 2
-                return await self._write(batch[:middle]) | await self._write(batch[middle:])
+                return await self._write(batch[:middle], refused) | await self._write(batch[middle:], refused)
             if batch[0] == (bare := _without_texts(batch[0], error)):
-                raise
-            return await self._write([bare])
+                refused[batch[0].job.id] = error
+                return set()
+            return await self._write([bare], refused)
 
     def _tell(self, ended: Ended, seconds: float, kept: bool) -> None:
         job, outcome, settlement = ended.job, ended.outcome, ended.settlement

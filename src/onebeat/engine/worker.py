@@ -125,7 +125,11 @@ class Worker:
         )
         promoter = Promoter(database=database, poll=plan.poll, woken=lambda: self._claims.wake())
         reconciler = Reconciler(
-            database=database, executor=self._executor, worker_id=self._acting, unsettled_ids=self._unsettled_ids
+            database=database,
+            executor=self._executor,
+            worker_id=self._holding,
+            unsettled_ids=self._unsettled_ids,
+            in_flight=lambda: self._claimer.in_flight,
         )
         self._sweeper = Sweeper(
             database=database,
@@ -173,6 +177,10 @@ class Worker:
         """The worker id to act under, None when this process may not act."""
         lease = self._lease
         return lease.worker_id if lease is not None and lease.trusted and self._claiming else None
+
+    def _holding(self) -> str | None:
+        """The worker id whose jobs run here, also while this process drains."""
+        return self._lease.worker_id if self._lease is not None and self._lease.trusted else None
 
     def _unsettled_ids(self) -> set[UUID]:
         return self._settler.unsettled_ids

@@ -31,8 +31,7 @@ class Announcer:
         if hooks is None:
             hooks = tuple(hook for base in kind.__mro__ for hook in self._hooks.get(base, ()))
             self._found[kind] = hooks
-        self._word(event)
-        for hook in hooks:
+        for hook in (self._word, *hooks):
             try:
                 hook(event)
             except Exception:

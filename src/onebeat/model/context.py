@@ -58,6 +58,7 @@ class JobContext:
         self._reported: Reports | None = None  # once there was something to report
         self._stop = False  # a plain flag: it is only ever set, from any thread
         self._lost = False
+        self._left = False  # whether the function was told that its claim is gone
         self._loop = _running_loop()
 
     @property
@@ -83,6 +84,7 @@ class JobContext:
     async def ensure_owned(self) -> None:
         """Ask the database whether this claim still holds; raises `LeaseLost` when it does not. One round trip."""
         if self._lost or (self._owned is not None and not await self._owned()):
+            self._left = True
             raise LeaseLost(
                 f"job {self.id}, attempt {self.attempt}: the claim is gone; another worker may be running it"
             )

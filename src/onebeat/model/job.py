@@ -7,6 +7,8 @@ from enum import StrEnum
 from typing import NamedTuple
 from uuid import UUID
 
+from onebeat.errors import OnebeatError
+from onebeat.model import payload
 from onebeat.timing.backoff import Retry
 
 
@@ -129,6 +131,16 @@ class Settlement:
         return self.state in FINAL
 
 
+def stored_retry(text: str | None, own: Retry) -> Retry:
+    """The numbers on a job's row; `own` where there are none, or none that this version can read."""
+    if text is None:
+        return own
+    try:
+        return Retry.from_json(payload.decode(text))
+    except (OnebeatError, ValueError, TypeError):
+        return own
+
+
 def settle(
     *,
     errors: int,
@@ -157,6 +169,8 @@ def settle(
             errors=errors,
             crashes=crashes,
         )
+    if ending is Ending.RETURNED and cancel_requested:
+        return Settlement(state=JobState.CANCELLED, reason="requested", errors=errors, crashes=crashes, refund=True)
     if ending is Ending.RETURNED:
         return Settlement(state=JobState.QUEUED, errors=errors, crashes=crashes, refund=True)
     if ending is Ending.CANCELLED:
@@ -168,6 +182,8 @@ def settle(
         return _interrupted(errors, crashes, at_most_once, ending, retry, random, cancel_requested)
     if cancel_requested:
         return Settlement(state=JobState.CANCELLED, reason="requested", errors=errors, crashes=crashes)
+    if ending is Ending.SNOOZED and at_most_once:
+        return Settlement(state=JobState.FAILED, reason="snoozed", errors=errors, crashes=crashes)
     if ending is Ending.SNOOZED:
         return Settlement(
             state=JobState.SCHEDULED, reason="snoozed", delay=outcome.delay, errors=errors, crashes=crashes

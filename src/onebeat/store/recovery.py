@@ -10,8 +10,7 @@ from uuid import UUID
 
 from sqlalchemy import Row, and_, null, or_, select, update
 
-from onebeat.model import payload
-from onebeat.model.job import FINAL, Ending, Outcome, Settlement, settle as decide
+from onebeat.model.job import FINAL, Ending, Outcome, Settlement, settle as decide, stored_retry
 from onebeat.store.database import Tx
 from onebeat.store.settlements import mine, release
 from onebeat.store.words import RUNNING, word
@@ -63,11 +62,11 @@ def _take_back(tx: Tx, rows: Sequence[Row[Any]], ending: Ending) -> list[Rescued
             max_attempts=row.max_attempts,
             at_most_once=bool(row.at_most_once),
             outcome=outcome,
-            retry=Retry.from_json(payload.decode(row.retry)) if row.retry else Retry(),
+            retry=stored_retry(row.retry, Retry()),
             random=random(),  # noqa: S311 - jitter, not a secret
             cancel_requested=row.cancel_requested_us is not None,
         )
-        if _apply(tx, row, decision) and ending is Ending.LOST:
+        if _apply(tx, row, decision, outcome.error) and ending is Ending.LOST:
             _remember_loss(tx, row)
         if decision.state in FINAL and row.schedule_id:
             over.add(row.schedule_id)
@@ -88,7 +87,7 @@ def _take_back(tx: Tx, rows: Sequence[Row[Any]], ending: Ending) -> list[Rescued
     return taken
 
 
-def _apply(tx: Tx, row: Row[Any], decision: Settlement) -> bool:
+def _apply(tx: Tx, row: Row[Any], decision: Settlement, error: str | None) -> bool:
     table = tx.tables.jobs
     final = decision.state in FINAL
     values: dict[str, Any] = {
@@ -100,7 +99,7 @@ def _apply(tx: Tx, row: Row[Any], decision: Settlement) -> bool:
         "attempt": row.attempt - int(decision.refund),
     }
     if final:
-        values |= {"finished_us": tx.clock, "unique_slot": null(), "error": "its worker died"}
+        values |= {"finished_us": tx.clock, "unique_slot": null(), "error": error}
     elif decision.delay:
         values["run_at_us"] = tx.clock + decision.delay
     result = tx.execute(update(table).where(table.c.id == row.id, mine(tx, row.lease_token)).values(**values))

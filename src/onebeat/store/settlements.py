@@ -52,10 +52,13 @@ def settle(tx: Tx, ended: Sequence[Ended], *, worker_id: str) -> set[UUID]:
     for token, ids in plain.items():
         kept |= _succeed(tx, token, ids)
     worded = [item for item in ended if not item.plain]
+    over = {item.job.id for item in ended if item.settlement.final}
     if worded:
-        kept |= _write(tx, worded)
+        written, cancelled = _write(tx, worded)
+        kept |= written
+        over |= cancelled  # somebody asked for that before the next attempt could be queued
     _remember(tx, [item for item in ended if item.job.id in kept], worker_id)
-    release(tx, {e.job.schedule_id for e in ended if e.job.schedule_id and e.job.id in kept and e.settlement.final})
+    release(tx, {e.job.schedule_id for e in ended if e.job.schedule_id and e.job.id in kept & over})
     return kept
 
 
@@ -114,22 +117,27 @@ def _ours(tx: Tx, tokens: Sequence[str], ids: Sequence[UUID]) -> set[UUID]:
 
 def _left_running(tx: Tx) -> Select[Any]:
     c = tx.tables.jobs.c
-    return select(c.id).where(
+    return select(c.id, c.state).where(
         tx.dialect.among(c.id, "b_ids"),
         tx.dialect.among(c.lease_token, "b_tokens"),
         c.state != RUNNING,
     )
 
 
-def _write(tx: Tx, ended: Sequence[Ended]) -> set[UUID]:
+def _write(tx: Tx, ended: Sequence[Ended]) -> tuple[set[UUID], set[UUID]]:
+    """The ids that were written, and those of them that are cancelled now."""
     final = [item for item in ended if item.settlement.state in FINAL]
     again = [item for item in ended if item.settlement.state not in FINAL]
     if final:
         tx.execute(tx.prepared(_end), [_words(item) | {"b_value": item.outcome.value} for item in final])
     if again:
         tx.execute(tx.prepared(_requeue), [_words(item) | _wait(item.settlement) for item in again])
-    tokens = list({item.job.lease_token for item in ended})
-    return _ours(tx, tokens, [item.job.id for item in ended])
+    values = {
+        "b_ids": padded([item.job.id for item in ended]),
+        "b_tokens": padded(list({item.job.lease_token for item in ended})),
+    }
+    rows = tx.execute(tx.prepared(_left_running), values).all()
+    return {row.id for row in rows}, {row.id for row in rows if row.state == JobState.CANCELLED}
 
 
 def _claim_holds(tx: Tx) -> ColumnElement[bool]:

@@ -99,10 +99,14 @@ class Retry:
         on: tuple[type[BaseException], ...] = (Exception,),
         give_up_on: tuple[type[BaseException], ...] = (),
     ) -> Retry:
-        """The `Retry` of these numbers, with the exception classes the code names."""
-        if not isinstance(value, dict) or set(value) - {"attempts", "base", "factor", "cap", "jitter"}:
+        """The `Retry` of these numbers, with the exception classes the code names, without what a newer version added.
+
+        Raises `ConfigurationError` for what is no object, or holds a number that cannot work.
+        """
+        if not isinstance(value, dict):
             raise ConfigurationError(f"{value!r:.120} is no stored Retry")
-        return cls(**value, on=on, give_up_on=give_up_on)
+        known = {name: value[name] for name in ("attempts", "base", "factor", "cap", "jitter") if name in value}
+        return cls(**known, on=on, give_up_on=give_up_on)
 
 
 class Snooze(Exception):
