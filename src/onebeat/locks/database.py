@@ -135,9 +135,10 @@ class DatabaseLocks(LocksOn[DatabaseBackend]):
         super().__init__(DatabaseBackend(lambda: opened, migrate=migrate), clock=clock)
 
     async def prune(self) -> int:
-        """Forget the names that nobody has locked for thirty days; how many. The workers of a scheduler do it each five minutes.
+        """Forget the names that nobody has locked for thirty days; how many.
 
-        For programs without one, whose names are made up as they go (``lock(f"user-{id}")``): a row a name stays else.
+        The workers of a scheduler do it each five minutes. For programs without one, whose names are made up as they
+        go (``lock(f"user-{id}")``): a row a name stays else.
         """
         return await self._usable().prune()
 
