@@ -227,3 +227,14 @@ def test_a_script_that_enters_twice_is_told_and_the_first_goes_on() -> None:
         greet.enqueue_sync()
     with scheduler:
         assert greet.enqueue_sync().state == "queued"
+
+
+@pytest.mark.parametrize("queues", [(), [], ","])
+def test_a_worker_of_no_queue_is_refused(queues: Any) -> None:
+    with pytest.raises(ConfigurationError, match="None serves all"):
+        Scheduler("sqlite://", queues=queues)
+
+
+def test_an_empty_variable_of_queues_means_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ONEBEAT_QUEUES", "")
+    assert Settings().queues is None

@@ -85,6 +85,7 @@ class Scheduler(TaskRouter):
         self._watcher: Watcher | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._starting = False
+        self._stopping: asyncio.Future[None] | None = None
         self._script: Script | None = None
         self._app: Any = None
         self._signals = Signals(self._stop_claiming)
@@ -179,7 +180,7 @@ class Scheduler(TaskRouter):
         for caution in database.cautions:
             self._announce(DatabaseCaution(database=database.where, caution=caution))
         self._database, self._loop = database, asyncio.get_running_loop()
-        self._watcher = Watcher(database)
+        self._watcher = Watcher(database, self._announce)
         self._heartbeat = Heartbeat(
             database, interval=seconds_us(settings.heartbeat), clock=self._clock, announce=self._announce
         )
@@ -188,6 +189,9 @@ class Scheduler(TaskRouter):
             try:
                 await self._start_worker(database)
             except BaseException:
+                worker, self._worker = self._worker, None
+                if worker is not None and worker.id is not None:  # its parts run already
+                    await worker.drain()
                 await self._close()
                 raise
 
@@ -221,9 +225,20 @@ class Scheduler(TaskRouter):
         self._signals.catch()
 
     async def stop(self) -> None:
-        """Drain and close: SEMANTICS 8. Safe to call again."""
+        """Drain and close: SEMANTICS 8. Safe to call again, also while another call drains: it waits for that one."""
+        if self._stopping is not None:
+            await asyncio.shield(self._stopping)
+            return
         if not self.started:
             return
+        self._stopping = asyncio.get_running_loop().create_future()
+        try:
+            await self._stop()
+        finally:
+            self._stopping.set_result(None)
+            self._stopping = None
+
+    async def _stop(self) -> None:
         self._signals.leave()
         worker, self._worker = self._worker, None
         self._draining = worker

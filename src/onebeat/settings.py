@@ -31,8 +31,10 @@ def _kept(value: Any) -> Any:
 
 
 def _names(value: Any) -> Any:
-    """Names after each other, with commas between them, as an environment variable has them."""
-    return tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value
+    """Names after each other, with commas between them, as an environment variable has them; an empty one is None."""
+    if not isinstance(value, str):
+        return value
+    return tuple(name.strip() for name in value.split(",") if name.strip()) if value.strip() else None
 
 
 Seconds = Annotated[float, BeforeValidator(_seconds), Field(allow_inf_nan=False)]
@@ -178,6 +180,8 @@ class Settings(BaseSettings):
     @field_validator("queues")
     @classmethod
     def _queues(cls, value: tuple[str, ...] | dict[str, int] | None) -> tuple[str, ...] | dict[str, int] | None:
+        if value == ():
+            raise ValueError("no queue is named; None serves all of them")
         for name in value or ():
             check_name(name, "queue")
         if isinstance(value, dict) and any(width < 1 for width in value.values()):

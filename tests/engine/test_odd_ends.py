@@ -18,11 +18,12 @@ from sqlalchemy import update
 from onebeat.engine import runfile
 from onebeat.engine.heartbeat import Heartbeat, WorkerLease
 from onebeat.errors import JobFailed, LeaseLost
+from onebeat.facade import watcher
 from onebeat.facade.announcer import Announcer
-from onebeat.model.events import Event
+from onebeat.model.events import Event, PartFailed
 from onebeat.model.job import JobState
 from onebeat.scheduler import Scheduler
-from onebeat.store import settlements
+from onebeat.store import reports, settlements
 from onebeat.store.database import Database
 from onebeat.timing.backoff import Retry, Snooze
 from onebeat.timing.clock import SystemClock
@@ -304,3 +305,89 @@ def test_without_a_folder_of_its_own_a_worker_goes_by_its_lease_alone(
     file.hold()
     file.release()
     assert runfile.dead_siblings(["w"]) == []
+
+
+async def test_however_many_jobs_are_waited_for_each_wait_ends(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watcher, "AT_ONCE", 2)
+    scheduler = make()
+
+    @scheduler.task(name="count")
+    async def count(number: int) -> None: ...
+
+    await scheduler.start()
+    far = [await count.options(delay=3600).enqueue(number) for number in range(5)]
+    waits = [asyncio.create_task(job.wait()) for job in far]
+    await asyncio.sleep(0.1)
+    assert (await (await count.enqueue(6)).wait(10)).state is JobState.SUCCEEDED
+    for wait in waits:
+        wait.cancel()
+
+
+async def test_a_look_that_fails_is_said_and_another_follows(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    scheduler = make()
+    said: list[PartFailed] = []
+    scheduler.on(PartFailed)(said.append)
+    original = reports.states
+
+    def once(tx: Any, ids: Any) -> Any:
+        monkeypatch.setattr(reports, "states", original)
+        raise LookupError("something unforeseen")
+
+    @scheduler.task(name="count")
+    async def count() -> None: ...
+
+    await scheduler.start()
+    job = await count.options(delay=0.5).enqueue()
+    monkeypatch.setattr(reports, "states", once)
+    assert (await job.wait(10)).state is JobState.SUCCEEDED
+    assert [event.part for event in said] == ["watcher"]
+
+
+async def test_who_stops_while_another_drains_waits_for_that_drain(make: Make) -> None:
+    scheduler, client = make(), make(role="client")
+    started, ended = asyncio.Event(), []
+
+    @scheduler.task(name="long", at_most_once=True)
+    async def long() -> None:
+        started.set()
+        await asyncio.sleep(1)
+        ended.append(1)
+
+    client.include(scheduler)
+    await client.start()
+    job = await long.enqueue()
+    await scheduler.start()
+    await asyncio.wait_for(started.wait(), 10)
+    first = asyncio.create_task(scheduler.stop())
+    await asyncio.sleep(0.1)
+    await scheduler.stop()
+    await first
+    assert ended == [1]
+    assert (await client.jobs.get(job.id)).state is JobState.SUCCEEDED
+
+
+async def test_a_fire_by_hand_whose_commit_was_not_heard_of_is_one_fire(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scheduler = make(role="client")
+
+    @scheduler.every(hours=1, id="beat", overlap="allow")
+    @scheduler.task(name="beat")
+    async def beat() -> None: ...
+
+    worker = make()
+    worker.include(scheduler)
+    await worker.start()
+    await scheduler.start()
+    assert scheduler._database is not None
+    write = scheduler._database.write
+
+    async def twice(call: Any, *args: Any, **keywords: Any) -> Any:
+        await write(call, *args, **keywords)
+        return await write(call, *args, **keywords)
+
+    monkeypatch.setattr(scheduler._database, "write", twice)
+    fire = await scheduler.schedules.fire_now("beat")
+    assert fire.decision == "started"
+    assert [found.key for found in await scheduler.schedules.fires("beat")] == [fire.key]
+    assert await scheduler.jobs.count(task="beat") == 1

@@ -22,8 +22,17 @@ from onebeat.engine.reconciler import Reconciler
 from onebeat.engine.runfile import RunFile, boot_id
 from onebeat.engine.settler import Settler
 from onebeat.engine.sweeper import Retention, Sweeper
+from onebeat.errors import DatabaseUnavailable
 from onebeat.model.definition import Definition
-from onebeat.model.events import Event, QueueUnserved, WorkerDraining, WorkerLost, WorkerStarted, WorkerStopped
+from onebeat.model.events import (
+    DatabaseTrouble,
+    Event,
+    QueueUnserved,
+    WorkerDraining,
+    WorkerLost,
+    WorkerStarted,
+    WorkerStopped,
+)
 from onebeat.model.ids import token
 from onebeat.model.seams import Carrier, Clock, Runner, Tick
 from onebeat.model.task import Enqueuer, Registry
@@ -207,7 +216,11 @@ class Worker:
 
     async def _warn_of_unserved(self) -> None:
         """Say which tasks of this code use a queue that no live worker serves."""
-        served = [worker.queues for worker in await self._database.read(workers.live)]
+        try:
+            served = [worker.queues for worker in await self._database.read(workers.live)]
+        except DatabaseUnavailable as error:  # a warning is no reason not to start
+            self._announce(DatabaseTrouble(part="worker", problem=str(error), retry_in=0))
+            return
         if None in served:
             return
         known = {queue for queues in served for queue in queues or ()}

@@ -13,7 +13,7 @@ from onebeat.facade.why import INSTANT, Why, explain
 from onebeat.model import changes, payload
 from onebeat.model.checks import aware_us, check_filters
 from onebeat.model.definition import Definition
-from onebeat.model.ids import uuid7
+from onebeat.model.ids import token
 from onebeat.model.info import Fire, Page, ScheduleInfo
 from onebeat.model.policies import Decision, ScheduleState
 from onebeat.model.schedule import PlannedFire, Schedule, Unfinished
@@ -176,11 +176,13 @@ class Schedules:
         It meets `overlap` as any other fire unless `force`: the returned `Fire` says what became of it and why.
         """
 
-        def decide(schedule: Schedule, now: int, held: tuple[Unfinished, ...]) -> tuple[PlannedFire, ...]:
-            return (changes.fire_now(schedule, now, held, unique=str(uuid7(now)), force=force),)
+        mark = token()  # made before the transaction, which may run again when the answer to its commit is lost
 
-        (fire,) = await self._by_hand(id, decide)
-        return fire
+        def decide(schedule: Schedule, now: int, held: tuple[Unfinished, ...]) -> tuple[PlannedFire, ...]:
+            return (changes.fire_now(schedule, now, held, unique=mark, force=force),)
+
+        fires = await self._by_hand(id, decide)
+        return fires[0] if fires else next(fire for fire in await self.fires(id) if mark in fire.key)
 
     async def backfill(
         self, id: str, start: datetime, end: datetime, *, limit: int | None = None, again: bool = False
@@ -191,9 +193,9 @@ class Schedules:
         Raises `InvalidArguments` for an empty or future range and for over 1,000 instants without a limit.
         """
         first, last = aware_us(start, "start"), aware_us(end, "end")
+        mark = token() if again else None
 
         def decide(schedule: Schedule, now: int, held: tuple[Unfinished, ...]) -> tuple[PlannedFire, ...]:
-            mark = str(uuid7(now)) if again else None
             return changes.backfill(schedule, first, last, now, held, limit=limit, again=mark)
 
         return await self._by_hand(id, decide)

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import traceback
+from collections.abc import Callable, Mapping, Sequence
 from uuid import UUID
 
 from onebeat.errors import DatabaseUnavailable, JobNotFound
+from onebeat.model.events import Event, PartFailed
 from onebeat.model.job import FINAL
 from onebeat.store import reports
 from onebeat.store.database import Database
 
 SOONEST = 0.02  # seconds between looks at first
 LATEST = 1.0  # and at last
+AT_ONCE = 500  # jobs looked at in one statement
 
 
 class Watcher:
     """Looks at all waited-for jobs in one statement; a settlement in this process is noticed at once."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, announce: Callable[[Event], None] = lambda _: None) -> None:
         self._database = database
+        self._announce = announce
         self._waiting: dict[UUID, set[asyncio.Future[None]]] = {}
         self._task: asyncio.Task[None] | None = None
         self._woken = asyncio.Event()
@@ -60,14 +65,22 @@ class Watcher:
                 await self._look()
             except DatabaseUnavailable:  # those who wait have timeouts of their own; look again when it may be back
                 delay = LATEST
+            except Exception as error:  # noqa: BLE001 - announced; those who wait must not wait for ever
+                delay = LATEST
+                problem = "".join(traceback.format_exception(error))
+                self._announce(PartFailed(part="watcher", problem=problem, retry_in=delay))
             timer = asyncio.get_running_loop().call_later(delay, self._woken.set)
             await self._woken.wait()
             delay = min(delay * 1.5, LATEST) if asyncio.get_running_loop().time() >= timer.when() else SOONEST
             timer.cancel()
 
     async def _look(self) -> None:
-        ids = list(self._waiting)[:500]
-        states = await self._database.read(reports.states, ids)
+        waiting = list(self._waiting)
+        for first in range(0, len(waiting), AT_ONCE):
+            ids = waiting[first : first + AT_ONCE]
+            self._tell(ids, await self._database.read(reports.states, ids))
+
+    def _tell(self, ids: Sequence[UUID], states: Mapping[UUID, str]) -> None:
         for id in ids:
             if id in states and states[id] not in FINAL:
                 continue
