@@ -22,7 +22,6 @@ from onebeat.logs.redact import REDACTED, SECRET_WORDS, Redactor, without_secret
 from onebeat.logs.shrink import LINE_LIMIT, shrunk
 from onebeat.tracking.context import VARIABLE, Tracking
 from onebeat.tracking.otel import active_span
-from onebeat.tracking.traceparent import Trace
 
 ALWAYS: Final = ("ts", "level", "logger", "msg", "tracking_id", "src", "func", "pid", "process", "thread")
 """Fields that every record has; null where there is nothing to say."""
@@ -184,19 +183,22 @@ class RecordEncoder:
     def _unit(self, unit: Tracking) -> _UnitText:
         """The unit's ids, its trace, and the fields bound to it; the names they take."""
         cell = unit.cell
+        span = active_span() or cell.span  # spans change within a unit
         memo = cell.memo
-        if memo is None or memo[0] is not self or memo[2] is not cell.fields or memo[3] is not cell.closed:
+        if (
+            memo is None
+            or memo[0] is not self
+            or memo[2] is not cell.fields
+            or memo[3] is not cell.closed
+            or memo[4] != span
+        ):
             fields, closed = cell.fields, cell.closed
-            memo = cell.memo = (self, self._unit_text(unit, cell.span or unit.trace), fields, closed)
-        if (span := active_span()) is not None and span != (cell.span or unit.trace):
-            return self._unit_text(unit, span)  # spans change within a unit
+            memo = cell.memo = (self, self._unit_text(unit), fields, closed, span)
         text: _UnitText = memo[1]
         return text
 
-    def _unit_text(self, unit: Tracking, span: Trace | None) -> _UnitText:
+    def _unit_text(self, unit: Tracking) -> _UnitText:
         values = unit.identity()
-        if span is not None:
-            values |= {"trace_id": span.trace_id, "span_id": span.span_id}
         text = self._pairs(values.items())
         taken = frozenset(self._name(field) for field in values)
         for key, value in unit.fields.items():
