@@ -15,7 +15,7 @@ from onebeat.logs.access import SERVERS_ACCESS, recognised
 from onebeat.logs.encoder import decode, encode, quote, to_json, to_line
 from onebeat.logs.factory import Record
 from onebeat.logs.failure import Failure, captured
-from onebeat.logs.filter import unit_of
+from onebeat.logs.filter import Noted, unit_of
 from onebeat.logs.plain import FIELD_LIMIT, clip, described, kind, plain, shown
 from onebeat.logs.queue import Entry
 from onebeat.logs.redact import REDACTED, SECRET_WORDS, Redactor, without_secrets
@@ -37,7 +37,7 @@ _NESTED = 3  # log calls inside a __str__ inside a log call …; deeper ones are
 
 _STANDARD = frozenset(logging.LogRecord("", 0, "", 0, "", (), None).__dict__) | {"taskName"}
 _STANDARD_COUNT = len(logging.LogRecord("", 0, "", 0, "", (), None).__dict__)
-_UNWANTED = _STANDARD | {"message", "asctime", "color_message", "onebeat_unit"}
+_UNWANTED = _STANDARD | {"message", "asctime", "color_message"}
 _KNOWN = frozenset((logging.LogRecord, Record))
 _SCALARS = frozenset((str, int, float, bool, type(None)))
 _place = itemgetter("name", "levelname", "pathname", "lineno", "funcName", "process", "processName", "threadName")
@@ -105,7 +105,7 @@ class RecordEncoder:
             failed = record.exc_info or record.exc_text or record.stack_info
             unit, taken = self._no_unit
             found = _current()
-            if "onebeat_unit" in attributes or (failed if found is None else found.cell.closed):
+            if "tracking_id" in attributes or (failed if found is None else found.cell.closed):
                 found = unit_of(record)  # it came with the record, or with an exception, or may be over
             if found is not None:
                 unit, taken = self._unit(found)
@@ -216,7 +216,7 @@ class RecordEncoder:
                     if type(record) in _KNOWN:
                         break  # what is added to a record stands behind what every record has
                     continue
-                if key not in _UNWANTED and not (key == "tracking_id" and "onebeat_unit" in attributes):
+                if key not in _UNWANTED and type(value) is not Noted:
                     text = self._extra(key, value, attributes, taken) + text
             elif type(value) is str and len(value) <= FIELD_LIMIT and "://" not in value and "earer" not in value:
                 text = f"{lead}{quote(value)}{text}"
