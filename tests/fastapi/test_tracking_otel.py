@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +16,8 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from fastapi import FastAPI
 from onebeat import install
+from onebeat.logs import access
+from onebeat.logs.record import RecordEncoder
 from onebeat.tracking import current, outgoing_headers
 from onebeat.tracking.carrier import ContextCarrier
 from onebeat.tracking.context import Tracking
@@ -22,6 +26,7 @@ from onebeat.tracking.traceparent import read
 
 TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 seen: dict[str, Any] = {}
+_log = logging.getLogger("tests.otel")
 
 
 class Traced:
@@ -32,6 +37,15 @@ class Traced:
         provider = TracerProvider()
         provider.add_span_processor(SimpleSpanProcessor(self.exporter))
         self.app = FastAPI()
+        tracer = provider.get_tracer("shop")
+
+        @self.app.get("/lines")
+        async def lines() -> str:
+            _log.info("before")
+            with tracer.start_as_current_span("SELECT"):
+                _log.info("within")
+            _log.info("after")
+            return "ok"
 
         @self.app.get("/")
         async def home() -> str:
@@ -103,3 +117,58 @@ async def test_errors_have_span_and_id(traced: Traced) -> None:
     assert traced.server_span.status.status_code.name == "ERROR"
     missing = await traced.get("/nothing")
     assert len(missing.headers.get_list("x-request-id")) == 1
+
+
+class Lines(logging.Handler):
+    """Keeps what onebeat makes of each record, by its message."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._encoder = RecordEncoder()
+        self.found: dict[str, dict[str, Any]] = {}
+
+    def emit(self, record: logging.LogRecord) -> None:
+        line = json.loads(self._encoder.encode(record)[2])
+        self.found["access" if line["logger"] == access.LOGGER else line["msg"]] = line
+
+    def ids(self, name: str) -> tuple[str | None, str | None]:
+        return self.found[name].get("trace_id"), self.found[name].get("span_id")
+
+
+@pytest.fixture
+def lines() -> Iterator[Lines]:
+    handler = Lines()
+    loggers = [_log, logging.getLogger(access.LOGGER)]
+    levels = [logger.level for logger in loggers]
+    access.want(True)
+    for logger in loggers:
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+    yield handler
+    access.want(False)
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
+@pytest.mark.parametrize("headers", [{}, {"traceparent": TRACE}])
+async def test_a_line_has_the_span_it_was_written_in_and_the_access_record_that_of_the_server(
+    traced: Traced, lines: Lines, headers: dict[str, str]
+) -> None:
+    await traced.get("/lines", **headers)
+    [query] = [span for span in traced.exporter.get_finished_spans() if span.name == "SELECT"]
+    server = ids(traced.server_span)
+    assert [lines.ids(name) for name in ("before", "within", "after", "access")] == [server, ids(query), server, server]
+
+
+async def test_the_span_of_a_caller_is_not_ours(lines: Lines) -> None:
+    app = FastAPI()
+
+    @app.get("/lines")
+    async def route() -> None:
+        _log.info("plain")
+
+    install(app)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://shop") as client:
+        await client.get("/lines", headers={"traceparent": TRACE})
+    assert lines.ids("plain") == lines.ids("access") == (TRACE[3:35], None)

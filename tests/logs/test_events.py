@@ -93,3 +93,11 @@ def test_a_fire_carries_its_own_tracking_id(said: list[dict[str, Any]]) -> None:
     word(sample(events.ScheduleFired, schedule_id="nightly", decision="started", late_us=2_500, tracking_id="t9"))
     assert (said[0]["tracking_id"], said[0]["unit"], said[0]["schedule_id"]) == ("t9", "fire", "nightly")
     assert said[0]["decision"] == "started"
+
+
+@pytest.mark.parametrize("hostile", ["a" * 129, "\x1b[2J", 'order"7', ""])
+def test_a_stored_tracking_id_that_breaks_the_rule_is_not_shown(hostile: str, said: list[dict[str, Any]]) -> None:
+    word(sample(events.JobSettled, tracking_id=hostile, state="succeeded", ending="succeeded"))
+    word(sample(events.ScheduleFired, tracking_id=hostile, decision="started", fire_us=0))
+    assert [line["tracking_id"] for line in said] == ["unreadable", "unreadable"]
+    assert not [line for line in said if hostile and hostile in str(line)]

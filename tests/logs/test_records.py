@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import gc
 import io
 import json
 import logging
 import math
+import pickle
 import sys
 import weakref
 from collections import deque
@@ -379,3 +381,17 @@ def test_random_records_are_lines_of_json_without_orjson_too(script: Script) -> 
         "import sys; sys.modules['orjson'] = None\nfrom tests.logs.fuzz import main\nprint(main(2_000, seed=2))"
     )
     assert done.stdout == "2000\n"
+
+
+def test_the_unit_is_no_field_for_the_handlers_of_others_and_no_class_in_a_pickle() -> None:
+    record = logging.makeLogRecord({"name": "shop", "msg": "m"})
+    before = set(vars(record))
+    with tracking("q1"):
+        TrackingFilter().filter(record)
+    assert {name: value for name, value in vars(record).items() if name not in before} == {"tracking_id": "q1"}
+    assert json.loads(json.dumps(vars(record)))["tracking_id"] == "q1"
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        data = pickle.dumps(vars(record), protocol)
+        assert b"onebeat" not in data
+        assert type(pickle.loads(data)["tracking_id"]) is str
+    assert json.loads(RecordEncoder().encode(copy.copy(record))[2])["unit"] == "task"  # as a QueueHandler copies it

@@ -135,3 +135,41 @@ def test_the_tracking_room_loads_no_database_and_no_web_framework() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_an_id_given_by_its_name_is_the_id() -> None:
+    with tracking(id="order-7", customer=7) as unit:
+        assert (unit.tracking_id, dict(unit.fields)) == ("order-7", {"customer": 7})
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_child_forked_while_another_thread_holds_a_lock_does_not_wait_for_it() -> None:
+    script = """
+import os, signal, threading
+from contextvars import ContextVar
+from onebeat.tracking import bind, context, notices, payload, propagate, tracking
+
+held, done = threading.Event(), threading.Event()
+
+def hold():
+    with context._binding, notices._lock, payload._lock:
+        held.set()
+        done.wait()
+
+thread = threading.Thread(target=hold)
+thread.start()
+held.wait()
+child = os.fork()
+if child == 0:
+    signal.alarm(20)  # instead of for ever
+    with tracking("order-7"):
+        bind(rows=3)
+    notices.refusals()
+    propagate(ContextVar("forked"))
+    os._exit(0)
+done.set()
+thread.join()
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert ran.stdout == "0\n", ran.stderr

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from onebeat.tracking import TrackingMiddleware, outgoing_headers, tracking
+from onebeat.tracking.context import VARIABLE, Cell, Tracking
 from onebeat.tracking.traceparent import Trace, read, read_state
 from tests.tracking.asgi import Echo, ask
 
@@ -134,3 +135,20 @@ async def test_the_httpx_hooks_add_what_the_caller_did_not_set() -> None:
             assert client.get("http://x", headers={"x-request-id": "mine"}).json() == ["mine"]
         async with httpx.AsyncClient(transport=transport, event_hooks={"request": [async_httpx_hook]}) as other:
             assert (await other.get("http://x")).json() == ["order-7"]
+
+
+def test_a_traceparent_of_the_caller_keeps_its_own_state_or_none() -> None:
+    import httpx
+
+    from onebeat.tracking import httpx_hook
+
+    unit = Tracking("order-7", "task", "u", Cell(), trace=Trace("4" * 32, "5" * 16, "01", "ours=1"))
+    token = VARIABLE.set(unit)
+    try:
+        request = httpx.Request("GET", "http://shop", headers={"traceparent": f"00-{'a' * 32}-{'b' * 16}-01"})
+        httpx_hook(request)
+    finally:
+        VARIABLE.reset(token)
+    assert request.headers["traceparent"] == f"00-{'a' * 32}-{'b' * 16}-01"
+    assert "tracestate" not in request.headers
+    assert request.headers["x-request-id"] == "order-7"

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
+from onebeat.logs.filter import noted
 from onebeat.model import events as e
 from onebeat.model.seams import Unit
 from onebeat.timing.clock import from_us
 from onebeat.tracking.context import Cell, Tracking
+from onebeat.tracking.ids import is_valid
 
 log = logging.getLogger("onebeat")
 jobs = logging.getLogger("onebeat.jobs")
 schedules = logging.getLogger("onebeat.schedules")
+
+UNREADABLE: Final = "unreadable"
+"""Stands for a stored tracking id that is none; the job itself runs under a new one."""
 
 
 def word(event: e.Event) -> None:
@@ -32,7 +37,12 @@ def _about(event: e.JobEvent) -> dict[str, Any]:
     unit = Unit(
         kind="job", id=job, task=event.task, attempt=event.attempt, queue=event.queue, schedule_id=event.schedule_id
     )
-    return {"onebeat_unit": Tracking(event.tracking_id, "job", job, Cell(), job=unit)}
+    return _noted(event.tracking_id, "job", job, unit)
+
+
+def _noted(id: str, kind: str, unit_id: str, job: Unit | None = None) -> dict[str, Any]:
+    """The unit as the record's; an id that breaks the rule, as others may write into the database, is not said."""
+    return {"tracking_id": noted(Tracking(id if is_valid(id) else UNREADABLE, kind, unit_id, Cell(), job=job))}
 
 
 def _settled(event: e.JobSettled) -> None:
@@ -67,7 +77,7 @@ def _fired(event: e.ScheduleFired) -> None:
             "decision": event.decision,
         }
         if event.tracking_id is not None:
-            about["onebeat_unit"] = Tracking(event.tracking_id, "fire", event.fire_key, Cell())
+            about |= _noted(event.tracking_id, "fire", event.fire_key)
         words = f"schedule {event.schedule_id} {event.decision} for {from_us(event.fire_us).isoformat()}"
         schedules.log(level, "%s", words + (f": {event.reason}" if event.reason else ""), extra=about)
 

@@ -4,10 +4,31 @@ from __future__ import annotations
 
 import logging
 import sys
+from typing import Any
 
 from onebeat.tracking.context import Tracking, current, tracking_of
 
 SERVERS = ("uvicorn", "gunicorn", "hypercorn")
+
+
+class Noted(str):
+    """A record's tracking id that knows its unit; a plain text for everyone else, also when copied or pickled.
+
+    An attribute of the record would be a field to other people's JSON handlers, and one that is no JSON.
+    """
+
+    __slots__ = ("unit",)
+    unit: Tracking | None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return str, (str(self),)
+
+
+def noted(unit: Tracking | None, missing: str = "-") -> Noted:
+    """What a record has as `tracking_id`, so that onebeat's own handler knows the unit, also behind another's queue."""
+    note = Noted(missing if unit is None else unit.tracking_id)
+    note.unit = unit
+    return note
 
 
 class TrackingFilter(logging.Filter):
@@ -24,9 +45,7 @@ class TrackingFilter(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Always True: it adds, and drops nothing."""
-        unit = unit_of(record)
-        record.onebeat_unit = unit  # onebeat's own handler reads it, also behind someone else's queue
-        record.tracking_id = self._missing if unit is None else unit.tracking_id
+        record.tracking_id = noted(unit_of(record), self._missing)
         return True
 
 
@@ -36,10 +55,9 @@ def unit_of(record: logging.LogRecord) -> Tracking | None:
     An exception remembers the unit it left, so a server's traceback belongs to its request. Without an exception, what
     a server says after a request has ended is not about that request, even where its context still holds it.
     """
-    attributes = record.__dict__
-    if "onebeat_unit" in attributes:
-        noted = attributes["onebeat_unit"]
-        return noted if isinstance(noted, Tracking) else None
+    note = record.__dict__.get("tracking_id")
+    if type(note) is Noted:
+        return note.unit
     unit = current()
     if unit is not None and not unit.cell.closed:
         return unit

@@ -15,14 +15,13 @@ from onebeat.logs.access import SERVERS_ACCESS, recognised
 from onebeat.logs.encoder import decode, encode, quote, to_json, to_line
 from onebeat.logs.factory import Record
 from onebeat.logs.failure import Failure, captured
-from onebeat.logs.filter import unit_of
+from onebeat.logs.filter import Noted, unit_of
 from onebeat.logs.plain import FIELD_LIMIT, clip, described, kind, plain, shown
 from onebeat.logs.queue import Entry
 from onebeat.logs.redact import REDACTED, SECRET_WORDS, Redactor, without_secrets
 from onebeat.logs.shrink import LINE_LIMIT, shrunk
 from onebeat.tracking.context import VARIABLE, Tracking
 from onebeat.tracking.otel import active_span
-from onebeat.tracking.traceparent import Trace
 
 ALWAYS: Final = ("ts", "level", "logger", "msg", "tracking_id", "src", "func", "pid", "process", "thread")
 """Fields that every record has; null where there is nothing to say."""
@@ -38,7 +37,7 @@ _NESTED = 3  # log calls inside a __str__ inside a log call …; deeper ones are
 
 _STANDARD = frozenset(logging.LogRecord("", 0, "", 0, "", (), None).__dict__) | {"taskName"}
 _STANDARD_COUNT = len(logging.LogRecord("", 0, "", 0, "", (), None).__dict__)
-_UNWANTED = _STANDARD | {"message", "asctime", "color_message", "onebeat_unit"}
+_UNWANTED = _STANDARD | {"message", "asctime", "color_message"}
 _KNOWN = frozenset((logging.LogRecord, Record))
 _SCALARS = frozenset((str, int, float, bool, type(None)))
 _place = itemgetter("name", "levelname", "pathname", "lineno", "funcName", "process", "processName", "threadName")
@@ -106,7 +105,7 @@ class RecordEncoder:
             failed = record.exc_info or record.exc_text or record.stack_info
             unit, taken = self._no_unit
             found = _current()
-            if "onebeat_unit" in attributes or (failed if found is None else found.cell.closed):
+            if "tracking_id" in attributes or (failed if found is None else found.cell.closed):
                 found = unit_of(record)  # it came with the record, or with an exception, or may be over
             if found is not None:
                 unit, taken = self._unit(found)
@@ -184,19 +183,22 @@ class RecordEncoder:
     def _unit(self, unit: Tracking) -> _UnitText:
         """The unit's ids, its trace, and the fields bound to it; the names they take."""
         cell = unit.cell
+        span = active_span() or cell.span  # spans change within a unit
         memo = cell.memo
-        if memo is None or memo[0] is not self or memo[2] is not cell.fields or memo[3] is not cell.closed:
+        if (
+            memo is None
+            or memo[0] is not self
+            or memo[2] is not cell.fields
+            or memo[3] is not cell.closed
+            or memo[4] != span
+        ):
             fields, closed = cell.fields, cell.closed
-            memo = cell.memo = (self, self._unit_text(unit, cell.span or unit.trace), fields, closed)
-        if (span := active_span()) is not None and span != (cell.span or unit.trace):
-            return self._unit_text(unit, span)  # spans change within a unit
+            memo = cell.memo = (self, self._unit_text(unit), fields, closed, span)
         text: _UnitText = memo[1]
         return text
 
-    def _unit_text(self, unit: Tracking, span: Trace | None) -> _UnitText:
+    def _unit_text(self, unit: Tracking) -> _UnitText:
         values = unit.identity()
-        if span is not None:
-            values |= {"trace_id": span.trace_id, "span_id": span.span_id}
         text = self._pairs(values.items())
         taken = frozenset(self._name(field) for field in values)
         for key, value in unit.fields.items():
@@ -214,7 +216,7 @@ class RecordEncoder:
                     if type(record) in _KNOWN:
                         break  # what is added to a record stands behind what every record has
                     continue
-                if key not in _UNWANTED and not (key == "tracking_id" and "onebeat_unit" in attributes):
+                if key not in _UNWANTED and type(value) is not Noted:
                     text = self._extra(key, value, attributes, taken) + text
             elif type(value) is str and len(value) <= FIELD_LIMIT and "://" not in value and "earer" not in value:
                 text = f"{lead}{quote(value)}{text}"

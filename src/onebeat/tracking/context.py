@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Mapping
 from contextvars import ContextVar, Token
@@ -18,6 +19,16 @@ Origin = Literal["generated", "header", "traceparent", "job", "given", "parent"]
 _TAG = "__onebeat_tracking__"
 _NONE: Mapping[str, Any] = MappingProxyType({})
 _binding = threading.Lock()
+
+
+def _forked() -> None:
+    """The child of a fork has none of the threads that may have held the lock."""
+    global _binding
+    _binding = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
 
 
 class Cell:
@@ -160,7 +171,7 @@ class tracking:
 
     __slots__ = ("_fields", "_id", "_token", "_unit")
 
-    def __init__(self, id: str | None = None, /, **fields: Any) -> None:
+    def __init__(self, id: str | None = None, **fields: Any) -> None:
         self._id = id
         self._fields = fields
         self._token: Token[Tracking | None] | None = None

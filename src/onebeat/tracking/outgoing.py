@@ -38,8 +38,9 @@ def outgoing_headers(*, header: str = "X-Request-ID") -> dict[str, str]:
 
 def httpx_hook(request: Any) -> None:
     """For `httpx.Client(event_hooks={"request": [httpx_hook]})`; headers set by the caller stay."""
+    traced = "traceparent" in request.headers or "tracestate" in request.headers  # the two belong together
     for name, value in outgoing_headers().items():
-        if name not in request.headers:
+        if name not in request.headers and not (traced and name.startswith("trace")):
             request.headers[name] = value
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import threading
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar, Token
@@ -24,6 +25,16 @@ T = TypeVar("T")
 
 _log = logging.getLogger("onebeat.tracking")
 _lock = threading.Lock()
+
+
+def _forked() -> None:
+    """The child of a fork has none of the threads that may have held the lock."""
+    global _lock
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
 
 
 @dataclass(frozen=True, slots=True)
