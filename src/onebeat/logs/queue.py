@@ -158,8 +158,10 @@ class BoundedQueue:
                 self._add(entry, size)
                 return True
             finally:
-                self._measure()
-                self._inside = False
+                try:
+                    self._measure()
+                finally:  # a signal handler may raise in there; left True, nothing would ever leave the queue again
+                    self._inside = False
 
     def _sort(self) -> None:
         """Put the newest lines into buckets."""
@@ -220,8 +222,10 @@ class BoundedQueue:
                     self._taken += len(bucket.lines)
                     taken.append(bucket)
             finally:
-                self._measure()
-                self._inside = False
+                try:
+                    self._measure()
+                finally:  # a signal handler may raise in there; left True, nothing would ever leave the queue again
+                    self._inside = False
         return taken
 
     def _shed(self, size: int) -> bool:
