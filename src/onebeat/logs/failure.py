@@ -119,7 +119,7 @@ def _lines(failure: Failure, indent: str = "") -> Iterator[str]:
         if failure.skipped and position == _FIRST:
             yield f"{indent}  … {failure.skipped} frames left out …"
         yield f'{indent}  File "{file}", line {number}, in {name}'
-        source = linecache.getline(file, number).strip() if os.path.isabs(file) else ""
+        source = _source(file, number)
         if source:
             yield f"{indent}    {clip(source, 200)}"
     yield f"{indent}{failure.type}: {failure.message}" if failure.message else f"{indent}{failure.type}"
@@ -127,6 +127,14 @@ def _lines(failure: Failure, indent: str = "") -> Iterator[str]:
         yield f"{indent}{note}"
     for member in failure.members:
         yield from _lines(member, indent + "  | ")
+
+
+def _source(file: str, number: int) -> str:
+    """The line of source, or nothing where it cannot be looked up: no path, or a loader of the application's fails."""
+    try:
+        return linecache.getline(file, number).strip() if os.path.isabs(file) else ""
+    except Exception:  # noqa: BLE001 - one exception that cannot be shown whole must not hold up every line behind it
+        return ""
 
 
 RECORD_LIMIT: Final = 64 * 1024  # bytes of one line

@@ -44,9 +44,9 @@ class Bucket:
 
     def render(self) -> list[bytes]:
         """Put the exceptions into their lines; returns the lines, complete."""
-        for position, failure in self.failures.items():
-            self.lines[position] = finished(self.lines[position], failure)
-        self.failures.clear()
+        for position in list(self.failures):
+            self.lines[position] = finished(self.lines[position], self.failures[position])
+            del self.failures[position]  # one by one: a second try after an error renders none twice
         return self.lines
 
     def drop_low(self) -> list[int]:
