@@ -379,3 +379,13 @@ def test_random_records_are_lines_of_json_without_orjson_too(script: Script) -> 
         "import sys; sys.modules['orjson'] = None\nfrom tests.logs.fuzz import main\nprint(main(2_000, seed=2))"
     )
     assert done.stdout == "2000\n"
+
+
+@pytest.mark.parametrize("behind", [0, 10, 5_000])
+def test_a_secret_that_a_limit_cuts_through_is_not_shown(behind: int) -> None:
+    from onebeat.logs.plain import FIELD_LIMIT, clean
+
+    address = "postgresql://u:hunter2@db"
+    for before in range(FIELD_LIMIT - 30, FIELD_LIMIT + 5):
+        text = clean("x" * before + address + "y" * behind)
+        assert "hunter2"[:2] not in text.partition("://")[2]
