@@ -130,7 +130,7 @@ async def test_a_claim_whose_answer_is_late_is_run_once(make: Make, monkeypatch:
         monkeypatch.setattr(scheduler._database, name, slow_claims(original))
     paid = await pay.enqueue()
     await waits_until(lambda: is_running(scheduler, paid.id))
-    await asyncio.sleep(3.5)  # three looks of the reconciler, which finds a row that nobody runs
+    await asyncio.sleep(3)  # two looks or three of the reconciler, which finds a row that nobody runs
     assert (await scheduler.jobs.get(paid.id)).state == "running", "late is not lost"
     await paid.wait(10)
     late.set()
@@ -141,7 +141,7 @@ def slow_claims(call: Callable[..., Any]) -> Callable[..., Any]:
     async def write(function: Any, *args: Any, **keywords: Any) -> Any:
         answer = await call(function, *args, **keywords)
         if getattr(function, "__name__", "") == "claim" and answer:
-            await asyncio.sleep(4)
+            await asyncio.sleep(6)
         return answer
 
     return write

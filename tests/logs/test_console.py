@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pty
 import subprocess
 import sys
 import threading
+from collections import deque
+from pathlib import Path
 from typing import Any
 
+import pytest
+
+from onebeat.logs.console import Console
+from onebeat.logs.queue import Bucket
 from onebeat.logs.text import TextView
 from tests.logs.conftest import ROOT, Script, environment, parsed
 
@@ -138,3 +145,36 @@ flush_logs()
 print(sys.stderr.getvalue(), end="")
 """
     assert json.loads(script(source).stdout)["msg"] == "to a notebook"
+
+
+@pytest.mark.parametrize("room", [0, 1, 5, 6, 17, 18], ids="{} bytes fit".format)
+def test_a_full_disk_behind_the_console_doubles_and_tears_no_line(
+    room: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What fits is written, then the disk is full; once there is room, the rest follows where it ended."""
+    lines = [b"%05d\n" % number for number in range(6)]
+    batch: deque[Bucket] = deque()
+    for first in (0, 2):
+        bucket = Bucket(0.0)
+        bucket.lines, bucket.levels = lines[first : first + 2], [20, 20]
+        batch.append(bucket)
+    real, left = os.write, room
+
+    def write(fd: int, data: bytes) -> int:
+        nonlocal left
+        if left == 0:
+            raise OSError(errno.ENOSPC, "full")
+        count = real(fd, bytes(data)[:left])
+        left -= count
+        return count
+
+    sink = Console("stderr")
+    with open(tmp_path / "out", "wb") as out:
+        monkeypatch.setattr("onebeat.logs.console.descriptor", lambda stream: out.fileno())
+        with monkeypatch.context() as patch:
+            patch.setattr("onebeat.logs.console.os.write", write)
+            with pytest.raises(OSError, match="full"):
+                sink.write(batch)
+        assert sum(len(bucket.lines) for bucket in batch) == 4 - room // 6
+        sink.write(batch)
+    assert (tmp_path / "out").read_bytes() == b"".join(lines[:4])

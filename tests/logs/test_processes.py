@@ -114,6 +114,30 @@ for number in range(2000):
     assert done.returncode == expected.get(ending, 0)
 
 
+def test_sigterm_in_the_middle_of_a_log_call_loses_no_line_and_does_not_wait(script: Script, tmp_path: Path) -> None:
+    """The signal comes while the main thread holds the queue's lock, which the writer needs to write."""
+    source = """
+import logging, os, signal, time
+from onebeat.logs import setup_logging
+from onebeat.logs.queue import BoundedQueue
+setup_logging(console=None, directory="logs", finish_at_sigterm=True)
+for number in range(2000):
+    logging.info("n", extra={"n": number})
+sort = BoundedQueue._sort
+def ends(queue):
+    BoundedQueue._sort = sort
+    os.kill(os.getpid(), signal.SIGTERM)
+    sort(queue)
+BoundedQueue._sort = ends
+logging.info("x" * 2000, extra={"n": 2000})
+time.sleep(30)
+"""
+    done = script(source, check=False)
+    assert done.returncode == -signal.SIGTERM
+    assert done.stderr == ""  # no complaint of lines left unwritten
+    assert [record["n"] for record in read(tmp_path / "logs") if "n" in record] == list(range(2_001))
+
+
 def test_os_exit_loses_at_most_the_queue_and_write_through_keeps_errors(script: Script, tmp_path: Path) -> None:
     source = """
 import logging, os

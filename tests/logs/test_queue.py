@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import random
 
+import pytest
+
 from onebeat.logs.failure import captured
 from onebeat.logs.queue import SPAN, BoundedQueue, lines_in
 
@@ -87,3 +89,21 @@ def test_flushing_knows_when_what_was_accepted_is_settled() -> None:
     assert (queue.accepted, queue.settled) == (12, 2)
     queue.settle(lines_in(queue.take(1 << 40)))
     assert queue.accepted == queue.settled == 12
+
+
+def test_ctrl_c_in_the_middle_of_a_call_leaves_the_queue_bounded_and_delivering(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    queue = BoundedQueue(records=10)
+
+    def interrupted(queue: BoundedQueue) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(BoundedQueue, "_measure", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            queue.put((0.0, INFO, b"x", None))
+        with pytest.raises(KeyboardInterrupt):
+            queue.take(0)
+    assert sum(queue.put((0.0, INFO, b"x", None)) for _ in range(20)) == 7
+    assert len(lines(queue)) == 8

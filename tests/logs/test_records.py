@@ -395,3 +395,13 @@ def test_the_unit_is_no_field_for_the_handlers_of_others_and_no_class_in_a_pickl
         assert b"onebeat" not in data
         assert type(pickle.loads(data)["tracking_id"]) is str
     assert json.loads(RecordEncoder().encode(copy.copy(record))[2])["unit"] == "task"  # as a QueueHandler copies it
+
+
+@pytest.mark.parametrize("behind", [0, 10, 5_000])
+def test_a_secret_that_a_limit_cuts_through_is_not_shown(behind: int) -> None:
+    from onebeat.logs.plain import FIELD_LIMIT, clean
+
+    address = "postgresql://u:hunter2@db"
+    for before in range(FIELD_LIMIT - 30, FIELD_LIMIT + 5):
+        text = clean("x" * before + address + "y" * behind)
+        assert "hunter2"[:2] not in text.partition("://")[2]

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import logging.config
+import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
@@ -147,3 +149,54 @@ def test_what_a_setup_leaves_unwritten_is_told(
     logging.getLogger("shop").warning("there is no such directory")
     setup_logging(console=None)
     assert "1 log records were not written within 0.1 s before the logs were set up anew" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"level": "LOUD"}, "unknown log level 'LOUD'"),
+        ({"fields": ["ts"]}, "is no mapping"),
+        ({"fields": {"msg": None}}, "'msg' cannot be left out"),
+        ({"fields": {"ts": None}}, "'ts' cannot be left out"),
+        ({"directory": 123}, "directory=123 is no path"),
+        ({"queue_records": "x"}, "queue_records='x' is no number"),
+        ({"redact": "password"}, "redact='password' is no list of texts"),
+        ({"access_exclude": "/health"}, "access_exclude='/health' is no list of texts"),
+    ],
+)
+def test_what_cannot_work_is_refused_in_words_and_the_former_setup_goes_on(
+    options: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    setup_logging(console=None, directory=tmp_path)
+    with pytest.raises(ConfigurationError, match=words):
+        setup_logging(**{"console": None, **options})
+    logging.getLogger("shop").info("still here")
+    assert flush_logs(10)
+    assert [record["msg"] for record in read(tmp_path)] == ["still here"]
+
+
+def test_an_unknown_option_of_the_log_config_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="no option 'typo'"):
+        uvicorn_log_config(typo=1)
+
+
+def test_setting_up_again_while_another_thread_logs_loses_and_doubles_nothing(tmp_path: Path) -> None:
+    setup_logging(console=None, directory=tmp_path)
+    done, begun, count = threading.Event(), threading.Event(), 0
+
+    def logs() -> None:
+        nonlocal count
+        while not done.is_set() and count < 100_000:
+            logging.getLogger("shop").info("%d", count)
+            count += 1
+            begun.set()
+
+    thread = threading.Thread(target=logs)
+    thread.start()
+    assert begun.wait(10)
+    for _ in range(3):
+        setup_logging(console=None, directory=tmp_path)
+    done.set()
+    thread.join()
+    assert flush_logs(10)
+    assert sorted(int(record["msg"]) for record in read(tmp_path)) == list(range(count))

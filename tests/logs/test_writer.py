@@ -346,3 +346,35 @@ def test_a_forked_child_starts_with_an_empty_queue_and_a_thread_of_its_own() -> 
     sink.open.set()
     assert handler.flush(10)
     assert [record["msg"] for record in sink.records()] == ["parent", "still waiting in the parent"]
+
+
+@pytest.mark.parametrize("file", ["/tmp/\ud800.py", "/tmp/\0.py"], ids=["half a character", "NUL"])
+def test_an_exception_whose_source_cannot_be_looked_up_holds_up_no_line(file: str) -> None:
+    sink = Sink()
+    logger, handler = logger_to(sink)
+    code = compile("1/0", "/tmp/x.py", "exec").replace(co_filename=file)
+    try:
+        exec(code)
+    except ZeroDivisionError:
+        logger.exception("failed")
+    for number in range(100):
+        logger.info("%d", number)
+    assert handler.flush(10)
+    first, *others = sink.records()
+    assert first["exc"]["type"] == "ZeroDivisionError"
+    assert [record["msg"] for record in others] == [str(number) for number in range(100)]
+
+
+def test_a_loader_that_fails_holds_up_no_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(file: str, number: int) -> str:
+        raise RuntimeError("no source")
+
+    monkeypatch.setattr("linecache.getline", fails)
+    sink = Sink()
+    logger, handler = logger_to(sink)
+    try:
+        raise ValueError("shown")
+    except ValueError:
+        logger.exception("failed")
+    assert handler.flush(10)
+    assert sink.records()[0]["exc"]["text"].endswith("ValueError: shown")

@@ -27,6 +27,7 @@ class Console:
         self.name = "console"
         self._stream = stream
         self._render = render
+        self._torn: tuple[bytes, int] | None = None  # a line that an error cut, and how many bytes of it are written
 
     def write(self, batch: deque[Bucket]) -> None:
         lines = [line for bucket in batch for line in bucket.render()]
@@ -36,11 +37,31 @@ class Console:
         if fd is None:
             self._write_stream(lines)
         else:
-            _write_whole(fd, b"".join(lines))
+            self._write_whole(fd, batch, lines)
         batch.clear()
 
+    def _write_whole(self, fd: int, batch: deque[Bucket], lines: list[bytes]) -> None:
+        """All lines; after an error the batch keeps those that are not written whole, to be gone on with."""
+        done = [0]
+        if self._torn is not None and lines:
+            line, part = self._torn
+            if lines[0] == line:
+                done = [part]
+            else:  # it was given up meanwhile
+                _write_whole(fd, memoryview(b"\n"), [0])
+                self._torn = None
+        try:
+            _write_whole(fd, memoryview(b"".join(lines)), done)
+            self._torn = None
+        except OSError:
+            written, part = _whole(lines, done[0])
+            self._torn = (lines[written], part) if part else None
+            _remove_first(batch, written)
+            raise
+
     def close(self) -> None:
-        """Nothing to give back: the descriptor belongs to the process."""
+        """Nothing to give back: the descriptor belongs to the process. What is torn is the parent's after a fork."""
+        self._torn = None
 
     def _write_stream(self, lines: list[bytes]) -> None:
         """A console without a descriptor: a notebook, an embedding."""
@@ -65,14 +86,30 @@ def is_terminal(stream: str) -> bool:
     return fd is not None and os.isatty(fd)
 
 
-def _write_whole(fd: int, data: bytes) -> None:
+def _whole(lines: list[bytes], done: int) -> tuple[int, int]:
+    """How many lines are written whole when `done` bytes are, and how many bytes of the next one."""
+    for position, line in enumerate(lines):
+        if done < len(line):
+            return position, done
+        done -= len(line)
+    return len(lines), 0
+
+
+def _remove_first(batch: deque[Bucket], count: int) -> None:
+    while batch and count >= len(batch[0].lines):
+        count -= len(batch.popleft().lines)
+    if count:
+        batch[0].remove_first(count)
+
+
+def _write_whole(fd: int, data: memoryview, done: list[int]) -> None:
+    """Write from `done[0]` on, which counts what is written, also when an error comes."""
     locked = False
     try:
         locked = _lock(fd)
-        view = memoryview(data)
-        while view:
+        while done[0] < len(data):
             try:
-                view = view[os.write(fd, view) :]
+                done[0] += os.write(fd, data[done[0] :])
             except BlockingIOError:  # someone made the shared descriptor non-blocking
                 select.select([], [fd], [], 1.0)
     except (BrokenPipeError, ConnectionResetError) as error:

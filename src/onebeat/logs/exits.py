@@ -71,9 +71,21 @@ def finish_at_sigterm() -> bool:
 
 
 def _at_sigterm(number: int, frame: FrameType | None) -> None:
-    finish()
+    """End the process from a thread: what the signal came into may hold the very lock that the writer needs."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    os.kill(os.getpid(), signal.SIGTERM)
+    try:
+        threading.Thread(
+            target=_finish_and_end, name="onebeat-logs-sigterm", daemon=False
+        ).start()  # an exit waits for it
+    except RuntimeError:  # the interpreter is ending: no new threads
+        _finish_and_end()
+
+
+def _finish_and_end() -> None:
+    try:
+        finish()
+    finally:
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _forked() -> None:

@@ -10,8 +10,7 @@ from types import TracebackType
 from typing import Any, Final
 
 from onebeat.logs.encoder import encode
-from onebeat.logs.plain import clip, described, kind
-from onebeat.logs.redact import without_secrets
+from onebeat.logs.plain import clean, clip, described, kind
 
 FRAME_LIMIT: Final = 50  # of one traceback: the first ten and the last forty
 CHAIN_LIMIT: Final = 8  # causes, contexts and members of groups, together with the first
@@ -47,7 +46,7 @@ def _captured(error: BaseException, traceback: TracebackType | None, seen: set[i
     seen.add(id(error))
     left[0] -= 1
     frames, skipped = _walk(traceback)
-    failure = Failure(_type_name(error), clip(without_secrets(described(error))), frames, skipped, _notes(error))
+    failure = Failure(_type_name(error), clean(described(error)), frames, skipped, _notes(error))
     earlier = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     if earlier is not None and id(earlier) not in seen and left[0] > 0:
         failure.link = "cause" if error.__cause__ is not None else "context"
@@ -81,13 +80,12 @@ def _notes(error: BaseException) -> tuple[str, ...]:
     notes = getattr(error, "__notes__", ())
     if not isinstance(notes, (list, tuple)):
         return ()
-    return tuple(clip(without_secrets(described(note)), 1024) for note in notes[:8])
+    return tuple(clean(described(note), 1024) for note in notes[:8])
 
 
 def rendered(failure: Failure) -> dict[str, Any]:
     """The value of the field `exc`: type, msg, frames (innermost last, with their source line) and text."""
-    text = clip("\n".join(_lines(failure)), TEXT_LIMIT)
-    return {**_structured(failure), "text": without_secrets(text)}
+    return {**_structured(failure), "text": clean("\n".join(_lines(failure)), TEXT_LIMIT)}
 
 
 def _structured(failure: Failure) -> dict[str, Any]:
@@ -119,14 +117,22 @@ def _lines(failure: Failure, indent: str = "") -> Iterator[str]:
         if failure.skipped and position == _FIRST:
             yield f"{indent}  … {failure.skipped} frames left out …"
         yield f'{indent}  File "{file}", line {number}, in {name}'
-        source = linecache.getline(file, number).strip() if os.path.isabs(file) else ""
+        source = _source(file, number)
         if source:
-            yield f"{indent}    {clip(source, 200)}"
+            yield f"{indent}    {clean(source, 200)}"
     yield f"{indent}{failure.type}: {failure.message}" if failure.message else f"{indent}{failure.type}"
     for note in failure.notes:
         yield f"{indent}{note}"
     for member in failure.members:
         yield from _lines(member, indent + "  | ")
+
+
+def _source(file: str, number: int) -> str:
+    """The line of source, or nothing where it cannot be looked up: no path, or a loader of the application's fails."""
+    try:
+        return linecache.getline(file, number).strip() if os.path.isabs(file) else ""
+    except Exception:  # noqa: BLE001 - one exception that cannot be shown whole must not hold up every line behind it
+        return ""
 
 
 RECORD_LIMIT: Final = 64 * 1024  # bytes of one line

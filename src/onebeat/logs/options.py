@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +21,44 @@ def check_options(options: Mapping[str, Any]) -> None:
         raise ConfigurationError(f'stream={stream!r} is unknown; use "stderr" or "stdout"')
     if keep is not None and (not isinstance(keep, int) or keep < 0):
         raise ConfigurationError(f"keep_days={keep!r} cannot work; use a number of days from 0 on, or None to keep all")
+    directory = options.get("directory")
+    if directory is not None and not isinstance(directory, (str, os.PathLike)):
+        raise ConfigurationError(f"directory={directory!r} is no path; give a text or a Path, or None for no files")
     name = options.get("name", "app")
-    if not name or Path(name).name != name:
+    if not isinstance(name, str) or not name or Path(name).name != name:
         raise ConfigurationError(f"name={name!r} cannot begin a file name; use letters, digits, '-' and '_'")
     for key, least in (("queue_records", 10), ("queue_bytes", 128 * 1024)):
-        if options.get(key, least) < least:
+        bound = options.get(key, least)
+        if not isinstance(bound, int) or isinstance(bound, bool):
+            raise ConfigurationError(f"{key}={bound!r} is no number; give a whole number, at least {least}")
+        if bound < least:
             raise ConfigurationError(f"{key}={options[key]!r} is too small to be of use; at least {least}")
     if options.get("write_through") is not None:
         level_number(options["write_through"])
-    _check_names(options.get("fields") or {})
+    for key, example in (("redact", "password"), ("access_exclude", "/health")):
+        texts = options.get(key, ())
+        if isinstance(texts, (str, bytes)) or not isinstance(texts, Iterable) or not all(map(_is_text, texts)):
+            raise ConfigurationError(f'{key}={texts!r} is no list of texts; give a list, as {key}=["{example}"]')
+    _check_fields(options.get("fields"))
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _check_fields(fields: object) -> None:
+    if fields is None:
+        return
+    if not isinstance(fields, Mapping):
+        raise ConfigurationError(
+            f'fields={fields!r} is no mapping; give new names by old ones, as fields={{"ts": "@timestamp"}}'
+        )
+    for field in ("ts", "msg"):
+        if fields.get(field, field) is None:
+            raise ConfigurationError(
+                f"fields: {field!r} cannot be left out; give it another name, or leave it as it is"
+            )
+    _check_names(fields)
 
 
 def level_number(level: int | str) -> int:

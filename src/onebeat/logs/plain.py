@@ -15,6 +15,7 @@ FIELD_LIMIT: Final = 8 * 1024  # characters of one text value
 DEPTH_LIMIT: Final = 8  # containers within containers
 ITEM_LIMIT: Final = 128  # members of one container
 NODE_LIMIT: Final = 2_000  # values in one record, so that wide cycles end
+_SLACK: Final = 1024  # characters looked at behind a limit: a secret that the limit cuts through is known by its end
 _BIG = 1 << 63  # numbers beyond 64 bits lose digits in most readers of JSON
 
 Secret = Callable[[str, object], bool]
@@ -39,6 +40,19 @@ def clip(text: str, limit: int = FIELD_LIMIT) -> str:
     if len(text) <= limit:
         return text
     return f"{text[:limit]}…[+{len(text) - limit} characters]"
+
+
+def clean(text: str, limit: int = FIELD_LIMIT) -> str:
+    """The text without secrets, at most `limit` characters of it; a huge one costs no more than a long one.
+
+    >>> clean("postgresql://u:hunter2@db", 20)
+    'postgresql://u:[reda…[+8 characters]'
+    """
+    if len(text) <= limit + _SLACK:
+        return clip(without_secrets(text), limit)
+    head = without_secrets(text[: limit + _SLACK])
+    head = head[: min(limit, len(head) - _SLACK)]  # a secret may be cut at the very end
+    return f"{head}…[+{len(text) - limit} characters]"
 
 
 def described(value: object) -> str:
@@ -86,20 +100,20 @@ class _Plain:
         if isinstance(value, enum.Enum):
             return self.value(value.value, depth + 1) if depth < DEPTH_LIMIT else described(value)
         if isinstance(value, str):
-            return clip(without_secrets(str.__str__(value)))
+            return clean(str.__str__(value))
         if isinstance(value, int):
             return int(value) if -_BIG <= value < _BIG else _number(value)
         if isinstance(value, float):
             return float(value) if math.isfinite(value) else None
         if isinstance(value, (bytes, bytearray, memoryview)):
-            raw = bytes(value[: FIELD_LIMIT + 1])
-            return clip(without_secrets(raw.decode("utf-8", "backslashreplace")))
+            raw = bytes(value[: FIELD_LIMIT + 2 * _SLACK])
+            return clean(raw.decode("utf-8", "backslashreplace"))
         if isinstance(value, (datetime, date, time)):
             return value.isoformat()
         if isinstance(value, timedelta):
             return value.total_seconds()
         if isinstance(value, BaseException):
-            return clip(without_secrets(f"{kind(value)}: {described(value)}"))
+            return clean(f"{kind(value)}: {described(value)}")
         return self._container(value, depth)
 
     def _container(self, value: object, depth: int) -> Any:
@@ -107,7 +121,7 @@ class _Plain:
         is_mapping = isinstance(value, Mapping)
         is_list = isinstance(value, (list, tuple, AbstractSet))
         if not (is_record or is_mapping or is_list):
-            return clip(without_secrets(described(value)))
+            return clean(described(value))
         if depth >= DEPTH_LIMIT:
             return f"…[{kind(value)} too deep]"
         if is_record:

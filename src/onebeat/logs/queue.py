@@ -44,9 +44,9 @@ class Bucket:
 
     def render(self) -> list[bytes]:
         """Put the exceptions into their lines; returns the lines, complete."""
-        for position, failure in self.failures.items():
-            self.lines[position] = finished(self.lines[position], failure)
-        self.failures.clear()
+        for position in list(self.failures):
+            self.lines[position] = finished(self.lines[position], self.failures[position])
+            del self.failures[position]  # one by one: a second try after an error renders none twice
         return self.lines
 
     def drop_low(self) -> list[int]:
@@ -158,8 +158,10 @@ class BoundedQueue:
                 self._add(entry, size)
                 return True
             finally:
-                self._measure()
-                self._inside = False
+                try:
+                    self._measure()
+                finally:  # a signal handler may raise in there; left True, nothing would ever leave the queue again
+                    self._inside = False
 
     def _sort(self) -> None:
         """Put the newest lines into buckets."""
@@ -220,8 +222,10 @@ class BoundedQueue:
                     self._taken += len(bucket.lines)
                     taken.append(bucket)
             finally:
-                self._measure()
-                self._inside = False
+                try:
+                    self._measure()
+                finally:  # a signal handler may raise in there; left True, nothing would ever leave the queue again
+                    self._inside = False
         return taken
 
     def _shed(self, size: int) -> bool:

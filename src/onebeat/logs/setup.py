@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 import sys
@@ -9,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from onebeat.errors import ConfigurationError
 from onebeat.logs import access as access_log, exits, factory
 from onebeat.logs.console import Console, is_terminal
 from onebeat.logs.files import DatedFiles
@@ -89,15 +91,14 @@ def setup_logging(
     >>> logging.getLogger("shop").info("nobody hears this")
     >>> reset_logging()
     """
-    options = {key: value for key, value in locals().items() if value is not None or key in ("console", "keep_days")}
-    options["directory"] = None if directory is None else os.fspath(directory)
+    options = dict(locals())
+    number = level_number(options.pop("level"))
+    active, former = _built(options), _active and _active.handler
     root = logging.getLogger()
-    handler = configured_handler(**{key: value for key, value in options.items() if key != "level"})
-    for old in list(root.handlers):
-        if _is_terminal_handler(old):
-            root.removeHandler(old)
-    root.addHandler(handler)
-    root.setLevel(level_number(level))
+    stay = [one for one in root.handlers if one is not former and not _is_terminal_handler(one)]
+    root.handlers = [*stay, active.handler]  # in one step: what other threads log meanwhile goes to one of the two
+    root.setLevel(number)
+    _use(active)
     adopt_server_loggers()
     if _open:
         _take_over()
@@ -122,10 +123,18 @@ def configured_handler(
     finish_at_sigterm: bool = False,
 ) -> LogHandler:
     """The handler of `setup_logging` for use in `logging.config.dictConfig`, as `uvicorn_log_config` does."""
-    global _active
-    options = dict(locals())
+    active = _built(dict(locals()))
+    _use(active)
+    return active.handler
+
+
+def _built(options: dict[str, Any]) -> _Active:
+    """The handler for these options; nothing is changed yet."""
     check_options(options)
-    encoder = RecordEncoder(fields=fields, redact=redact)
+    if options["directory"] is not None:
+        options["directory"] = os.fspath(options["directory"])
+    stream, console, directory = options["stream"], options["console"], options["directory"]
+    encoder = RecordEncoder(fields=options["fields"], redact=options["redact"])
     sinks: list[Sink] = []
     words: list[str] = []
     if console is not None:
@@ -134,25 +143,29 @@ def configured_handler(
         sinks.append(Console(stream, render=view.render if view else None))
         words.append(f"{'text' if text else 'JSON'} on {stream}")
     if directory is not None:
-        files = DatedFiles(directory, name=name, keep_days=keep_days, per_process=per_process, utc=utc)
+        name, keep = options["name"], options["keep_days"]
+        files = DatedFiles(directory, name=name, keep_days=keep, per_process=options["per_process"], utc=options["utc"])
         sinks.append(files)
-        kept = "all kept" if keep_days is None else f"{keep_days} days kept"
+        kept = "all kept" if keep is None else f"{keep} days kept"
         own = ", a file a process" if files.per_process else ""
         words.append(f"files {files.directory / name}-<date>.log ({kept}{own})")
-    writers = [
-        Writer(sink, report=encoder.losses, records=queue_records, max_bytes=queue_bytes, started=exits.watch_child)
-        for sink in sinks
-    ]
-    through = None if write_through is None else level_number(write_through)
+    bounds = {"records": options["queue_records"], "max_bytes": options["queue_bytes"]}
+    writers = [Writer(sink, report=encoder.losses, started=exits.watch_child, **bounds) for sink in sinks]
+    through = None if options["write_through"] is None else level_number(options["write_through"])
     handler = LogHandler(encoder, writers, write_through=through)
+    return _Active(handler, options, " and ".join(words) or "nowhere")
+
+
+def _use(active: _Active) -> None:
+    """Put the handler in use away and take this one."""
+    global _active
+    exits.watch(active.handler)
     _put_away()
-    _active = _Active(handler, options, " and ".join(words) or "nowhere")
-    access_log.want(access, access_exclude)
-    exits.watch(handler)
+    _active = active
+    access_log.want(active.options["access"], active.options["access_exclude"])
     factory.use()
-    if finish_at_sigterm:
+    if active.options["finish_at_sigterm"]:
         exits.finish_at_sigterm()
-    return handler
 
 
 def uvicorn_log_config(*, level: int | str = "INFO", **options: Any) -> dict[str, Any]:
@@ -166,10 +179,14 @@ def uvicorn_log_config(*, level: int | str = "INFO", **options: Any) -> dict[str
     >>> config["handlers"]["onebeat"]["directory"]
     'logs'
     """
-    if options.get("directory") is not None:
-        options["directory"] = os.fspath(options["directory"])
+    if unknown := options.keys() - inspect.signature(configured_handler).parameters.keys():
+        raise ConfigurationError(
+            f"uvicorn_log_config has no option {min(unknown)!r}; it takes those of setup_logging, see docs/logging.md"
+        )
     options.setdefault("finish_at_sigterm", True)
     check_options(options)
+    if options.get("directory") is not None:
+        options["directory"] = os.fspath(options["directory"])
     follow: dict[str, Any] = {"handlers": [], "level": "INFO", "propagate": True}
     itself: dict[str, Any] = {"handlers": ["onebeat"], "level": "INFO", "propagate": False}
     return {
