@@ -6,6 +6,7 @@ import asyncio
 import logging
 import logging.config
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -199,4 +200,7 @@ def test_setting_up_again_while_another_thread_logs_loses_and_doubles_nothing(tm
     done.set()
     thread.join()
     assert flush_logs(10)
+    deadline = time.monotonic() + 10  # a line that was on its way to the former handler is written by its thread
+    while len(read(tmp_path)) < count and time.monotonic() < deadline:
+        time.sleep(0.05)
     assert sorted(int(record["msg"]) for record in read(tmp_path)) == list(range(count))

@@ -154,7 +154,7 @@ class Writer:
         if not done:
             self._give_in()
             self._stuck = True
-        elif self.queue.lost():
+        elif self.queue.waiting or self.queue.lost():  # a line that came between the two steps above has nobody else
             self._pump()
         return 0 if done else self.queue.accepted - self.queue.settled
 
