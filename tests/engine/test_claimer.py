@@ -11,7 +11,7 @@ from sqlalchemy.util import await_only
 
 from onebeat.engine.claimer import Claimer
 from onebeat.model.job import Claimed
-from onebeat.store import jobs
+from onebeat.store import jobs, reports
 from onebeat.store.database import Database, Tx
 from tests.conftest import MakeDatabase
 from tests.support.builders import SECOND, a_job, registered
@@ -116,3 +116,25 @@ async def test_a_suspect_is_taken_by_an_idle_worker_alone(database: Database) ->
 def _was_running_when_two_died(tx: Tx, id: Any) -> None:
     table = tx.tables.jobs
     tx.execute(table.update().where(table.c.id == id).values(crashes=2))
+
+
+async def test_a_claim_of_a_worker_that_lost_its_lease_meanwhile_starts_nothing_and_goes_back(
+    database: Database,
+) -> None:
+    """Its jobs are another's any moment: started here too, they would run twice."""
+    places, worker = Places(), await registered(database)
+    job = a_job()
+    await database.write(jobs.add, [job])
+    claimer = Claimer(
+        database=database,
+        slots=places,
+        worker_id=lambda: worker,
+        queues=None,
+        own_slots={},
+        poll=POLL,
+        holding=lambda: "anew",
+    )
+    await claimer._claim(worker, 10, None, ())
+    info = await database.read(reports.job, job.id)
+    assert not places.started
+    assert (info.state, info.attempt) == ("queued", 0)

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from onebeat.model.ids import token
 from onebeat.model.job import SUSPECT_CRASHES, Claimed
-from onebeat.store import jobs
+from onebeat.store import jobs, recovery
 from onebeat.store.database import Database
 
 SECOND = 1_000_000
@@ -51,10 +51,12 @@ class Claimer:
         queues: Sequence[str] | None,
         own_slots: Mapping[str, int],
         poll: int,
+        holding: Callable[[], str | None] | None = None,
     ) -> None:
         self._database = database
         self._slots = slots
         self._worker_id = worker_id
+        self._holding = holding or worker_id  # whose jobs may run here, also while nothing more is claimed
         self._queues = queues
         self._own = list(own_slots)
         self._poll = poll
@@ -117,8 +119,11 @@ class Claimer:
                     excluded=excluded,
                     suspects=suspects,
                 )
-                for job in claimed:
-                    self._slots.start(job)
+                if self._holding() == worker_id:
+                    for job in claimed:
+                        self._slots.start(job)
+                elif claimed:  # the lease was lost meanwhile: others may take them any moment, so none starts here
+                    await self._database.write(recovery.give_back, [(job.id, job.lease_token) for job in claimed])
             finally:
                 self.in_flight.discard(lease_token)
             more |= len(claimed) == room

@@ -113,6 +113,7 @@ class Worker:
             queues=plan.queues,
             own_slots=plan.own_slots,
             poll=plan.poll,
+            holding=self._holding,
         )
         self._settler = Settler(
             database=database,
