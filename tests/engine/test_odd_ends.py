@@ -128,6 +128,7 @@ async def test_a_claim_whose_answer_is_late_is_run_once(make: Make, monkeypatch:
     for name in ("write", "write_one"):
         original = getattr(scheduler._database, name)
         monkeypatch.setattr(scheduler._database, name, slow_claims(original))
+    await asyncio.sleep(0.5)  # a look that began before is over
     paid = await pay.enqueue()
     await waits_until(lambda: is_running(scheduler, paid.id))
     await asyncio.sleep(3)  # two looks or three of the reconciler, which finds a row that nobody runs
