@@ -85,7 +85,7 @@ class Scheduler(TaskRouter):
         self._watcher: Watcher | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._starting = False
-        self._stopping: asyncio.Future[None] | None = None
+        self._stopping: asyncio.Task[None] | None = None
         self._script: Script | None = None
         self._app: Any = None
         self._signals = Signals(self._stop_claiming)
@@ -190,9 +190,11 @@ class Scheduler(TaskRouter):
                 await self._start_worker(database)
             except BaseException:
                 worker, self._worker = self._worker, None
-                if worker is not None and worker.id is not None:  # its parts run already
-                    await worker.drain()
-                await self._close()
+                try:
+                    if worker is not None and worker.id is not None:  # its parts run already
+                        await worker.drain(0)
+                finally:
+                    await self._close()
                 raise
 
     async def _start_worker(self, database: Database) -> None:
@@ -225,18 +227,14 @@ class Scheduler(TaskRouter):
         self._signals.catch()
 
     async def stop(self) -> None:
-        """Drain and close: SEMANTICS 8. Safe to call again, also while another call drains: it waits for that one."""
+        """Drain and close: SEMANTICS 8. Safe to call again: while one drain is under way, every call waits for it.
+
+        A call that is cancelled leaves the drain to its end.
+        """
+        if self._stopping is None and self.started:
+            self._stopping = asyncio.create_task(self._stop(), name="onebeat-stop")
         if self._stopping is not None:
             await asyncio.shield(self._stopping)
-            return
-        if not self.started:
-            return
-        self._stopping = asyncio.get_running_loop().create_future()
-        try:
-            await self._stop()
-        finally:
-            self._stopping.set_result(None)
-            self._stopping = None
 
     async def _stop(self) -> None:
         self._signals.leave()
@@ -246,7 +244,7 @@ class Scheduler(TaskRouter):
             if worker is not None:
                 await worker.drain()
         finally:
-            self._draining = None
+            self._draining = self._stopping = None
             await self._close()
 
     async def _close(self) -> None:

@@ -2,12 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
 import pytest
 
+from onebeat.scheduler import Scheduler
 from onebeat.timing.clock import HOUR
 from tests.conftest import MakeDatabase
 from tests.support.days import Days
 from tests.support.virtual import START, VirtualClock
+
+Make = Callable[..., Scheduler]
+
+
+@pytest.fixture
+async def make(database_url: str) -> AsyncIterator[Make]:
+    """Builds schedulers on the database and stops them at the end."""
+    made: list[Scheduler] = []
+
+    def build(**settings: Any) -> Scheduler:
+        scheduler = Scheduler(database_url, **({"poll": 0.1, "drain": 2} | settings))
+        made.append(scheduler)
+        return scheduler
+
+    yield build
+    for scheduler in made:
+        await scheduler.stop()
 
 
 @pytest.fixture

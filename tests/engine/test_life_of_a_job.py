@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -17,24 +17,8 @@ from onebeat.model.events import ValueDropped
 from onebeat.model.job import JobState
 from onebeat.scheduler import Scheduler
 from onebeat.timing.backoff import Cancel, Retry, Snooze
+from tests.engine.conftest import Make
 from tests.support.databases import waits_until
-
-Make = Callable[..., Scheduler]
-
-
-@pytest.fixture
-async def make(database_url: str) -> AsyncIterator[Make]:
-    """Builds schedulers on the database and stops them at the end."""
-    made: list[Scheduler] = []
-
-    def build(**settings: Any) -> Scheduler:
-        scheduler = Scheduler(database_url, **({"poll": 0.1, "drain": 2} | settings))
-        made.append(scheduler)
-        return scheduler
-
-    yield build
-    for scheduler in made:
-        await scheduler.stop()
 
 
 async def test_arguments_arrive_with_their_types_and_the_value_comes_back(make: Make) -> None:

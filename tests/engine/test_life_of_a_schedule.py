@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -13,23 +13,7 @@ from onebeat.errors import ConfigurationError, InvalidTrigger, ScheduleExists, S
 from onebeat.model.context import JobContext
 from onebeat.scheduler import Scheduler
 from onebeat.timing.triggers import At, Cron, Every
-
-Make = Callable[..., Scheduler]
-
-
-@pytest.fixture
-async def make(database_url: str) -> AsyncIterator[Make]:
-    """Builds schedulers on the database and stops them at the end."""
-    made: list[Scheduler] = []
-
-    def build(**settings: Any) -> Scheduler:
-        scheduler = Scheduler(database_url, **({"poll": 0.1, "drain": 2} | settings))
-        made.append(scheduler)
-        return scheduler
-
-    yield build
-    for scheduler in made:
-        await scheduler.stop()
+from tests.engine.conftest import Make
 
 
 def with_task(scheduler: Scheduler, seen: list[datetime | None] | None = None) -> Any:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 from uuid import UUID
@@ -17,6 +17,7 @@ from sqlalchemy import update
 
 from onebeat.engine import runfile
 from onebeat.engine.heartbeat import Heartbeat, WorkerLease
+from onebeat.engine.worker import Worker
 from onebeat.errors import JobFailed, LeaseLost
 from onebeat.facade import watcher
 from onebeat.facade.announcer import Announcer
@@ -27,25 +28,10 @@ from onebeat.store import reports, settlements
 from onebeat.store.database import Database
 from onebeat.timing.backoff import Retry, Snooze
 from onebeat.timing.clock import SystemClock
+from tests.engine.conftest import Make
 from tests.support.databases import waits_until
 
-Make = Callable[..., Scheduler]
 SECOND = 1_000_000
-
-
-@pytest.fixture
-async def make(database_url: str) -> AsyncIterator[Make]:
-    """Builds schedulers on the database and stops them at the end."""
-    made: list[Scheduler] = []
-
-    def build(**settings: Any) -> Scheduler:
-        scheduler = Scheduler(database_url, **({"poll": 0.1, "drain": 2} | settings))
-        made.append(scheduler)
-        return scheduler
-
-    yield build
-    for scheduler in made:
-        await scheduler.stop()
 
 
 class Odd(BaseModel):
@@ -74,7 +60,7 @@ async def test_a_value_that_raises_while_it_is_stored_starts_nothing_again(make:
     await scheduler.start()
     job = await pay.enqueue()
     await job.wait(10)
-    await asyncio.sleep(2.5)  # two looks of the reconciler
+    await reconciled(scheduler)
     assert (len(starts), (await job.refresh()).state) == (1, JobState.SUCCEEDED)
 
 
@@ -110,42 +96,39 @@ async def test_a_snooze_starts_no_task_twice_that_may_start_once(make: Make) -> 
 
 
 async def test_a_claim_whose_answer_is_late_is_run_once(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    scheduler, starts = make(), []
-    late = asyncio.Event()
+    scheduler, starts, answered = make(), [], asyncio.Event()
 
     @scheduler.task(name="pay", at_most_once=True)
     async def pay() -> None:
         starts.append(1)
 
-    @scheduler.task(name="busy")
-    async def busy() -> None:
-        await late.wait()
-
-    await scheduler.start()
-    assert scheduler._database is not None
-    job = await busy.enqueue()
-    await waits_until(lambda: is_running(scheduler, job.id))
     for name in ("write", "write_one"):
-        original = getattr(scheduler._database, name)
-        monkeypatch.setattr(scheduler._database, name, slow_claims(original))
-    await asyncio.sleep(0.5)  # a look that began before is over
-    paid = await pay.enqueue()
-    await waits_until(lambda: is_running(scheduler, paid.id))
-    await asyncio.sleep(3)  # two looks or three of the reconciler, which finds a row that nobody runs
-    assert (await scheduler.jobs.get(paid.id)).state == "running", "late is not lost"
-    await paid.wait(10)
-    late.set()
+        monkeypatch.setattr(Database, name, answer_of_claims_after(answered, getattr(Database, name)))
+    await scheduler.start()
+    job = await pay.enqueue()
+    await waits_until(lambda: is_running(scheduler, job.id))
+    await reconciled(scheduler)  # which finds a row that nobody runs
+    assert (await scheduler.jobs.get(job.id)).state == "running", "late is not lost"
+    answered.set()
+    await job.wait(10)
     assert starts == [1]
 
 
-def slow_claims(call: Callable[..., Any]) -> Callable[..., Any]:
-    async def write(function: Any, *args: Any, **keywords: Any) -> Any:
-        answer = await call(function, *args, **keywords)
+def answer_of_claims_after(answered: asyncio.Event, call: Callable[..., Any]) -> Callable[..., Any]:
+    async def write(self: Database, function: Any, *args: Any, **keywords: Any) -> Any:
+        answer = await call(self, function, *args, **keywords)
         if getattr(function, "__name__", "") == "claim" and answer:
-            await asyncio.sleep(6)
+            await answered.wait()
         return answer
 
     return write
+
+
+async def reconciled(scheduler: Scheduler) -> None:
+    """A stray is given back when it is seen twice."""
+    assert scheduler._worker is not None
+    for _ in range(3):
+        await scheduler._worker._reconciling._tick(SystemClock().now())
 
 
 async def is_running(scheduler: Scheduler, id: UUID) -> bool:
@@ -193,8 +176,10 @@ async def test_a_job_that_learns_that_its_lease_is_over_has_used_up_no_attempt(m
 
     await scheduler.start()
     job = await careful.enqueue()
-    await waits_until(lambda: asyncio.sleep(0, bool(seen)))
-    await asyncio.sleep(0.5)
+    await waits_until(lambda: bool(seen))
+    worker = scheduler._worker
+    assert worker is not None
+    await waits_until(lambda: worker.executor.idle and not worker._settler.unsettled)
     assert (await scheduler.jobs.get(job.id)).state == "running", "for others to take, when the lease has run out"
 
 
@@ -268,7 +253,7 @@ async def test_a_heartbeat_that_gets_no_answer_tells_at_the_deadline_and_not_aft
     lease.granted(sent)
     beat.add(lease)
     try:
-        await waits_until(lambda: asyncio.sleep(0.02, bool(told)))
+        await waits_until(lambda: bool(told))
     finally:
         await asyncio.to_thread(beat.stop, 0.1)
     assert lease.deadline <= told[0] < lease.deadline + SECOND // 2
@@ -318,7 +303,7 @@ async def test_however_many_jobs_are_waited_for_each_wait_ends(make: Make, monke
     await scheduler.start()
     far = [await count.options(delay=3600).enqueue(number) for number in range(5)]
     waits = [asyncio.create_task(job.wait()) for job in far]
-    await asyncio.sleep(0.1)
+    await waits_until(lambda: scheduler._open_watcher()._waiting.keys() == {job.id for job in far})
     assert (await (await count.enqueue(6)).wait(10)).state is JobState.SUCCEEDED
     for wait in waits:
         wait.cancel()
@@ -344,15 +329,15 @@ async def test_a_look_that_fails_is_said_and_another_follows(make: Make, monkeyp
     assert [event.part for event in said] == ["watcher"]
 
 
-async def test_who_stops_while_another_drains_waits_for_that_drain(make: Make) -> None:
-    scheduler, client = make(), make(role="client")
-    started, ended = asyncio.Event(), []
+@pytest.mark.parametrize("cancelled", [False, True], ids=["both wait", "the first is cancelled"])
+async def test_who_stops_while_another_drains_waits_for_that_drain(cancelled: bool, make: Make) -> None:
+    scheduler, client = make(drain=10), make(role="client")
+    started, go = asyncio.Event(), asyncio.Event()
 
     @scheduler.task(name="long", at_most_once=True)
     async def long() -> None:
         started.set()
-        await asyncio.sleep(1)
-        ended.append(1)
+        await go.wait()
 
     client.include(scheduler)
     await client.start()
@@ -360,11 +345,35 @@ async def test_who_stops_while_another_drains_waits_for_that_drain(make: Make) -
     await scheduler.start()
     await asyncio.wait_for(started.wait(), 10)
     first = asyncio.create_task(scheduler.stop())
-    await asyncio.sleep(0.1)
-    await scheduler.stop()
-    await first
-    assert ended == [1]
+    await waits_until(lambda: scheduler._draining is not None)
+    second = asyncio.create_task(scheduler.stop())
+    if cancelled:
+        first.cancel()
+        await asyncio.wait({first})
+    go.set()
+    await asyncio.wait_for(second, 10)
     assert (await client.jobs.get(job.id)).state is JobState.SUCCEEDED
+    assert not [task for task in asyncio.all_tasks() if task.get_name() in ("onebeat-settler", "onebeat-stop")]
+    await asyncio.wait({first})
+
+
+async def test_a_start_that_is_cancelled_ends_what_it_began(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    scheduler, client, waiting = make(), make(role="client"), asyncio.Event()
+
+    async def never(self: Worker) -> None:
+        waiting.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(Worker, "_warn_of_unserved", never)
+    await client.start()
+    starting = asyncio.create_task(scheduler.start())
+    await asyncio.wait_for(waiting.wait(), 10)
+    starting.cancel()
+    await asyncio.wait({starting})
+    assert starting.cancelled()
+    assert not scheduler.started
+    assert [worker.state for worker in await client.workers.list()] == ["stopped"]
+    assert not [task for task in asyncio.all_tasks() if task.get_name() == "onebeat-settler"]
 
 
 async def test_a_fire_by_hand_whose_commit_was_not_heard_of_is_one_fire(

@@ -16,7 +16,7 @@ from onebeat.engine.run import MAX_TRACEBACK, Run, StopReason, clip, retry_in_fo
 from onebeat.errors import DatabaseUnavailable, UnknownTask
 from onebeat.model import payload
 from onebeat.model.context import JobContext
-from onebeat.model.events import DatabaseTrouble, Event, JobStarted, ThreadOverran, ValueDropped, about
+from onebeat.model.events import Event, JobStarted, ThreadOverran, ValueDropped, about, trouble
 from onebeat.model.fired import fire_time
 from onebeat.model.job import Claimed, Ending, Outcome, settle
 from onebeat.model.seams import Carrier, Runner, Unit
@@ -255,7 +255,7 @@ class Executor:
             self._trouble(error)
 
     def _trouble(self, error: Exception) -> None:
-        self._announce(DatabaseTrouble(part="executor", problem=str(error), retry_in=0))
+        self._announce(trouble("executor", error, 0))
 
     def _dropped(self, run: Run, problem: str) -> None:
         job = run.job

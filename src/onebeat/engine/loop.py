@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import traceback
 from collections.abc import Callable
 from random import random
 
-from onebeat.errors import DatabaseUnavailable
-from onebeat.model.events import DatabaseBack, DatabaseTrouble, Event, PartFailed
+from onebeat.model.events import DatabaseBack, Event, trouble
 from onebeat.model.seams import Clock, Tick
 
 SECOND = 1_000_000
@@ -79,12 +77,7 @@ class Loop:
         self._failures += 1
         longest = min(LONGEST_BACKOFF, 0.1 * 2 ** min(self._failures, 10))
         delay = longest * (0.5 + random() / 2)  # noqa: S311 - jitter, not a secret
-        if isinstance(error, DatabaseUnavailable):
-            self._announce(DatabaseTrouble(part=self.name, problem=str(error), retry_in=delay))
-        else:
-            self._announce(
-                PartFailed(part=self.name, problem="".join(traceback.format_exception(error)), retry_in=delay)
-            )
+        self._announce(trouble(self.name, error, delay))
         self._woken.clear()  # a wake that came during the outage must not turn the back-off into a busy loop
         return now + int(delay * SECOND)
 

@@ -25,13 +25,13 @@ from onebeat.engine.sweeper import Retention, Sweeper
 from onebeat.errors import DatabaseUnavailable
 from onebeat.model.definition import Definition
 from onebeat.model.events import (
-    DatabaseTrouble,
     Event,
     QueueUnserved,
     WorkerDraining,
     WorkerLost,
     WorkerStarted,
     WorkerStopped,
+    trouble,
 )
 from onebeat.model.ids import token
 from onebeat.model.seams import Carrier, Clock, Runner, Tick
@@ -220,7 +220,7 @@ class Worker:
         try:
             served = [worker.queues for worker in await self._database.read(workers.live)]
         except DatabaseUnavailable as error:  # a warning is no reason not to start
-            self._announce(DatabaseTrouble(part="worker", problem=str(error), retry_in=0))
+            self._announce(trouble("worker", error, 0))
             return
         if None in served:
             return
@@ -300,14 +300,17 @@ class Worker:
         """The first word of a drain: no more fires, no more claims. Safe on the event loop only."""
         self._claiming = False
 
-    async def drain(self) -> None:
-        """Stop as SEMANTICS 8 says: stop claiming, wait, cancel, write everything, mark stopped last."""
+    async def drain(self, patience: float | None = None) -> None:
+        """Stop as SEMANTICS 8 says: stop claiming, wait, cancel, write everything, mark stopped last.
+
+        `patience`: seconds that running jobs are given; None, the plan's.
+        """
         self.stop_claiming()
         if self._reviving is not None:
             self._reviving.cancel()
         for loop in (self._dispatches, self._promotions, self._sweeps, self._claims):
             await loop.stop()
-        await self._wait_for_runs(self._plan.drain / SECOND)
+        await self._wait_for_runs(self._plan.drain / SECOND if patience is None else patience)
         self._executor.stop("drain")
         await self._executor.wait_idle(5.0)
         returned = await self._flush()

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from uuid import UUID
 
 from onebeat.errors import DatabaseUnavailable, JobNotFound
-from onebeat.model.events import Event, PartFailed
+from onebeat.model.events import Event, trouble
 from onebeat.model.job import FINAL
 from onebeat.store import reports
 from onebeat.store.database import Database
@@ -67,8 +66,7 @@ class Watcher:
                 delay = LATEST
             except Exception as error:  # noqa: BLE001 - announced; those who wait must not wait for ever
                 delay = LATEST
-                problem = "".join(traceback.format_exception(error))
-                self._announce(PartFailed(part="watcher", problem=problem, retry_in=delay))
+                self._announce(trouble("watcher", error, delay))
             timer = asyncio.get_running_loop().call_later(delay, self._woken.set)
             await self._woken.wait()
             delay = min(delay * 1.5, LATEST) if asyncio.get_running_loop().time() >= timer.when() else SOONEST

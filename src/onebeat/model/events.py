@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import traceback
 from dataclasses import dataclass
 from typing import Any, Protocol
 from uuid import UUID
+
+from onebeat.errors import DatabaseUnavailable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -225,3 +228,14 @@ class PartFailed(Event):
     part: str
     problem: str  # the traceback
     retry_in: float
+
+
+def trouble(part: str, error: Exception, retry_in: float) -> DatabaseTrouble | PartFailed:
+    """What to announce of an error in a part of the engine: the database's in a sentence, a defect with its traceback.
+
+    >>> trouble("settler", LookupError("no such thing"), 1.5).part
+    'settler'
+    """
+    if isinstance(error, DatabaseUnavailable):
+        return DatabaseTrouble(part=part, problem=str(error), retry_in=retry_in)
+    return PartFailed(part=part, problem="".join(traceback.format_exception(error)), retry_in=retry_in)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import threading
 from collections.abc import Mapping
 from contextvars import ContextVar, Token
 from types import MappingProxyType, TracebackType
@@ -11,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 from onebeat.model.seams import Unit
 from onebeat.tracking import notices
+from onebeat.tracking.forks import Lock
 from onebeat.tracking.ids import is_valid, new_id, new_unit_id
 from onebeat.tracking.otel import active_span
 from onebeat.tracking.traceparent import Trace
@@ -18,17 +17,7 @@ from onebeat.tracking.traceparent import Trace
 Origin = Literal["generated", "header", "traceparent", "job", "given", "parent"]
 _TAG = "__onebeat_tracking__"
 _NONE: Mapping[str, Any] = MappingProxyType({})
-_binding = threading.Lock()
-
-
-def _forked() -> None:
-    """The child of a fork has none of the threads that may have held the lock."""
-    global _binding
-    _binding = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forked)
+_binding = Lock()
 
 
 class Cell:

@@ -3,29 +3,19 @@
 from __future__ import annotations
 
 import logging
-import os
-import threading
 import time
 from collections import Counter
+
+from onebeat.tracking.forks import Lock
 
 INTERVAL = 60.0  # seconds between two warnings
 _SHOWN = 32  # characters of a refused value, escaped
 
 _log = logging.getLogger("onebeat.tracking")
-_lock = threading.Lock()
+_lock = Lock()
 _counts: Counter[str] = Counter()
 _quiet_until = 0.0
 _unsaid = 0
-
-
-def _forked() -> None:
-    """The child of a fork has none of the threads that may have held the lock."""
-    global _lock
-    _lock = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forked)
 
 
 def refused(what: str, value: str | bytes, reason: str = "is not 1 to 128 visible ASCII characters") -> None:

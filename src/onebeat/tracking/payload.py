@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import threading
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar, Token
 from dataclasses import dataclass, field
@@ -14,6 +12,7 @@ from typing import Any, Final, TypeVar
 
 from onebeat.errors import ConfigurationError, InvalidArguments
 from onebeat.tracking.context import Tracking, trace
+from onebeat.tracking.forks import Lock
 from onebeat.tracking.ids import is_valid
 from onebeat.tracking.traceparent import Trace, read
 
@@ -24,17 +23,7 @@ NAME_LIMIT: Final = 128  # characters of a field's name
 T = TypeVar("T")
 
 _log = logging.getLogger("onebeat.tracking")
-_lock = threading.Lock()
-
-
-def _forked() -> None:
-    """The child of a fork has none of the threads that may have held the lock."""
-    global _lock
-    _lock = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forked)
+_lock = Lock()
 
 
 @dataclass(frozen=True, slots=True)
