@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import math
 import re
@@ -413,3 +414,42 @@ def _nested(depth: int) -> Any:
     for _ in range(depth):
         value = [value]
     return value
+
+
+@pytest.mark.parametrize("number", [10**5000, -(10**2000)], ids=["5,000 digits", "2,000 digits"])
+async def test_a_number_that_few_can_read_is_refused(number: int, tmp_path: Path) -> None:
+    async with scheduler_on(tmp_path) as scheduler:
+
+        @scheduler.task(name="count")
+        async def count(number: Any) -> None: ...
+
+        with pytest.raises(InvalidArguments, match="pass it as text"):
+            await count.enqueue(number)
+        assert jobs_in(tmp_path) == 0
+
+
+async def test_what_is_no_function_is_refused_as_a_task_by_its_name(tmp_path: Path) -> None:
+    scheduler = scheduler_on(tmp_path)
+
+    async def greet(name: str, times: int) -> None: ...
+
+    scheduler.task(name="greet")(functools.partial(greet, times=2))
+    with pytest.raises(ConfigurationError, match="task 'greet' is a partial, not a function"):
+        await scheduler.start()
+
+
+async def test_a_forked_child_is_told_to_start_a_scheduler_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with scheduler_on(tmp_path) as scheduler:
+
+        @scheduler.task(name="greet")
+        async def greet() -> None: ...
+
+        with monkeypatch.context() as child:
+            child.setattr("onebeat.scheduler.os.getpid", lambda: -1)
+            with pytest.raises(NotStarted, match="after the fork"):
+                await greet.enqueue()
+            with pytest.raises(NotStarted, match="after the fork"):
+                await asyncio.to_thread(greet.enqueue_sync)
+        assert jobs_in(tmp_path) == 0

@@ -238,3 +238,9 @@ def test_a_worker_of_no_queue_is_refused(queues: Any) -> None:
 def test_an_empty_variable_of_queues_means_all(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ONEBEAT_QUEUES", "")
     assert Settings().queues is None
+
+
+@pytest.mark.parametrize("kept", [1e15, timedelta.max])
+def test_a_retention_beyond_a_century_is_refused(kept: Any) -> None:
+    with pytest.raises(ConfigurationError, match="succeeded"):
+        Retention(succeeded=kept)

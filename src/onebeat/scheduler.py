@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from types import TracebackType
@@ -84,6 +85,7 @@ class Scheduler(TaskRouter):
         self._heartbeat: Heartbeat | None = None
         self._watcher: Watcher | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._process: int | None = None  # where it was started
         self._starting = False
         self._stopping: asyncio.Task[None] | None = None
         self._script: Script | None = None
@@ -179,7 +181,7 @@ class Scheduler(TaskRouter):
             raise
         for caution in database.cautions:
             self._announce(DatabaseCaution(database=database.where, caution=caution))
-        self._database, self._loop = database, asyncio.get_running_loop()
+        self._database, self._loop, self._process = database, asyncio.get_running_loop(), os.getpid()
         self._watcher = Watcher(database, self._announce)
         self._heartbeat = Heartbeat(
             database, interval=seconds_us(settings.heartbeat), clock=self._clock, announce=self._announce
@@ -257,7 +259,7 @@ class Scheduler(TaskRouter):
         if self._heartbeat is not None:
             await asyncio.to_thread(self._heartbeat.stop)
         database, self._database = self._database, None
-        self._watcher = self._heartbeat = self._loop = None
+        self._watcher = self._heartbeat = self._loop = self._process = None
         if database is not None:
             await database.close()
 
@@ -362,6 +364,7 @@ class Scheduler(TaskRouter):
 
     def enqueue_calls_sync(self, calls: Sequence[Call[Any]]) -> list[JobInfo]:
         """The same from another thread; blocks for one round trip."""
+        self._check_process()
         loop = self._loop
         if loop is None:
             raise NotStarted("this scheduler is not running; use `with scheduler:` in a script, or start the app")
@@ -376,7 +379,16 @@ class Scheduler(TaskRouter):
         return asyncio.run_coroutine_threadsafe(self.enqueue_calls(calls), loop).result()
 
     # ── what the parts ask ────────────────────────────────────────────────────────────────────────────────────────────
+    def _check_process(self) -> None:
+        """A forked child has the parent's state, but neither its event loop nor its threads."""
+        if self._process not in (None, os.getpid()):
+            raise NotStarted(
+                "this scheduler was started in the parent of this process, and a fork takes neither its event loop nor "
+                "its threads along; start a scheduler after the fork, or start processes with spawn"
+            )
+
     def _open_database(self) -> Database:
+        self._check_process()
         if self._database is None:
             raise NotStarted(
                 "this scheduler is not running. Start it: `install(app, scheduler)` and serve the app, "

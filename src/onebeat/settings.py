@@ -20,6 +20,7 @@ from onebeat.errors import ConfigurationError
 from onebeat.model.checks import check_name, check_text
 
 DAY = 86_400  # seconds
+CENTURY = 36_525 * DAY
 
 
 def _seconds(value: Any) -> Any:
@@ -38,7 +39,7 @@ def _names(value: Any) -> Any:
 
 
 Seconds = Annotated[float, BeforeValidator(_seconds), Field(allow_inf_nan=False)]
-Kept = Annotated[Annotated[float, Field(gt=0, allow_inf_nan=False)] | None, BeforeValidator(_kept)]
+Kept = Annotated[Annotated[float, Field(gt=0, le=CENTURY, allow_inf_nan=False)] | None, BeforeValidator(_kept)]
 
 
 Duration = float | timedelta

@@ -266,3 +266,36 @@ async def test_why_answers_in_one_sentence(make: Make) -> None:
     assert "is no fire time" in str(await schedules.why("a", added.next_fire + timedelta(milliseconds=5)))
     assert "before schedule a was created" in str(await schedules.why("a", added.next_fire - timedelta(days=1)))
     assert "not decided yet" in str(await schedules.why("a", added.next_fire + timedelta(days=1)))
+
+
+async def test_two_edits_of_two_fields_at_once_are_both_kept(make: Make) -> None:
+    scheduler = make(role="client")
+    task = with_task(scheduler)
+    await scheduler.start()
+    schedules = scheduler.schedules
+    await schedules.add("a", task, Every(60), note="old")
+    for number in range(5):
+        await asyncio.gather(
+            schedules.update("a", note=str(number)),
+            schedules.update("a", trigger=Every(100 + number)),
+            schedules.update("a", priority=number),
+        )
+        info = await schedules.get("a")
+        assert (info.note, info.trigger) == (str(number), Every(100 + number))
+
+
+async def test_an_edit_whose_commit_was_not_heard_of_has_succeeded(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    scheduler = make(role="client")
+    task = with_task(scheduler)
+    await scheduler.start()
+    added = await scheduler.schedules.add("a", task, Every(60))
+    assert scheduler._database is not None
+    write = scheduler._database.write
+
+    async def twice(call: Any, *args: Any, **keywords: Any) -> Any:
+        await write(call, *args, **keywords)
+        return await write(call, *args, **keywords)
+
+    monkeypatch.setattr(scheduler._database, "write", twice)
+    edited = await scheduler.schedules.update("a", note="new", expected_rev=added.rev)
+    assert (edited.note, edited.rev) == ("new", added.rev + 1)

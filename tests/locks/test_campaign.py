@@ -22,7 +22,7 @@ import pytest
 from tests.conftest import SERVERS
 from tests.locks.client import Orders, boot
 from tests.locks.history import NEVER, History, collect
-from tests.support.databases import ADDRESSES, BACKGROUND, KINDS, Shelf
+from tests.support.databases import ADDRESSES, BACKGROUND, KINDS, RAN, Shelf
 
 ROOT = Path(__file__).resolve().parents[2]
 CLIENTS = 8
@@ -126,6 +126,7 @@ def place(request: pytest.FixtureRequest, shelf: Shelf, tmp_path: Path) -> Itera
     if kind == "file":
         yield str(tmp_path / "locks")
     elif kind == "redis":
+        RAN.add(kind)
         yield f"{ADDRESSES['redis']} onebeat-test-{secrets.token_hex(6)}"
     elif kind == "sqlite":
         yield shelf.take(kind, tmp_path)

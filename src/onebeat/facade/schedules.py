@@ -7,7 +7,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, Literal, Protocol, Unpack
 
-from onebeat.errors import ConfigurationError, InvalidTrigger
+from onebeat.errors import ConfigurationError, InvalidTrigger, StaleRevision
 from onebeat.facade.router import Declared, ScheduleOptions, declared
 from onebeat.facade.why import INSTANT, Why, explain
 from onebeat.model import changes, payload
@@ -25,6 +25,7 @@ from onebeat.store.database import Database, Tx
 from onebeat.timing.clock import from_us
 from onebeat.timing.zones import zone_name
 
+MERGES = 20  # times an edit is put together anew because another one came between
 IfExists = Literal["error", "replace", "keep"]
 Decide = Callable[[Schedule, int, tuple[Unfinished, ...]], tuple[PlannedFire, ...]]
 
@@ -128,9 +129,17 @@ class Schedules:
         for a schedule declared in code without `override=True`.
         """
         database = self._database()
-        present = await database.read(schedule_info.definition, id)
-        changed = self._changed(present, trigger, task, options)
-        await database.write(store.edit, changed, expected_rev=expected_rev, override=override)
+        for left in reversed(range(MERGES)):
+            present, rev = await database.read(schedule_info.definition, id)
+            if expected_rev not in (None, rev):
+                raise store.stale(id, rev, expected_rev)
+            changed = self._changed(present, trigger, task, options)
+            try:
+                await database.write(store.edit, changed, expected_rev=rev, override=override)
+                break
+            except StaleRevision:  # someone else's edit came between: what it changed and this one does not is kept
+                if expected_rev is not None or not left:
+                    raise
         self._woken()
         return await self.get(id)
 

@@ -13,6 +13,7 @@ from onebeat.errors import InvalidArguments
 MAX_BYTES = 64 * 1024  # one row must stay cheap to read and to replicate
 MAX_DEPTH = 32  # deeper data is a mistake, and recursion must stay bounded
 MAX_NODES = 10_000
+MAX_BITS = 3_400  # of one number: a thousand digits; Python itself reads and writes no more than 4,300
 
 
 def encode(value: Any, *, what: str = "the value") -> str:
@@ -68,8 +69,10 @@ def _check(value: Any, what: str) -> None:
             raise InvalidArguments(f"{what} has more than {MAX_NODES:,} parts; store them and pass their key")
         if depth > MAX_DEPTH:
             raise InvalidArguments(f"{what} is nested deeper than {MAX_DEPTH} levels; flatten it or pass a key")
-        if item is None or item is True or item is False or type(item) in (str, int):
+        if item is None or item is True or item is False or type(item) is str:
             continue
+        if isinstance(item, int) and item.bit_length() > MAX_BITS:
+            raise InvalidArguments(f"{place} is a number of over 1,000 digits, which few can read; pass it as text")
         if isinstance(item, float):
             if not math.isfinite(item):
                 raise InvalidArguments(f"{place} is {item}; JSON has only finite numbers")

@@ -44,6 +44,11 @@ class Signature:
                 f"task {self._name!r}: an annotation cannot be read ({error}); "
                 "import the name at run time, not under TYPE_CHECKING"
             ) from error
+        except TypeError as error:
+            raise ConfigurationError(
+                f"task {self._name!r} is a {type(self._function).__qualname__}, not a function; wrap it in a `def`, "
+                "whose annotations say what it takes"
+            ) from error
 
     @cached_property
     def _full(self) -> inspect.Signature:

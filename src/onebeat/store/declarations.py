@@ -60,6 +60,7 @@ def arbitrate(tx: Tx) -> list[str]:
     now = tx.now()
     query = select(tx.tables.schedules).where(c.id.in_(padded(wrong))).order_by(c.id)
     locked = tx.execute(tx.dialect.lock_rows(query)).all()
+    chosen = in_force(tx)  # again: a newer worker may have declared while the locks were waited for
     return [row.id for row in locked if _put_in_force(tx, row, chosen.get(row.id), now)]
 
 

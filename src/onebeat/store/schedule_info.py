@@ -20,9 +20,10 @@ from onebeat.timing.clock import from_us
 from onebeat.timing.unread import Unread
 
 
-def definition(tx: Tx, id: str) -> Definition:
-    """What people decided about the schedule; raises `ScheduleNotFound`."""
-    return _definition(_row(tx, id))
+def definition(tx: Tx, id: str) -> tuple[Definition, int]:
+    """What people decided about the schedule, and its `rev`; raises `ScheduleNotFound`."""
+    row = _row(tx, id)
+    return _definition(row), row.rev
 
 
 def _definition(row: Row[Any]) -> Definition:
