@@ -63,7 +63,7 @@ async def survived(kind: str, folder: Path, mix: Mix, outages: int, name: str) -
                 until(cluster.ledger, longer_than(cluster.ledger.size() + 100), 30)
                 end = server.stop if number and chance.random() < 0.5 else server.kill
                 took.append(await outage(server, cluster, end))
-            await drained(cluster, 60)
+            await drained(cluster, 60 + mix.count * mix.longest / 25)  # what is left, at twenty-five jobs a time
             await cluster.terminate()
             due = await cluster.due()
         with Cluster(server.url, folder, count=1, schedules=SCHEDULES, mute=True) as rest:
