@@ -166,7 +166,7 @@ VALUES: list[tuple[Any, Any]] = [
     ({"a"}, ["a"]),
     ("\ud800", "\\ud800"),
     ("x\x1b[2J\x9b\u202e\x7f\u2028", "x\x1b[2J\x9b\u202e\x7f\u2028"),
-    (deque([1]), "deque([1])"),
+    (deque([1]), [1]),
     ("postgresql://shop:s3cret@db/x", "postgresql://shop:[redacted]@db/x"),
 ]
 

@@ -18,6 +18,27 @@ _begun = getattr(logging, "_startTime", time.time())
 _START = _begun / 1e9 if _begun > 1e12 else _begun  # nanoseconds from Python 3.13 on
 
 
+class _Here(threading.local):
+    """The present thread and its process; asking the system for either costs more than the rest of a record."""
+
+    def __init__(self) -> None:
+        self.process = os.getpid()
+        self.ident = threading.get_ident()
+        self.thread = threading.current_thread()  # asked for its name each time, which may change
+
+
+_here = _Here()
+
+
+def _forked() -> None:
+    global _here
+    _here = _Here()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
+
+
 class Record(logging.LogRecord):
     """The same attributes with the same values as `logging.LogRecord`; `use()` checks that before it is used."""
 
@@ -52,9 +73,10 @@ class Record(logging.LogRecord):
         self.created = created
         self.msecs = created % 1 * 1000 // 1
         self.relativeCreated = (created - _START) * 1000
+        here = _here
         if logging.logThreads:
-            self.thread = threading.get_ident()
-            self.threadName = threading.current_thread().name
+            self.thread = here.ident
+            self.threadName = here.thread.name
         else:
             self.thread = self.threadName = None
         if not logging.logMultiprocessing:
@@ -66,7 +88,7 @@ class Record(logging.LogRecord):
                     self.processName = module.current_process().name
                 except Exception:  # noqa: BLE001, S110 - as in logging: half imported, anything may be missing
                     pass
-        self.process = os.getpid() if logging.logProcesses else None
+        self.process = here.process if logging.logProcesses else None
         if sys.version_info >= (3, 12):
             self.taskName = _task_name() if logging.logAsyncioTasks else None
 

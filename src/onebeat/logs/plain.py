@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import enum
 import math
-from collections.abc import Callable, Mapping, Set as AbstractSet
-from dataclasses import fields, is_dataclass
+from collections import UserList, deque
+from collections.abc import Callable, Iterable, Mapping, Set as AbstractSet, ValuesView
 from datetime import date, datetime, time, timedelta
+from types import SimpleNamespace
 from typing import Any, Final
 
 from onebeat.logs.redact import REDACTED, without_secrets
@@ -17,6 +18,9 @@ ITEM_LIMIT: Final = 128  # members of one container
 NODE_LIMIT: Final = 2_000  # values in one record, so that wide cycles end
 _SLACK: Final = 1024  # characters looked at behind a limit: a secret that the limit cuts through is known by its end
 _BIG = 1 << 63  # numbers beyond 64 bits lose digits in most readers of JSON
+
+_FIELDS: Final = ("__dataclass_fields__", "__pydantic_fields__", "__attrs_attrs__")  # where classes keep their fields
+_LISTS: Final = (list, tuple, AbstractSet, deque, UserList, ValuesView)
 
 Secret = Callable[[str, object], bool]
 
@@ -117,15 +121,14 @@ class _Plain:
         return self._container(value, depth)
 
     def _container(self, value: object, depth: int) -> Any:
-        is_record = is_dataclass(value) and not isinstance(value, type)
+        names = _names_of(value)
         is_mapping = isinstance(value, Mapping)
-        is_list = isinstance(value, (list, tuple, AbstractSet))
-        if not (is_record or is_mapping or is_list):
+        if names is None and not is_mapping and not isinstance(value, _LISTS):
             return clean(described(value))
         if depth >= DEPTH_LIMIT:
             return f"…[{kind(value)} too deep]"
-        if is_record:
-            return self._mapping(((field.name, getattr(value, field.name, None)) for field in fields(value)), depth)  # type: ignore[arg-type]  # is_dataclass was asked above
+        if names is not None:
+            return self._mapping(((name, getattr(value, name, None)) for name in names), depth)
         if is_mapping:
             return self._mapping(value.items(), depth)  # type: ignore[attr-defined]  # isinstance was asked above
         return self._list(value, depth)
@@ -141,6 +144,8 @@ class _Plain:
         return result
 
     def _list(self, values: Any, depth: int) -> list[Any]:
+        if (name := self._secret_name(values)) is not None:
+            return [name, REDACTED]
         result: list[Any] = []
         for value in values:
             if len(result) >= ITEM_LIMIT or self._left < 0:
@@ -148,6 +153,34 @@ class _Plain:
                 break
             result.append(self.value(value, depth + 1))
         return result
+
+    def _secret_name(self, values: object) -> str | None:
+        """The name of a pair of a secret's name and its value, as in the raw headers of a request."""
+        if not isinstance(values, (tuple, list)) or len(values) != 2:
+            return None
+        name, value = values
+        if isinstance(name, bytes):
+            name = name[:256].decode("latin-1")
+        return name if type(name) is str and len(name) <= 256 and self._secret(name, value) else None
+
+
+def _names_of(value: object) -> Iterable[str] | None:
+    """The fields of a dataclass, a named tuple, an attrs class, a pydantic model or a namespace; None for all else."""
+    if isinstance(value, type):
+        return None
+    if isinstance(value, SimpleNamespace):
+        return list(vars(value))
+    cls = type(value)
+    if isinstance(value, tuple):
+        names = getattr(cls, "_fields", None)
+        return names if isinstance(names, tuple) else None
+    for attribute in _FIELDS:
+        fields = getattr(cls, attribute, None)
+        if isinstance(fields, Mapping):
+            return [*fields, *(getattr(value, "__pydantic_extra__", None) or ())]
+        if isinstance(fields, tuple):
+            return [field.name for field in fields]
+    return None
 
 
 def _number(value: int) -> str:

@@ -18,7 +18,7 @@ from onebeat.logs.failure import Failure, captured
 from onebeat.logs.filter import Noted, unit_of
 from onebeat.logs.plain import FIELD_LIMIT, clip, described, kind, plain, shown
 from onebeat.logs.queue import Entry
-from onebeat.logs.redact import REDACTED, SECRET_WORDS, Redactor, without_secrets
+from onebeat.logs.redact import REDACTED, SAFE_LENGTH, SECRET_WORDS, Redactor, suspicious, without_secrets
 from onebeat.logs.shrink import LINE_LIMIT, shrunk
 from onebeat.tracking.context import VARIABLE, Tracking
 from onebeat.tracking.otel import active_span
@@ -100,7 +100,13 @@ class RecordEncoder:
                         message = message % args
                 except Exception:  # noqa: BLE001 - arguments that do not fit the message: both are shown
                     message = self._merged(record)
-            if len(message) > MESSAGE_LIMIT or "://" in message or "earer" in message:
+            if (
+                len(message) > MESSAGE_LIMIT
+                or "://" in message  # these four are `suspicious`, without the call
+                or "?" in message
+                or "earer" in message
+                or "asic " in message
+            ):
                 message = without_secrets(clip(message, MESSAGE_LIMIT))
             failed = record.exc_info or record.exc_text or record.stack_info
             unit, taken = self._no_unit
@@ -218,7 +224,9 @@ class RecordEncoder:
                     continue
                 if key not in _UNWANTED and type(value) is not Noted:
                     text = self._extra(key, value, attributes, taken) + text
-            elif type(value) is str and len(value) <= FIELD_LIMIT and "://" not in value and "earer" not in value:
+            elif type(value) is str and (
+                len(value) < SAFE_LENGTH or (len(value) <= FIELD_LIMIT and not suspicious(value))
+            ):
                 text = f"{lead}{quote(value)}{text}"
             elif type(value) is int and -_SMALL <= value <= _SMALL:
                 text = f"{lead}{value}{text}"

@@ -1,0 +1,121 @@
+"""What counts as a secret: keys by their words, whatever object holds them, and what stands inside a text."""
+
+from __future__ import annotations
+
+import time
+from collections import UserList, deque, namedtuple
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from pydantic import BaseModel, ConfigDict
+
+from onebeat.logs.plain import plain
+from onebeat.logs.redact import Redactor, suspicious, without_secrets
+
+SECRET_KEYS = (
+    "password db_password userpassword passwordHash PASSWORD pwd user_pwd jwt session_id sessionId X-Api-Key "
+    "apiKey APIKey api.key set-cookie Cookie accessToken csrftoken csrfmiddlewaretoken TOKEN2 refreshTokens "
+    "client-secret secretKey privateKey aws_credentials AUTHORIZATION proxy-authorization "
+    "aws_secret_access_key DBPassword"
+)
+HARMLESS_KEYS = (
+    "tokenizer token_type secretary cookie_policy password_changed_at token_expires_in user passport author session"
+)
+
+
+@pytest.mark.parametrize("key", SECRET_KEYS.split())
+def test_a_key_with_a_secret_word_is_secret(key: str) -> None:
+    assert Redactor()(key, "abc")
+
+
+@pytest.mark.parametrize("key", HARMLESS_KEYS.split())
+def test_a_key_that_only_resembles_one_is_not(key: str) -> None:
+    assert not Redactor()(key, "abc")
+
+
+def test_a_word_of_ones_own_is_found_as_the_others_are() -> None:
+    secret = Redactor(("iban", "Tax-Number"))
+    assert [secret(key, "x") for key in ("customer_iban", "ibanOfAda", "taxNumber", "urban", "password")] == [
+        True,
+        True,
+        True,
+        False,
+        False,
+    ]
+
+
+class Login(BaseModel):
+    model_config = ConfigDict(extra="allow")
+    user: str
+    password: str
+
+
+@dataclass(slots=True)
+class Key:
+    owner: str
+    secret: str
+
+
+Pair = namedtuple("Pair", "user password")
+HIDDEN = "[redacted]"
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (Login(user="ada", password="x", token="y"), {"user": "ada", "password": HIDDEN, "token": HIDDEN}),  # type: ignore[call-arg]  # an extra of the model
+        (Key("ada", "x"), {"owner": "ada", "secret": HIDDEN}),
+        (Pair("ada", "x"), {"user": "ada", "password": HIDDEN}),
+        (SimpleNamespace(user="ada", password="x"), {"user": "ada", "password": HIDDEN}),
+        (deque([{"token": "x"}]), [{"token": HIDDEN}]),
+        (UserList([{"token": "x"}]), [{"token": HIDDEN}]),
+        ({"a": {"token": "x"}}.values(), [{"token": HIDDEN}]),
+        ({"token": "x", "a": 1}.items(), [["token", HIDDEN], ["a", 1]]),
+        ([["authorization", "Basic x"], ["accept", "*/*"]], [["authorization", HIDDEN], ["accept", "*/*"]]),
+        ([(b"Cookie", b"x"), (b"host", b"h")], [["Cookie", HIDDEN], ["host", "h"]]),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_whatever_holds_named_values_is_looked_into(value: Any, shown: Any) -> None:
+    assert plain({"at": value}, Redactor()) == {"at": shown}
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("postgresql://u:p@ss/w@rd@host/db", "postgresql://u:[redacted]@host/db"),
+        ("mysql+pymysql://root:1234@h/db", "mysql+pymysql://root:[redacted]@h/db"),
+        ("redis://:s3@h:1/0 and amqp://a:b@c", "redis://:[redacted]@h:1/0 and amqp://a:[redacted]@c"),
+        ("clone https://ghp_x@github.com/a/b", "clone https://[redacted]@github.com/a/b"),
+        ("ssh://git@github.com/x", None),
+        ("https://example.com:8080/p?email=a@b.c", None),
+        ("http://[::1]:80/a@b", None),
+        ("GET /x?api_key=zz&page=1#top", "GET /x?api_key=[redacted]&page=1#top"),
+        ("why? token=1 is said", None),
+        ("Authorization: BEARER abcdefgh.ij?", "Authorization: BEARER [redacted]?"),
+        ("bearer abcdefgh12", "bearer [redacted]"),
+        ("sent Basic YWRhOmxvdmVsYWNl", "sent Basic [redacted]"),
+        ("Basic information is here, basic authentication failed", None),
+    ],
+)
+def test_secrets_inside_a_text_are_cut_out(text: str, shown: str | None) -> None:
+    assert suspicious(text)
+    assert without_secrets(text) == (shown or text)
+
+
+@pytest.mark.parametrize(
+    "part", ["://:", "?a=", "&", "bearer ", "basic aaaaaaaa", "://a:@", "http://a@", "?token", "bearer" + " " * 500]
+)
+def test_hostile_texts_take_no_longer_than_their_length(part: str) -> None:
+    def taken(length: int) -> float:
+        text = part * (length // len(part)) + "?://"
+        spent = []
+        for _ in range(5):
+            begun = time.perf_counter()
+            without_secrets(text)
+            spent.append(time.perf_counter() - begun)
+        return min(spent)
+
+    assert taken(256_000) < 24 * max(taken(32_000), 0.0002)  # eight times the text; its square would be 64 times
