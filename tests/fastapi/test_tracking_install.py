@@ -220,6 +220,22 @@ def test_what_cannot_work_is_refused() -> None:
         install(app)
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"watchdog": "x"}, "watchdog=…"),
+        ({"watchdog": -1}, "watchdog=…"),
+        ({"tracking": {"header": "X-Id"}}, "tracking=…"),
+        ({"logs": "logs"}, "logs=…"),
+    ],
+)
+def test_an_option_that_cannot_work_is_refused_and_the_app_is_as_before(options: dict[str, Any], words: str) -> None:
+    app = FastAPI()
+    with pytest.raises(ConfigurationError, match=words):
+        install(app, **options)
+    install(app)
+
+
 async def test_without_tracking_requests_are_left_alone() -> None:
     story: list[str] = []
     app = app_with(story)

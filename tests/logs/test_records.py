@@ -206,6 +206,66 @@ def test_names_of_extras_that_are_taken_get_another_name() -> None:
     assert record["tracking_id"] is None
 
 
+@pytest.mark.parametrize(
+    ("fields", "bound", "extra"),
+    [
+        ({}, {"level": 3}, {"level": 4}),
+        ({}, {"level": 3, "level_": 2}, {"level": 4, "level_": 5, "level__": 6}),
+        ({"user": "uid"}, {}, {"user": 1, "uid": 2}),
+        ({"user": "uid"}, {}, {"uid": 2, "user": 1}),
+        ({"user": "uid"}, {"user": 1}, {"uid": 2, "uid_": 3}),
+        ({"func": "src_", "user": "ts_"}, {"ts": 1}, {"src": 2, "user": 3, "ts": 4}),
+        ({}, {}, {"k" * 300 + "a": 1, "k" * 300 + "b": 2}),
+    ],
+)
+@pytest.mark.parametrize("again", [False, True])
+def test_no_two_fields_of_a_line_have_one_name(
+    fields: dict[str, str | None], bound: dict[str, Any], extra: dict[str, Any], again: bool
+) -> None:
+    encoder = RecordEncoder(fields=fields)
+    if again:  # names are remembered once they were seen
+        for key in extra:
+            encoded(encoder, **{key: 1})
+    with tracking(**bound):
+        record = logging.makeLogRecord({"name": "shop", "msg": "x", "levelname": "INFO"})
+        record.__dict__.update(extra)
+        line = encoder.encode(record)[2]
+    names = [name for name, _ in json.loads(line, object_pairs_hook=list)]
+    assert sorted(names) == sorted(set(names))
+
+
+def test_a_record_of_another_process_keeps_its_id_as_the_id() -> None:
+    with tracking("order-7"):
+        record = logging.makeLogRecord({"name": "shop", "msg": "x", "process": 1})
+        TrackingFilter().filter(record)
+    arrived = pickle.loads(pickle.dumps(record))
+    with tracking("of the listener"):
+        shown = json.loads(RecordEncoder().encode(arrived)[2])
+    assert shown["tracking_id"] == "order-7"
+    assert "tracking_id_" not in shown
+    assert encoded(tracking_id="mine")["tracking_id_"] == "mine"
+
+
+def test_an_exception_that_refuses_to_tell_its_notes_loses_nothing() -> None:
+    class Odd(Exception):
+        def __getattr__(self, name: str) -> Any:
+            raise RuntimeError(name)
+
+    with tracking("order-7"):
+        try:
+            raise Odd("no")
+        except Odd:
+            record = encoded(msg="failed", exc_info=sys.exc_info())
+    assert (record["msg"], record["tracking_id"]) == ("failed", "order-7")
+    assert record["exc"]["msg"] == "no"
+
+
+def test_a_record_whose_attributes_are_nonsense_keeps_its_tracking_id() -> None:
+    with tracking("order-7"):
+        record = encoded(created="never")
+    assert (record["tracking_id"], "encoding_error" in record) == ("order-7", True)
+
+
 def test_keys_that_are_no_text_are_written_as_text() -> None:
     record = logging.makeLogRecord({"msg": "m"})
     record.__dict__[5] = "five"  # type: ignore[index]  # hostile on purpose

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import logging.config
+import os
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -19,7 +20,15 @@ from fastapi import FastAPI
 from onebeat import install
 from onebeat.errors import ConfigurationError
 from onebeat.logs import exits
-from onebeat.logs.setup import SERVER_LOGGERS, close_logs, flush_logs, open_logs, setup_logging, uvicorn_log_config
+from onebeat.logs.setup import (
+    SERVER_LOGGERS,
+    close_logs,
+    flush_logs,
+    open_logs,
+    reset_logging,
+    setup_logging,
+    uvicorn_log_config,
+)
 from tests.logs.conftest import read
 
 
@@ -121,6 +130,39 @@ def test_logs_set_up_while_the_application_starts_take_the_server_over_as_well(
     assert any(record["msg"].endswith(f"access log: {said}") for record in records)
 
 
+def test_the_server_s_access_log_is_back_when_logs_are_set_up_anew_without_ours(tmp_path: Path) -> None:
+    app = FastAPI()
+    install(app)
+    setup_logging(console=None, directory=tmp_path / "first")
+    with TestClient(app) as client:
+        setup_logging(console=None, directory=tmp_path, access=False)
+        client.get("/nothing")
+        logging.getLogger("uvicorn.access").info("the server's own access record")
+    assert [record["logger"] for record in read(tmp_path) if "access" in record["logger"]] == ["uvicorn.access"]
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="counts descriptors as Linux shows them")
+def test_setting_up_again_and_again_leaves_no_thread_and_no_descriptor_behind(tmp_path: Path) -> None:
+    def held() -> tuple[int, int]:
+        writers = [one for one in threading.enumerate() if one.name.startswith("onebeat-logs-")]
+        return len(writers), len(os.listdir("/proc/self/fd"))
+
+    def ended(before: tuple[int, int]) -> bool:
+        for _ in range(500):  # a thread that was told to end takes a moment
+            if held() <= before:
+                return True
+            time.sleep(0.01)
+        return False
+
+    before = held()
+    for number in range(10):
+        setup_logging(console=None, directory=tmp_path)
+        logging.getLogger("shop").info("setup %d", number)
+    reset_logging()
+    assert ended(before), (before, held())
+    assert [record["msg"] for record in read(tmp_path)] == [f"setup {number}" for number in range(10)]
+
+
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
@@ -161,6 +203,7 @@ def test_what_a_setup_leaves_unwritten_is_told(
         ({"fields": {"ts": None}}, "'ts' cannot be left out"),
         ({"directory": 123}, "directory=123 is no path"),
         ({"queue_records": "x"}, "queue_records='x' is no number"),
+        ({"keep_days": 999_999}, "keep_days=999999 cannot work; use a number of days from 0 to"),
         ({"redact": "password"}, "redact='password' is no list of texts"),
         ({"access_exclude": "/health"}, "access_exclude='/health' is no list of texts"),
     ],

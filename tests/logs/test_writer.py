@@ -241,6 +241,40 @@ def test_retiring_gives_up_at_its_deadline_and_later_lines_do_not_block() -> Non
     sink.open.set()
 
 
+def test_a_retired_writer_has_no_thread_and_a_resumed_one_a_new_one() -> None:
+    sink = Sink()
+    logger, handler = logger_to(sink)
+    for round in range(200):
+        logger.info("in round %d", round)
+        handler.retire(10)
+        logger.info("between")
+        handler.resume()
+        logger.info("behind")
+    assert handler.flush(10)
+    assert [record["msg"] for record in sink.records()][-3:] == ["in round 199", "between", "behind"]
+    assert len(sink.lines) == 600
+    handler.retire(10)
+    thread = handler.writers[0]._thread
+    if thread is not None:
+        thread.join(10)
+    assert handler.writers[0]._thread is None
+
+
+def test_a_sink_that_was_too_late_for_one_end_is_written_to_after_the_next_beginning() -> None:
+    sink = Sink()
+    logger, handler = logger_to(sink)
+    sink.open.clear()
+    logger.info("stuck")
+    assert sink.entered.wait(10)
+    logger.info("given up")
+    assert handler.retire(0.1)
+    sink.open.set()
+    handler.resume()
+    logger.info("later")
+    assert handler.flush(10)
+    assert sink.records()[-1]["msg"] == "later"
+
+
 def test_losses_are_told_even_at_the_end() -> None:
     sink = Sink()
     logger, handler = logger_to(sink, records=10, patience=0)

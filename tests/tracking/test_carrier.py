@@ -172,3 +172,17 @@ def test_a_variable_that_is_no_json_is_refused_with_its_name() -> None:
             carrier.capture()
     finally:
         odd.reset(reset)
+
+
+def test_a_unit_inside_a_job_is_still_of_that_job() -> None:
+    with (
+        ContextCarrier().restore("order-7", None, Unit(kind="job", id="j1", task="greet", attempt=2)),
+        tracking(step="load") as unit,
+    ):
+        shown = unit.identity()
+    assert {key: shown.get(key) for key in ("tracking_id", "job_id", "task", "attempt")} == {
+        "tracking_id": "order-7",
+        "job_id": "j1",
+        "task": "greet",
+        "attempt": 2,
+    }

@@ -7,15 +7,16 @@ import contextvars
 import inspect
 import multiprocessing
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextvars import ContextVar
 from functools import partial
+from typing import Any
 
 import pytest
 from starlette.background import BackgroundTask
 
-from onebeat.errors import InvalidArguments
+from onebeat.errors import ConfigurationError, InvalidArguments
 from onebeat.tracking import ContextThreadPoolExecutor, carry, current, propagate, tracking, tracking_id
 from onebeat.tracking.context import tracking_of
 
@@ -132,3 +133,33 @@ def test_a_process_pool_gets_the_unit_and_the_registered_variable_and_keeps_neit
                 assert pool.submit(carry(look)).result(60)[2] == "south"
 
         context.run(inside)
+
+
+class Greeter:
+    """A callable object whose attributes have the names that a carried function uses for itself."""
+
+    def __init__(self) -> None:
+        self._function = self._context = "mine"
+
+    def __call__(self) -> str | None:
+        return tracking_id()
+
+
+def test_a_callable_object_is_carried_whatever_its_attributes_are_called() -> None:
+    with tracking("order-7"):
+        carried = carry(Greeter())
+    assert carried() == "order-7"
+
+
+def numbers() -> Iterator[int]:
+    yield 1
+
+
+async def asynchronous_numbers() -> AsyncIterator[int]:
+    yield 1
+
+
+@pytest.mark.parametrize("function", [numbers, asynchronous_numbers])
+def test_a_generator_function_is_refused_since_its_body_runs_where_it_is_iterated(function: Any) -> None:
+    with pytest.raises(ConfigurationError, match=f"the generator function {function.__name__}"):
+        carry(function)

@@ -306,3 +306,16 @@ async def test_ten_thousand_random_header_sets_never_raise_and_never_make_a_long
         assert identity.isprintable()
         accepted += echo.seen.origin != "generated"
     assert accepted > 500  # the fuzzer reaches the accepting side too
+
+
+def test_one_header_cannot_have_both_ids() -> None:
+    with pytest.raises(ConfigurationError, match="give the unit id another name"):
+        TrackingRules(unit_header="x-request-id")
+
+
+async def test_what_stands_outside_sees_the_id_in_the_state_it_holds() -> None:
+    echo, app = layer()
+    state = {"user": 7}
+    reply = await ask(app, state=state)
+    assert state == {"user": 7, "tracking_id": reply.id}
+    assert echo.state is state

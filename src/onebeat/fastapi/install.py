@@ -20,7 +20,7 @@ from onebeat.logs.filter import TrackingFilter
 from onebeat.offload.setup import close_offload
 from onebeat.offload.watchdog import Watchdog
 from onebeat.tracking.denials import silence_false_alarms
-from onebeat.tracking.middleware import App, Receive, Scope, Send, TrackingMiddleware
+from onebeat.tracking.middleware import App, Receive, Scope, Send, TrackingMiddleware, refuse
 from onebeat.tracking.orphans import orphans_tracked
 from onebeat.tracking.rules import TrackingRules
 
@@ -71,18 +71,20 @@ def install(
     onebeat.errors.ConfigurationError: install() was called for this app already; ...
     """
     _check(app, scheduler)
+    _check_options(tracking, logs)
+    dog = _watchdog(watchdog)
     if logs:
         log_setup.setup_logging(**(logs if isinstance(logs, Mapping) else {}))
     served = _served_by(app, scheduler)
     if tracking:
         rules = tracking if isinstance(tracking, TrackingRules) else None
-        served = TrackingMiddleware(AccessLog(served).__call__, rules).__call__
+        refusal = AccessLog(refuse).__call__
+        served = TrackingMiddleware(AccessLog(served).__call__, rules, refusal=refusal).__call__
         filter_root_handlers()
     _replace_call(app, served)
     if (bind := getattr(scheduler, "bind_app", None)) is not None:
         bind(app)
-    limit = 0.1 if watchdog is True else watchdog
-    _replace_lifespan(app, _Life(scheduler, tracked=bool(tracking), watchdog=Watchdog(limit) if limit else None))
+    _replace_lifespan(app, _Life(scheduler, tracked=bool(tracking), watchdog=dog))
 
 
 def _check(app: object, scheduler: object) -> None:
@@ -99,6 +101,26 @@ def _check(app: object, scheduler: object) -> None:
         raise ConfigurationError("this app serves already; call install(app) right after it is made")
     if scheduler is not None and not (hasattr(scheduler, "start") and hasattr(scheduler, "stop")):
         raise ConfigurationError(f"install(app, scheduler): {type(scheduler).__name__} is no Scheduler")
+
+
+def _check_options(tracking: object, logs: object) -> None:
+    if not isinstance(tracking, (bool, TrackingRules)):
+        raise ConfigurationError(
+            f"install(tracking=…) takes True, False or TrackingRules(…), not {type(tracking).__name__}"
+        )
+    if not isinstance(logs, (bool, Mapping)):
+        raise ConfigurationError(
+            f'install(logs=…) takes True, False or options such as {{"directory": "logs"}}, not {type(logs).__name__}'
+        )
+
+
+def _watchdog(limit: object) -> Watchdog | None:
+    if limit is False or limit is None:
+        return None
+    try:
+        return Watchdog(0.1 if limit is True else cast(float, limit))
+    except (TypeError, ValueError) as error:
+        raise ConfigurationError(f"install(watchdog=…) takes True, False, seconds or a timedelta: {error}") from None
 
 
 # ── requests ──────────────────────────────────────────────────────────────────────────────────────────────────────────

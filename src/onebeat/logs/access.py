@@ -17,6 +17,7 @@ Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 LOGGER: Final = "onebeat.access"
 SERVERS_ACCESS: Final = "uvicorn.access"
 _log = logging.getLogger(LOGGER)
+_SEEN: Final = "onebeat.access"  # the key in the ASGI scope; a mounted application has nothing to add
 _wanted = False
 _excluded: frozenset[str] = frozenset()
 
@@ -35,8 +36,8 @@ def is_wanted() -> bool:
 class AccessLog:
     """Pure ASGI, to stand inside the tracking layer and outside everything else; silent until `setup_logging`.
 
-    It writes when the application has finished, so the duration, the size and a broken connection are known, and what
-    was bound during the request (`bind`) is on the record.
+    It writes when the application has finished, so the size and a broken connection are known, and what was bound
+    during the request (`bind`) is on the record. The duration ends with the response, before its background tasks.
     """
 
     def __init__(self, app: Application) -> None:
@@ -44,8 +45,9 @@ class AccessLog:
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Serve one connection; while silent, what is awaited is the application itself."""
-        if not _wanted or scope["type"] not in ("http", "websocket"):
+        if not _wanted or scope["type"] not in ("http", "websocket") or _SEEN in scope:
             return self.app(scope, receive, send)
+        scope[_SEEN] = True
         return self._observed(scope, receive, send)
 
     async def _observed(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -61,7 +63,19 @@ class AccessLog:
 class _Exchange:
     """One request and its response, or one websocket connection, as seen from outside."""
 
-    __slots__ = ("_receive", "_scope", "_send", "aborted", "code", "finished", "first", "size", "started", "status")
+    __slots__ = (
+        "_receive",
+        "_scope",
+        "_send",
+        "aborted",
+        "code",
+        "ended",
+        "finished",
+        "first",
+        "size",
+        "started",
+        "status",
+    )
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._scope = scope
@@ -69,6 +83,7 @@ class _Exchange:
         self._send = send
         self.started = time.perf_counter()
         self.first: float | None = None  # when the response began
+        self.ended: float | None = None  # when it was sent to its end
         self.status: int | None = None
         self.code: int | None = None  # of a closed websocket
         self.size = 0
@@ -97,12 +112,15 @@ class _Exchange:
         elif kind == "websocket.accept":
             self.status = 101
             self.first = time.perf_counter()
-            self._write("websocket accepted", logging.INFO)
+            if self._scope.get("path") not in _excluded:
+                self._write("websocket accepted", logging.INFO)
         elif kind == "websocket.close":
             self.code = message.get("code", 1000)
             if self.status is None:
                 self.status = 403  # closed before it was accepted: servers answer so
         await self._send(message)
+        if self.finished and self.ended is None:
+            self.ended = time.perf_counter()
 
     def log(self, error: BaseException | None) -> None:
         """The record of the whole exchange."""
@@ -116,7 +134,7 @@ class _Exchange:
     def _write(self, event: str, level: int) -> None:
         if not _log.isEnabledFor(level):
             return
-        duration = (time.perf_counter() - self.started) * 1000
+        duration = ((self.ended or time.perf_counter()) - self.started) * 1000
         scope = self._scope
         method = "WEBSOCKET" if scope["type"] == "websocket" else scope.get("method")
         path = scope.get("path", "")

@@ -77,7 +77,10 @@ def _type_name(error: BaseException) -> str:
 
 
 def _notes(error: BaseException) -> tuple[str, ...]:
-    notes = getattr(error, "__notes__", ())
+    try:
+        notes = getattr(error, "__notes__", ())
+    except Exception:  # noqa: BLE001 - a __getattr__ that raises
+        return ()
     if not isinstance(notes, (list, tuple)):
         return ()
     return tuple(clean(described(note), 1024) for note in notes[:8])

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from typing import Any
 
 from onebeat.tracking.context import Tracking, current, tracking_of
+from onebeat.tracking.ids import is_valid
 
 SERVERS = ("uvicorn", "gunicorn", "hypercorn")
 
@@ -62,6 +64,15 @@ def unit_of(record: logging.LogRecord) -> Tracking | None:
     if unit is not None and not unit.cell.closed:
         return unit
     return _after_the_unit(record, unit)
+
+
+def arrived_id(record: logging.LogRecord) -> str | None:
+    """The tracking id of a record that a `TrackingFilter` marked in another process; there it has become plain text."""
+    attributes = record.__dict__
+    note = attributes.get("tracking_id")
+    if type(note) is str and attributes.get("process") not in (None, os.getpid()) and note != "-" and is_valid(note):
+        return note
+    return None
 
 
 def _after_the_unit(record: logging.LogRecord, unit: Tracking | None) -> Tracking | None:

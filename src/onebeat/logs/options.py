@@ -11,6 +11,8 @@ from typing import Any
 from onebeat.errors import ConfigurationError
 from onebeat.logs.record import SCHEMA
 
+_DAYS = 100_000  # before today; beyond that the calendar of Python soon begins
+
 
 def check_options(options: Mapping[str, Any]) -> None:
     """Raise `ConfigurationError` for what cannot work."""
@@ -19,8 +21,10 @@ def check_options(options: Mapping[str, Any]) -> None:
         raise ConfigurationError(f'console={console!r} is unknown; use "auto", "json", "text" or None')
     if stream not in ("stderr", "stdout"):
         raise ConfigurationError(f'stream={stream!r} is unknown; use "stderr" or "stdout"')
-    if keep is not None and (not isinstance(keep, int) or keep < 0):
-        raise ConfigurationError(f"keep_days={keep!r} cannot work; use a number of days from 0 on, or None to keep all")
+    if keep is not None and (not isinstance(keep, int) or isinstance(keep, bool) or not 0 <= keep <= _DAYS):
+        raise ConfigurationError(
+            f"keep_days={keep!r} cannot work; use a number of days from 0 to {_DAYS}, or None to keep all"
+        )
     directory = options.get("directory")
     if directory is not None and not isinstance(directory, (str, os.PathLike)):
         raise ConfigurationError(f"directory={directory!r} is no path; give a text or a Path, or None for no files")

@@ -110,6 +110,12 @@ class BoundedQueue:
             self._shut = True
             self._measure()
 
+    def open(self) -> None:
+        """Let lines in again."""
+        with self._lock:
+            self._shut = False
+            self._measure()
+
     def _measure(self) -> None:
         """How many small lines of any level fit in for sure: so many may pass without a look at the room there is."""
         room = self._low_bytes - self._full_bytes - self._last.size

@@ -15,7 +15,7 @@ from onebeat.logs.access import SERVERS_ACCESS, recognised
 from onebeat.logs.encoder import decode, encode, quote, to_json, to_line
 from onebeat.logs.factory import Record
 from onebeat.logs.failure import Failure, captured
-from onebeat.logs.filter import Noted, unit_of
+from onebeat.logs.filter import Noted, arrived_id, unit_of
 from onebeat.logs.plain import FIELD_LIMIT, clip, described, kind, plain, shown
 from onebeat.logs.queue import Entry
 from onebeat.logs.redact import REDACTED, SAFE_LENGTH, SECRET_WORDS, Redactor, suspicious, without_secrets
@@ -115,6 +115,8 @@ class RecordEncoder:
                 found = unit_of(record)  # it came with the record, or with an exception, or may be over
             if found is not None:
                 unit, taken = self._unit(found)
+            if "tracking_id" in attributes and (arrived := arrived_id(record)) is not None:
+                unit, taken = self._pairs((("tracking_id", arrived),)), _NOTHING
             extras = self._extras(record, attributes, taken) if len(attributes) > _STANDARD_COUNT else ""
             failure = None
             if failed:
@@ -206,15 +208,16 @@ class RecordEncoder:
     def _unit_text(self, unit: Tracking) -> _UnitText:
         values = unit.identity()
         text = self._pairs(values.items())
-        taken = frozenset(self._name(field) for field in values)
+        used = {self._name(field) for field in values}
         for key, value in unit.fields.items():
-            text += self._extra(key, value, unit.fields, taken)
-        return text, taken | unit.fields.keys()
+            text += self._extra(key, value, unit.fields, used)
+        return text, frozenset(used)
 
     def _extras(self, record: logging.LogRecord, attributes: dict[str, Any], taken: frozenset[str]) -> str:
         """The user's own fields: without secrets, within limits, under another name if theirs is taken."""
         text = ""
         leads = self._leads
+        used: set[str] | None = None
         for key, value in reversed(attributes.items()):
             lead = leads.get(key)
             if lead is None or key in taken:
@@ -222,8 +225,10 @@ class RecordEncoder:
                     if type(record) in _KNOWN:
                         break  # what is added to a record stands behind what every record has
                     continue
-                if key not in _UNWANTED and type(value) is not Noted:
-                    text = self._extra(key, value, attributes, taken) + text
+                if key not in _UNWANTED and type(value) is not Noted and not _is_arrived(key, record):
+                    if used is None:
+                        used = set(taken)
+                    text = self._extra(key, value, attributes, used) + text
             elif type(value) is str and (
                 len(value) < SAFE_LENGTH or (len(value) <= FIELD_LIMIT and not suspicious(value))
             ):
@@ -234,8 +239,8 @@ class RecordEncoder:
                 text = f"{lead}{self._json(value)}{text}"
         return text
 
-    def _extra(self, key: Any, value: Any, others: Mapping[str, Any], taken: frozenset[str]) -> str:
-        """A field seen for the first time, a secret, or one whose name is taken or left out."""
+    def _extra(self, key: Any, value: Any, others: Mapping[str, Any], used: set[str]) -> str:
+        """A field seen for the first time, a secret, or one whose name is taken or left out; its name is used then."""
         name = key if type(key) is str and len(key) <= 256 else clip(described(key), 256)
         if self._secret(name, value):
             value = REDACTED
@@ -243,8 +248,9 @@ class RecordEncoder:
         if renamed is None:
             return ""
         free = renamed
-        while free in self._taken or free in taken or (free != renamed and free in others):
+        while free in self._taken or free in used or (free != key and free in others):
             free += "_"
+        used.add(free)
         lead = f",{quote(free)}:"
         if free == key and not self._secret(name, "") and len(self._leads) < _REMEMBERED:
             self._leads[name] = lead
@@ -279,7 +285,7 @@ class RecordEncoder:
             "level": described(attributes.get("levelname")),
             "logger": described(attributes.get("name")),
             "msg": clip(without_secrets(described(attributes.get("msg")))),
-            "tracking_id": None,
+            "tracking_id": None if (unit := _current()) is None else unit.tracking_id,
             "src": f"{described(attributes.get('pathname'))}:{described(attributes.get('lineno'))}",
             "func": described(attributes.get("funcName")),
             "pid": plain(attributes.get("process"), self._secret),
@@ -291,6 +297,11 @@ class RecordEncoder:
         names = self.names
         renamed = {name: value for key, value in values.items() if (name := names.get(key, key)) is not None}
         return created, level if isinstance(level, int) else logging.ERROR, encode(renamed), None
+
+
+def _is_arrived(key: Any, record: logging.LogRecord) -> bool:
+    """Whether this is the tracking id of a record from another process, which is no field of the user's."""
+    return key == "tracking_id" and arrived_id(record) is not None
 
 
 def _short(path: object) -> str:

@@ -1,4 +1,4 @@
-"""Which values are secrets: by the key they stand under, and inside a text, in addresses and credentials."""
+"""Which values are secrets: by the key they stand under, and inside an address in a text."""
 
 from __future__ import annotations
 

@@ -46,6 +46,7 @@ class _Active:
 
 _active: _Active | None = None
 _open = 0  # lifespans that are running
+_silenced: list[logging.Handler] | None = None  # what uvicorn's access log had, while ours stands in its place
 _layered = False  # whether one of them has our access log in its application
 
 
@@ -233,6 +234,7 @@ def reset_logging() -> None:
         _put_away()
         _active = None
         access_log.want(False)
+        _unsilence_server()
         factory.leave()
 
 
@@ -252,12 +254,26 @@ def _take_over() -> None:
     _active.handler.resume()
     adopt_server_loggers()
     ours = _layered and access_log.is_wanted()
-    if ours:
-        server = logging.getLogger("uvicorn.access")
-        server.handlers = []  # not cleared: the list may be another logger's as well
-        server.propagate = False
+    _silence_server() if ours else _unsilence_server()
     access = "by onebeat, the server's is off" if ours else "the server's own"
     logging.getLogger("onebeat.logs").info("logs go to %s; access log: %s", _active.words, access)
+
+
+def _silence_server() -> None:
+    global _silenced
+    server = logging.getLogger(access_log.SERVERS_ACCESS)
+    if _silenced is None:
+        _silenced = server.handlers
+    server.handlers = []  # not cleared: the list may be another logger's as well
+    server.propagate = False
+
+
+def _unsilence_server() -> None:
+    global _silenced
+    if _silenced is not None:
+        server = logging.getLogger(access_log.SERVERS_ACCESS)
+        server.handlers, _silenced = _silenced, None
+        server.propagate = True
 
 
 def close_logs(timeout: float = exits.DEADLINE) -> None:
@@ -299,6 +315,8 @@ def _put_away() -> None:
         root.removeHandler(old)
     exits.end([old], exits.DEADLINE, "before the logs were set up anew")
     exits.unwatch(old)
+    for writer in old.writers:
+        writer.close_sink()
 
 
 def _is_replaced(handler: logging.Handler) -> bool:

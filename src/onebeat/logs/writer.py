@@ -85,6 +85,7 @@ class Writer:
         self._batch: deque[Bucket] = deque()
         self._direct = False
         self._gone = False
+        self._late = False  # given up at a deadline, not for good
         self._stuck = False
         self._errors = 0
         self._lost = 0
@@ -151,7 +152,9 @@ class Writer:
         """
         done = self.flush(timeout)
         self._direct = True
+        self._bell.put(None)  # the thread ends
         if not done:
+            self._late = not self._gone
             self._give_in()
             self._stuck = True
         elif self.queue.waiting or self.queue.lost():  # a line that came between the two steps above has nobody else
@@ -159,11 +162,22 @@ class Writer:
         return 0 if done else self.queue.accepted - self.queue.settled
 
     def resume(self) -> None:
-        """Back to the thread, after `retire`."""
+        """Back to the thread, after `retire`; a sink that was only too late then gets another chance."""
+        if self._late:
+            self._late = self._gone = self._stuck = False
+            self.queue.open()
         if not self._gone:
             self._direct = False
             if self.queue.waiting:
                 self._stir()
+
+    def close_sink(self) -> None:
+        """Give back the sink's descriptors, after `retire`; a line that still comes opens them again."""
+        if self._io.acquire(timeout=1.0):  # else the thread is stuck in it
+            try:
+                self.sink.close()
+            finally:
+                self._io.release()
 
     def forked(self) -> None:
         """Begin anew in the child of a fork: the parent writes what was waiting."""
@@ -203,7 +217,7 @@ class Writer:
             return True
 
     def _run(self) -> None:
-        while True:
+        while not self._ended():
             self._bell.get()
             self._gather()
             pause = 0.0
@@ -219,6 +233,15 @@ class Writer:
             if self.queue.waiting and not self._direct:  # put() may have seen us awake just before
                 self._awake = True
                 self._bell.put(None)
+
+    def _ended(self) -> bool:
+        """Whether callers write by themselves now; a thread that is wanted again later is a new one."""
+        with self._start_lock:
+            self._awake = False  # first: who puts a line after `resume` must find nobody awake
+            ended = self._direct
+            if ended:
+                self._thread = None
+            return ended
 
     def _work_left(self) -> bool:
         return bool(self.queue.waiting or self._batch or (self.queue.lost() and not self._gone))

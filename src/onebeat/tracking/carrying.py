@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from functools import partial, update_wrapper
 from typing import Any, Generic, ParamSpec, TypeVar, cast
 
+from onebeat.errors import ConfigurationError
 from onebeat.model.seams import Unit
 from onebeat.tracking import payload
 from onebeat.tracking.context import VARIABLE, Cell, Tracking, leave
@@ -27,9 +28,9 @@ class Carried(Generic[P, R]):
     """
 
     def __init__(self, function: Callable[P, R]) -> None:
+        update_wrapper(self, function)  # first: it takes over the attributes of a callable object, whatever their names
         self._function = function
         self._context = contextvars.copy_context()
-        update_wrapper(self, function)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         return self._context.copy().run(self._function, *args, **kwargs)  # one context runs one call at a time
@@ -58,7 +59,7 @@ def carry(function: Callable[P, R], /) -> Callable[P, R]:
 
     A coroutine function stays one, so that whoever is given it awaits it. asyncio tasks, `asyncio.to_thread`,
     `onebeat.offload` and sync routes need no help; `run_in_executor`, `threading.Thread`, `Timer`, and pools of other
-    libraries do.
+    libraries do. Raises `ConfigurationError` for a generator function, whose body runs where it is iterated.
 
     >>> from concurrent.futures import ThreadPoolExecutor
     >>> from onebeat.tracking import tracking, tracking_id
@@ -68,6 +69,11 @@ def carry(function: Callable[P, R], /) -> Callable[P, R]:
     """
     if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__):
         return cast(Callable[P, R], _carried_coroutine(function))
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        raise ConfigurationError(
+            f"carry() cannot carry the generator function {function.__name__}: its body runs where it is iterated; "
+            "carry the function that iterates it"
+        )
     return Carried(function)
 
 

@@ -178,6 +178,7 @@ class tracking:
             origin=origin,
             trace=None if outer is None or outer.tracking_id != id else outer.trace,
             cell=Cell.holding(MappingProxyType(fields)),
+            job=None if outer is None else outer.job,
         )
         self._token = VARIABLE.set(self._unit)
         return self._unit

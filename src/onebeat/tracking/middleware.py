@@ -30,15 +30,17 @@ class TrackingMiddleware:
     """Wraps any ASGI application; `install(app)` puts it around a FastAPI application and does more.
 
     A request comes to the application with one tracking id: in the context, in `request.state.tracking_id` and in the
-    request's headers. Every response, error and handshake has it in one header. `TrackingRules` say what is accepted.
+    request's headers. Every response, error and handshake has it in one header. `TrackingRules` say what is accepted;
+    `refusal` is the application that answers a request whose id they reject.
 
     >>> async def application(scope, receive, send): ...
     >>> application = TrackingMiddleware(application, TrackingRules(accept="never"))
     """
 
-    def __init__(self, app: App, rules: TrackingRules | None = None) -> None:
+    def __init__(self, app: App, rules: TrackingRules | None = None, *, refusal: App | None = None) -> None:
         rules = rules or TrackingRules()
         self._app = app
+        self._refusal = refusal or refuse
         inbound = Inbound(rules)
         self._judge, self._make = inbound.judge, inbound.make
         self._simple, self._allowed = inbound.simple, inbound.allowed
@@ -82,7 +84,10 @@ class TrackingMiddleware:
         encoded = (self._name, id.encode("ascii"))
         scope[MARK] = unit
         state = scope.get("state")
-        scope["state"] = {**state, "tracking_id": id} if state else {"tracking_id": id}
+        if isinstance(state, dict):
+            state["tracking_id"] = id  # the request's own: what stands outside of us may hold it already
+        else:
+            scope["state"] = {"tracking_id": id}
         if self._rewrites:
             if not offered:
                 scope["headers"] = [*headers, encoded]
@@ -112,7 +117,7 @@ class TrackingMiddleware:
         token = VARIABLE.set(unit)  # always: what a leaked context holds is not this request's
         try:
             if invalid and self._rejects:
-                await self._reject(scope, sender)
+                await self._refusal(scope, receive, sender)
             else:
                 await self._app(scope, receive, sender)
         except BaseException as error:
@@ -191,13 +196,15 @@ class TrackingMiddleware:
         except Exception:  # noqa: BLE001 - the client is gone, or the connection was closed: the first error matters
             return
 
-    async def _reject(self, scope: Scope, send: Send) -> None:
-        if scope["type"] == "http":
-            await _answer(send, 400, b"Invalid tracking id")
-        elif _DENIAL in (scope.get("extensions") or ()):
-            await _answer(send, 400, b"Invalid tracking id", prefix=_DENIAL)
-        else:
-            await send({"type": "websocket.close", "code": 1008, "reason": "Invalid tracking id"})
+
+async def refuse(scope: Scope, _: Receive, send: Send) -> None:
+    """The application of a request whose id is rejected."""
+    if scope["type"] == "http":
+        await _answer(send, 400, b"Invalid tracking id")
+    elif _DENIAL in (scope.get("extensions") or ()):
+        await _answer(send, 400, b"Invalid tracking id", prefix=_DENIAL)
+    else:
+        await send({"type": "websocket.close", "code": 1008, "reason": "Invalid tracking id"})
 
 
 async def _answer(send: Send, status: int, body: bytes, prefix: str = "http.response") -> None:

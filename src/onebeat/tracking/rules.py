@@ -58,6 +58,8 @@ class TrackingRules:
         for name in (self.header, *self.accept_headers, *([self.unit_header] if self.unit_header else [])):
             if not isinstance(name, str) or not _NAME.fullmatch(name):
                 raise ConfigurationError(f"{name!r} is not the name of an HTTP header, such as 'X-Request-ID'")
+        if self.unit_header and self.unit_header.lower() == self.header.lower():
+            raise ConfigurationError(f"header and unit_header are both {self.header!r}; give the unit id another name")
         if isinstance(self.accept_headers, str):
             raise ConfigurationError('accept_headers is one text; give a tuple: ("X-Request-ID",)')
         if self.on_invalid not in ("replace", "reject"):
