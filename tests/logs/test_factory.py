@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import pickle
 import threading
 from typing import Any
@@ -98,3 +99,28 @@ def test_a_python_whose_records_have_more_is_left_alone(monkeypatch: pytest.Monk
 def test_a_record_goes_to_another_process() -> None:
     record = factory.Record("shop", 20, "/srv/shop.py", 3, "m", (1,), None, "f")
     assert vars(pickle.loads(pickle.dumps(record))) == vars(record)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no forks here")
+def test_a_forked_child_and_a_thread_are_named_as_they_are() -> None:
+    def seen() -> tuple[Any, ...]:
+        record = factory.Record("shop", 20, "/srv/mail.py", 1, "m", (), None)
+        return record.process, record.thread, record.threadName
+
+    def true() -> tuple[Any, ...]:
+        return os.getpid(), threading.get_ident(), threading.current_thread().name
+
+    assert seen() == true()
+    named = threading.current_thread().name
+    threading.current_thread().name = "renamed"
+    assert seen() == true()
+    threading.current_thread().name = named
+    found: list[bool] = []
+    thread = threading.Thread(target=lambda: found.append(seen() == true()), name="another")
+    thread.start()
+    thread.join()
+    assert found == [True]
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if seen() == true() else 1)
+    assert os.waitpid(child, 0)[1] == 0

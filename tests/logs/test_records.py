@@ -292,6 +292,28 @@ def test_secrets_are_redacted_by_key_and_in_addresses_and_each_use_is() -> None:
         assert (record["prompt_tokens"], record["password"], record["user"]) == (12, None, "ada")
 
 
+@pytest.mark.parametrize(
+    ("msg", "args"),
+    [
+        ("to %s", ("redis://:s3cret@h",)),
+        ("redis://:%s@h", ("s3cret",)),
+        ("%s://:%s@h", ("redis", "s3cret")),
+        ("%s", (["redis://:s3cret@h"],)),
+        ("%(to)s", ({"to": "redis://:s3cret@h"},)),
+        ("redis://:s3cret@h", ()),
+        (["redis://:s3cret@h"], ()),
+        ("GET %s", ("/?pwd=s3cret",)),
+        ("GET /?%s=%s", ("pwd", "s3cret")),
+    ],
+)
+def test_a_secret_is_found_wherever_the_message_has_it_from_and_each_time(msg: Any, args: tuple[Any, ...]) -> None:
+    encoder = RecordEncoder()
+    for _ in range(3):
+        shown = encoded(encoder, msg=msg, args=args)["msg"]
+        assert "[redacted]" in shown
+        assert "s3cret" not in shown
+
+
 def test_an_argument_changed_after_the_call_is_logged_as_it_was() -> None:
     basket = ["apple"]
     record = logging.makeLogRecord({"msg": "%s", "args": (basket,), "basket": basket})

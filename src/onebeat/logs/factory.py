@@ -22,9 +22,8 @@ class _Here(threading.local):
     """The present thread and its process; asking the system for either costs more than the rest of a record."""
 
     def __init__(self) -> None:
-        self.process = os.getpid()
-        self.ident = threading.get_ident()
-        self.thread = threading.current_thread()  # asked for its name each time, which may change
+        thread = threading.current_thread()  # asked for its name each time, which may change
+        self.known = os.getpid(), threading.get_ident(), thread
 
 
 _here = _Here()
@@ -73,10 +72,10 @@ class Record(logging.LogRecord):
         self.created = created
         self.msecs = created % 1 * 1000 // 1
         self.relativeCreated = (created - _START) * 1000
-        here = _here
+        process, ident, thread = _here.known
         if logging.logThreads:
-            self.thread = here.ident
-            self.threadName = here.thread.name
+            self.thread = ident
+            self.threadName = thread.name
         else:
             self.thread = self.threadName = None
         if not logging.logMultiprocessing:
@@ -88,7 +87,7 @@ class Record(logging.LogRecord):
                     self.processName = module.current_process().name
                 except Exception:  # noqa: BLE001, S110 - as in logging: half imported, anything may be missing
                     pass
-        self.process = here.process if logging.logProcesses else None
+        self.process = process if logging.logProcesses else None
         if sys.version_info >= (3, 12):
             self.taskName = _task_name() if logging.logAsyncioTasks else None
 

@@ -66,6 +66,7 @@ class RecordEncoder:
         self._open = f'{{{quote(self._name("ts"))}:"'
         self._second = self._stamp(0)
         self._sites: dict[Any, tuple[str, str]] = {}
+        self._clean: dict[str, bool] = {}
         self._leads: dict[str, str] = {}  # of fields that are no secret and need no other name: ',"user_id":'
         self._nesting = threading.local()
 
@@ -88,35 +89,42 @@ class RecordEncoder:
                 second, stamp = self._second = self._stamp(created)
                 micros = int((created - second) * 1_000_000)
             message, args = record.msg, record.args
-            if type(message) is not str:
+            if type(message) is str:
+                clean = self._clean.get(message)  # most messages are a constant of the code
+                if clean is None:
+                    clean = self._remembered(message)
+                if args:
+                    try:
+                        for arg in args if type(args) is tuple else (args,):
+                            if type(arg) is str:
+                                if len(arg) >= SAFE_LENGTH:
+                                    clean = False
+                            elif type(arg) not in _SCALARS:  # formatting it may run any code
+                                message = self._merged(record)
+                                clean = False
+                                break
+                        else:
+                            message = message % args
+                    except Exception:  # noqa: BLE001 - arguments that do not fit the message: both are shown
+                        message = self._merged(record)
+                        clean = False
+            else:
                 message = self._merged(record)
-            elif args:
-                try:
-                    for arg in args if type(args) is tuple else (args,):
-                        if type(arg) not in _SCALARS:  # formatting it may run any code
-                            message = self._merged(record)
-                            break
-                    else:
-                        message = message % args
-                except Exception:  # noqa: BLE001 - arguments that do not fit the message: both are shown
-                    message = self._merged(record)
-            if (
-                len(message) > MESSAGE_LIMIT
-                or "://" in message  # these four are `suspicious`, without the call
-                or "?" in message
-                or "earer" in message
-                or "asic " in message
-            ):
+                clean = False
+            if not clean and (len(message) > MESSAGE_LIMIT or suspicious(message)):
                 message = without_secrets(clip(message, MESSAGE_LIMIT))
             failed = record.exc_info or record.exc_text or record.stack_info
             unit, taken = self._no_unit
             found = _current()
-            if "tracking_id" in attributes or (failed if found is None else found.cell.closed):
-                found = unit_of(record)  # it came with the record, or with an exception, or may be over
+            if "tracking_id" in attributes:
+                if (arrived := arrived_id(record)) is not None:
+                    found, unit = None, self._pairs((("tracking_id", arrived),))
+                else:
+                    found = unit_of(record)
+            elif failed if found is None else found.cell.closed:
+                found = unit_of(record)  # it came with an exception, or may be over
             if found is not None:
                 unit, taken = self._unit(found)
-            if "tracking_id" in attributes and (arrived := arrived_id(record)) is not None:
-                unit, taken = self._pairs((("tracking_id", arrived),)), _NOTHING
             extras = self._extras(record, attributes, taken) if len(attributes) > _STANDARD_COUNT else ""
             failure = None
             if failed:
@@ -152,6 +160,13 @@ class RecordEncoder:
             return f"{described(record.msg)} {shown(record.args)}"
         finally:
             self._nesting.depth = depth
+
+    def _remembered(self, message: str) -> bool:
+        """Whether nothing in the message itself is suspicious; remembered, as long as there are not too many."""
+        clean = len(message) < MESSAGE_LIMIT // 2 and not suspicious(message)
+        if len(self._clean) < _REMEMBERED and len(message) <= 256:
+            self._clean[message] = clean
+        return clean
 
     def _site(self, place: tuple[Any, ...]) -> tuple[str, str]:
         """What a place in the code repeats with each of its records: level and logger; source, process and thread.

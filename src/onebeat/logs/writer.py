@@ -96,7 +96,8 @@ class Writer:
         """Take the line over. On an event loop this never waits; other threads wait briefly for room."""
         waiting = self.queue
         unsorted = waiting.unsorted
-        if len(unsorted) < waiting.free and entry[3] is None and len(entry[2]) <= SMALL:
+        _, _, line, failure = entry
+        if len(unsorted) < waiting.free and failure is None and len(line) <= SMALL:
             unsorted.append(entry)  # one step, which no other thread and no signal can come into
         elif not waiting.put(entry, count=False) and not self._put_late(entry):
             return
