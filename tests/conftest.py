@@ -16,7 +16,12 @@ from tests.support.databases import KINDS, RAN, SQL, Shelf, create_database, dro
 SERVERS = find_servers()  # kind → version
 HERE = Path(__file__).parent
 ALONE = (
-    "logs/",
+    "logs/test_console.py",
+    "logs/test_processes.py",
+    "logs/test_server.py",
+    "logs/test_setup.py",
+    "logs/test_story.py",
+    "logs/test_writer.py",
     "offload/",
     "fastapi/",
     "examples/",
