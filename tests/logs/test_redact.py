@@ -109,13 +109,9 @@ def test_secrets_inside_a_text_are_cut_out(text: str, shown: str | None) -> None
     "part", ["://:", "?a=", "&", "bearer ", "basic aaaaaaaa", "://a:@", "http://a@", "?token", "bearer" + " " * 500]
 )
 def test_hostile_texts_take_no_longer_than_their_length(part: str) -> None:
-    def taken(length: int) -> float:
-        text = part * (length // len(part)) + "?://"
-        spent = []
-        for _ in range(5):
-            begun = time.perf_counter()
-            without_secrets(text)
-            spent.append(time.perf_counter() - begun)
-        return min(spent)
-
-    assert taken(256_000) < 24 * max(taken(32_000), 0.0002)  # eight times the text; its square would be 64 times
+    text = part * (256_000 // len(part)) + "?://"
+    begun = time.thread_time()
+    without_secrets(text)
+    assert (
+        time.thread_time() - begun < 5
+    )  # seconds; some hundredths do, and work that grew with the square took minutes
