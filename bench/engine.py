@@ -25,11 +25,12 @@ from tests.support.databases import SQL, create_database, drop_database, find_se
 
 from onebeat.model.ids import token, uuid7
 from onebeat.model.job import SUCCESS, JobState, NewJob, Settlement
-from onebeat.scheduler import Scheduler
-from onebeat.store import jobs, settlements, tables, workers
-from onebeat.store.database import Database, Tx
+from onebeat.scheduler.scheduler import Scheduler
+from onebeat.store import tables, workers
+from onebeat.store.connection.database import Database, Tx
+from onebeat.store.jobs import claim, insert, settle
+from onebeat.store.jobs.settle import Ended
 from onebeat.store.migrations import prepare
-from onebeat.store.settlements import Ended
 
 FIGURES = ("drain", "raw drain", "enqueue", "raw enqueue", "bulk", "pick-up p50 ms", "pick-up p99 ms")
 
@@ -113,12 +114,12 @@ async def raw(url: str, count: int) -> dict[str, float]:
         sent += 1
     single = sent / (time.perf_counter() - began)
     for start in range(sent, count, 1000):
-        await database.write(jobs.add, [_new() for _ in range(min(1000, count - start))])
+        await database.write(insert.add, [_new() for _ in range(min(1000, count - start))])
     write = database.write_one if database.dialect.update_returning else database.write
     done, began = 0, time.perf_counter()
-    while claimed := await write(jobs.claim, worker_id=worker.id, token=token(), limit=100, tasks=["noop"]):
+    while claimed := await write(claim.claim, worker_id=worker.id, token=token(), limit=100, tasks=["noop"]):
         ends = [Ended(job, SUCCESS, Settlement(state=JobState.SUCCEEDED)) for job in claimed]
-        await database.write(settlements.settle, ends, worker_id=worker.id)
+        await database.write(settle.settle, ends, worker_id=worker.id)
         done += len(claimed)
     rate = done / (time.perf_counter() - began)
     await database.close()

@@ -23,8 +23,9 @@ from tests.support.databases import create_database, drop_database, find_servers
 
 from onebeat.model.ids import token, uuid7
 from onebeat.model.job import SUCCESS, JobState, NewJob, Settlement
-from onebeat.store import jobs, migrations, settlements, workers
-from onebeat.store.database import Database, Tx
+from onebeat.store import migrations, workers
+from onebeat.store.connection.database import Database, Tx
+from onebeat.store.jobs import insert, settle
 from onebeat.store.tables import build
 
 BATCH = 100
@@ -212,13 +213,13 @@ class Onebeat:
     async def insert(self, count: int) -> float:
         began = time.perf_counter()
         for _ in range(count):
-            await self.database.write_one(jobs.add, [job()])
+            await self.database.write_one(insert.add, [job()])
         return count / (time.perf_counter() - began)
 
     async def insert_together(self, count: int) -> float:
         async def caller() -> None:
             for _ in range(count // CALLERS):
-                await self.database.write_one(jobs.add, [job()])
+                await self.database.write_one(insert.add, [job()])
 
         began = time.perf_counter()
         await asyncio.gather(*(caller() for _ in range(CALLERS)))
@@ -229,11 +230,11 @@ class Onebeat:
         began, done = time.perf_counter(), 0
         while done < count:
             lease = token()
-            held = await claim(jobs.claim, worker_id=self.worker, token=lease, limit=BATCH, tasks=["bench"])
+            held = await claim(claim.claim, worker_id=self.worker, token=lease, limit=BATCH, tasks=["bench"])
             assert held
             success = Settlement(state=JobState.SUCCEEDED)
-            ended = [settlements.Ended(job=each, outcome=SUCCESS, settlement=success) for each in held]
-            kept = await self.database.write(settlements.settle, ended, worker_id=self.worker)
+            ended = [settle.Ended(job=each, outcome=SUCCESS, settlement=success) for each in held]
+            kept = await self.database.write(settle.settle, ended, worker_id=self.worker)
             assert len(kept) == len(held)
             done += len(held)
         return count / (time.perf_counter() - began)
@@ -249,7 +250,7 @@ async def fresh(kind: str, database: Database, queued: int) -> None:
 
     await database.exclusive(clear, patience=30)
     for first in range(0, queued, 1000):
-        await database.write(jobs.add, [job() for _ in range(min(1000, queued - first))])
+        await database.write(insert.add, [job() for _ in range(min(1000, queued - first))])
     if kind == "postgresql":
         await database.write_one(lambda tx: tx.execute(text("VACUUM ANALYZE onebeat_jobs")))
     elif kind == "mariadb":

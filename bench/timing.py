@@ -22,7 +22,7 @@ from onebeat.model.policies import Policies
 from onebeat.model.schedule import Schedule, Unfinished, plan
 from onebeat.timing.clock import SECOND, to_us
 from onebeat.timing.cron import expression
-from onebeat.timing.cronparse import parse
+from onebeat.timing.cron_parser import parse
 from onebeat.timing.triggers import Cron, Every
 
 ZONE = "Europe/Berlin"

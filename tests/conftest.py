@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from onebeat.store.database import Database
+from onebeat.store.connection.database import Database
 from onebeat.store.tables import Tables, build
 from tests.support.databases import KINDS, RAN, SQL, Shelf, create_database, drop_database, find_servers
 
@@ -33,7 +33,6 @@ SLOW = (
     "store",
     "engine",
     "guarantees",
-    "facade",
     "locks",
     "cli",
     "examples",

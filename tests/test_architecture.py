@@ -1,9 +1,10 @@
-"""The house as drawn in docs/architecture.md is the house as built."""
+"""The code keeps the layers that docs/architecture.md states, and the page draws every file."""
 
 from __future__ import annotations
 
 import ast
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -13,42 +14,23 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "src" / "onebeat"
 DOC = (ROOT / "docs" / "architecture.md").read_text("utf-8")
 FILES = sorted(p for p in PACKAGE.rglob("*.py") if "versions" not in p.parts)
-
-
-def drawn() -> dict[str, str]:
-    """Path inside the package → caption, as the document draws it."""
-    block = DOC.split("```")[1]
-    captions: dict[str, str] = {}
-    folders: list[str] = []
-    for line in block.splitlines():
-        match = re.match(r"( *)(\S+?)(/?)(?: {2,}(.*))?$", line)
-        if not line.strip() or not match:
-            continue
-        depth, name, folder, caption = len(match[1]) // 4, match[2], match[3], match[4]
-        del folders[depth:]
-        if folder:
-            folders.append(name)
-        else:
-            captions["/".join([*folders[1:], name])] = caption or ""
-    return captions
+MODULES = {
+    ".".join(("onebeat", *p.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__"): p for p in FILES
+}
 
 
 def layers() -> tuple[dict[str, int], dict[int, set[str]]]:
-    """Room → layer, and layer → external packages, as the document's table says."""
-    rooms: dict[str, int] = {}
-    packages: dict[int, set[str]] = {}
-    for number, names, external in re.findall(r"^\| (\d) \| (.+?) \| (.+?) \|$", DOC, re.MULTILINE):
-        rooms.update(dict.fromkeys(names.split(", "), int(number)))
-        packages[int(number)] = set(external.split(", ")) - {"–"}
-    return rooms, packages
-
-
-def same(text: str) -> str:
-    return re.sub(r"\s+", " ", text).strip().rstrip(".").lower()
+    """Package → layer, and layer → external packages, as the page's table says."""
+    numbers: dict[str, int] = {}
+    external: dict[int, set[str]] = {}
+    for number, names, packages in re.findall(r"^\| (\d) \| (.+?) \| (.+?) \|$", DOC, re.MULTILINE):
+        numbers.update(dict.fromkeys(names.split(", "), int(number)))
+        external[int(number)] = set(packages.split(", ")) - {"–"}
+    return numbers, external
 
 
 def imports(path: Path) -> set[str]:
-    """Absolute names of what a file imports when it runs."""
+    """Absolute names of what a file imports when it runs: modules, or names in them."""
     found: set[str] = set()
 
     def visit(node: ast.AST) -> None:
@@ -68,42 +50,90 @@ def imports(path: Path) -> set[str]:
     return found
 
 
-def room(path: Path) -> str:
-    first = path.relative_to(PACKAGE).parts[0]
-    return first.removesuffix(".py")
+def graph() -> dict[str, set[str]]:
+    """Module → the modules of this package that it imports, function bodies included."""
+    edges: dict[str, set[str]] = {}
+    for module, path in MODULES.items():
+        targets = {name if name in MODULES else name.rpartition(".")[0] for name in imports(path)}
+        edges[module] = {name for name in targets if name in MODULES and name != module}
+    return edges
+
+
+def cycles(edges: dict[str, set[str]]) -> list[list[str]]:
+    """The cycles of a graph, each as the path on which a depth-first walk met it."""
+    found: list[list[str]] = []
+    done: set[str] = set()
+
+    def walk(module: str, path: list[str]) -> None:
+        if module in path:
+            found.append([*path[path.index(module) :], module])
+        elif module not in done:
+            for target in sorted(edges[module]):
+                walk(target, [*path, module])
+            done.add(module)
+
+    for module in sorted(edges):
+        walk(module, [])
+    return found
+
+
+def package(module: str) -> str:
+    """The part of a module's name that the table of layers lists."""
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 else "__init__"
+
+
+def test_a_cycle_of_imports_is_found() -> None:
+    assert cycles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": set()}) == [["b", "c", "b"]]
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    assert not cycles(graph()), "an import cycle: move what both need to a module below them"
+
+
+def test_the_page_draws_every_file_with_its_first_line() -> None:
+    command = [sys.executable, str(ROOT / "scripts" / "draw_architecture.py"), "--check"]
+    drawn = subprocess.run(command, check=False)
+    assert drawn.returncode == 0, "run `python scripts/draw_architecture.py`"
+    names = [line.split()[0] for line in DOC.split("```")[1].splitlines() if ".py " in line]
+    assert len(names) == len(FILES)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_each_file_is_drawn_with_its_caption(path: Path) -> None:
-    caption = drawn().get(path.relative_to(PACKAGE).as_posix())
+def test_each_file_says_what_it_holds(path: Path) -> None:
     docstring = ast.get_docstring(ast.parse(path.read_text("utf-8"))) or ""
-    assert caption is not None, "draw this file in docs/architecture.md"
-    assert same(docstring.splitlines()[0] if docstring else "") == same(caption)
+    assert docstring.strip(), "a file begins with one sentence about what it holds"
 
 
-def test_everything_drawn_exists() -> None:
-    missing = [name for name in drawn() if not (PACKAGE / name).exists()]
-    assert not missing
-
-
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_imports_only_point_downward(path: Path) -> None:
-    rooms, packages = layers()
-    own = room(path)
-    if own == "__init__":
-        return  # the root loads its names lazily, from any layer
-    layer = rooms[own]
-    allowed = set().union(*(packages[n] for n in range(layer + 1)))
-    for name in imports(path):
+@pytest.mark.parametrize("module", [m for m in MODULES if m != "onebeat"])
+def test_every_import_points_downward(module: str) -> None:
+    numbers, external = layers()
+    own = package(module)
+    layer = numbers[own]
+    allowed = set().union(*(external[n] for n in range(layer + 1)))
+    for name in imports(MODULES[module]):
         top, *rest = name.split(".")
         if top == "onebeat":
-            target = rest[0] if rest and rest[0] in rooms else None
-            assert target is not None, f"{path}: {name}: import from the defining module"
-            assert rooms[target] <= layer, f"{path}: layer {layer} must not import {name}"
+            target = rest[0] if rest and rest[0] in numbers else None
+            assert target is not None, f"{module}: {name}: import from the defining module"
+            assert numbers[target] <= layer, f"{module}: layer {layer} must not import {name}"
             if layer == 5 and own != "__main__":
-                assert rooms[target] < 5 or target == own, f"{path}: surfaces never import each other ({name})"
+                assert numbers[target] < 5 or target == own, f"{module}: surfaces never import each other ({name})"
         elif top not in sys.stdlib_module_names:
-            assert top in allowed, f"{path}: layer {layer} must not import {top}"
+            assert top in allowed, f"{module}: layer {layer} must not import {top}"
+
+
+@pytest.mark.parametrize(
+    ("own", "others"),
+    [("timing", {"timing", "errors"}), ("concurrency", {"concurrency"}), ("model", {"model", "timing", "errors"})],
+)
+def test_the_lowest_packages_import_only_what_the_page_allows(own: str, others: set[str]) -> None:
+    edges = graph()
+    reached = {package(target) for module, targets in edges.items() if package(module) == own for target in targets}
+    assert reached <= others
+    if own == "concurrency":
+        foreign = {name.split(".")[0] for m in MODULES if package(m) == own for name in imports(MODULES[m])}
+        assert foreign - set(sys.stdlib_module_names) <= {"onebeat"}
 
 
 def test_the_dialects_name_is_read_in_one_place() -> None:

@@ -45,7 +45,7 @@ from onebeat import (
     errors,
 )
 from onebeat.model.events import DatabaseTrouble
-from onebeat.store.database import Tx
+from onebeat.store.connection.database import Tx
 from tests.support.databases import find_servers, waits_until
 from tests.support.proxy import Proxy
 
@@ -447,7 +447,7 @@ async def test_a_forked_child_is_told_to_start_a_scheduler_of_its_own(
         async def greet() -> None: ...
 
         with monkeypatch.context() as child:
-            child.setattr("onebeat.scheduler.os.getpid", lambda: -1)
+            child.setattr("onebeat.scheduler.scheduler.os.getpid", lambda: -1)
             with pytest.raises(NotStarted, match="after the fork"):
                 await greet.enqueue()
             with pytest.raises(NotStarted, match="after the fork"):

@@ -13,7 +13,7 @@ from sqlalchemy import make_url
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from onebeat import ConfigurationError, NotStarted, Retention, Scheduler, Settings, TaskRouter
-from onebeat.store.targets import aim, told
+from onebeat.store.connection.targets import aim, told
 from tests.support.databases import ADMINS, find_servers
 
 SECRET = "very-secret"
@@ -183,7 +183,7 @@ async def test_the_start_says_the_whole_path_and_what_to_know_of_the_server(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level(logging.INFO, "onebeat")
-    monkeypatch.setattr("onebeat.store.sqlite.SAFE", (99,))
+    monkeypatch.setattr("onebeat.store.connection.sqlite_file.SAFE", (99,))
     async with Scheduler("sqlite:///app.db"):
         pass
     assert f"{tmp_path}/app.db, 100 slots" in caplog.text

@@ -18,7 +18,6 @@ IMPORTERS = {
     "__init__.py",
     "cli/target.py",
     "locks/__init__.py",
-    "offload/pool.py",
 }  # names come from this code, argv or the registry in memory
 
 

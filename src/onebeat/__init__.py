@@ -31,12 +31,8 @@ if TYPE_CHECKING:
         UnknownTask as UnknownTask,
         WorkerProcessDied as WorkerProcessDied,
     )
-    from onebeat.facade.health import Health as Health
-    from onebeat.facade.router import TaskRouter as TaskRouter
-    from onebeat.facade.why import Why as Why
     from onebeat.fastapi.install import install as install
     from onebeat.locks.guard import fence_guard as fence_guard
-    from onebeat.model.context import JobContext as JobContext, current_job as current_job
     from onebeat.model.events import (
         DatabaseBack as DatabaseBack,
         DatabaseCaution as DatabaseCaution,
@@ -71,10 +67,14 @@ if TYPE_CHECKING:
         WorkerInfo as WorkerInfo,
     )
     from onebeat.model.policies import CatchUp as CatchUp, Policies as Policies
-    from onebeat.model.task import Call as Call, Task as Task
-    from onebeat.scheduler import Scheduler as Scheduler
+    from onebeat.scheduler.health import Health as Health
+    from onebeat.scheduler.scheduler import Scheduler as Scheduler
+    from onebeat.scheduler.why import Why as Why
     from onebeat.settings import Retention as Retention, Settings as Settings
-    from onebeat.store.sqlite import configure_sqlite as configure_sqlite
+    from onebeat.store.connection.sqlite_file import configure_sqlite as configure_sqlite
+    from onebeat.tasks.context import JobContext as JobContext, current_job as current_job
+    from onebeat.tasks.router import TaskRouter as TaskRouter
+    from onebeat.tasks.task import Call as Call, Task as Task
     from onebeat.timing.backoff import Cancel as Cancel, Retry as Retry, Snooze as Snooze
     from onebeat.timing.calendars import Daily as Daily, Dates as Dates, Weekdays as Weekdays
     from onebeat.timing.periods import Months as Months, Weeks as Weeks
@@ -84,7 +84,7 @@ _HOME = {
     "At": "timing.triggers",
     "AttemptInfo": "model.info",
     "Busy": "errors",
-    "Call": "model.task",
+    "Call": "tasks.task",
     "Cancel": "timing.backoff",
     "CatchUp": "model.policies",
     "ConfigurationError": "errors",
@@ -100,12 +100,12 @@ _HOME = {
     "Every": "timing.triggers",
     "Fire": "model.info",
     "FireConflict": "model.events",
-    "Health": "facade.health",
+    "Health": "scheduler.health",
     "InvalidArguments": "errors",
     "InvalidCron": "errors",
     "InvalidTrigger": "errors",
     "JobCancelled": "errors",
-    "JobContext": "model.context",
+    "JobContext": "tasks.context",
     "JobEvent": "model.events",
     "JobExists": "errors",
     "JobFailed": "errors",
@@ -133,21 +133,21 @@ _HOME = {
     "ScheduleNotFound": "errors",
     "ScheduleSkipping": "model.events",
     "ScheduleUnreadable": "model.events",
-    "Scheduler": "scheduler",
+    "Scheduler": "scheduler.scheduler",
     "SchemaOutOfDate": "errors",
     "Settings": "settings",
     "SettlementLost": "model.events",
     "Snooze": "timing.backoff",
     "StaleRevision": "errors",
     "Stopped": "errors",
-    "Task": "model.task",
-    "TaskRouter": "facade.router",
+    "Task": "tasks.task",
+    "TaskRouter": "tasks.router",
     "ThreadOverran": "model.events",
     "UnknownTask": "errors",
     "ValueDropped": "model.events",
     "Weekdays": "timing.calendars",
     "Weeks": "timing.periods",
-    "Why": "facade.why",
+    "Why": "scheduler.why",
     "WorkerDied": "model.events",
     "WorkerDraining": "model.events",
     "WorkerInfo": "model.info",
@@ -155,8 +155,8 @@ _HOME = {
     "WorkerProcessDied": "errors",
     "WorkerStarted": "model.events",
     "WorkerStopped": "model.events",
-    "configure_sqlite": "store.sqlite",
-    "current_job": "model.context",
+    "configure_sqlite": "store.connection.sqlite_file",
+    "current_job": "tasks.context",
     "fence_guard": "locks.guard",
     "install": "fastapi.install",
 }

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from onebeat.scheduler import Scheduler
+from onebeat.scheduler.scheduler import Scheduler
 from onebeat.timing.clock import HOUR
 from tests.conftest import MakeDatabase
 from tests.support.days import Days

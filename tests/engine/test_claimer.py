@@ -11,8 +11,9 @@ from sqlalchemy.util import await_only
 
 from onebeat.engine.claimer import Claimer
 from onebeat.model.job import Claimed
-from onebeat.store import jobs, reports
-from onebeat.store.database import Database, Tx
+from onebeat.store import reports
+from onebeat.store.connection.database import Database, Tx
+from onebeat.store.jobs import insert
 from tests.conftest import MakeDatabase
 from tests.support.builders import SECOND, a_job, registered
 
@@ -55,7 +56,7 @@ async def test_a_job_whose_row_another_search_held_is_not_left_until_the_next_po
     places = Places()
     claimer = a_claimer(database, await registered(database), places)
     job = a_job()
-    await database.write(jobs.add, [job])
+    await database.write(insert.add, [job])
     held, go = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
 
@@ -106,7 +107,7 @@ async def test_a_suspect_is_taken_by_an_idle_worker_alone(database: Database) ->
     places = Places()
     claimer = a_claimer(database, await registered(database), places)
     suspect = a_job()
-    await database.write(jobs.add, [suspect, a_job()])
+    await database.write(insert.add, [suspect, a_job()])
     await database.write(_was_running_when_two_died, suspect.id)
     await claimer.tick(0)
     assert len(places.started) == 2  # these places always say that they are idle
@@ -124,7 +125,7 @@ async def test_a_claim_of_a_worker_that_lost_its_lease_meanwhile_starts_nothing_
     """Its jobs are another's any moment: started here too, they would run twice."""
     places, worker = Places(), await registered(database)
     job = a_job()
-    await database.write(jobs.add, [job])
+    await database.write(insert.add, [job])
     claimer = Claimer(
         database=database,
         slots=places,

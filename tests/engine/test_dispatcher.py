@@ -7,7 +7,7 @@ from sqlalchemy import select
 
 from onebeat.engine.dispatcher import DOUBLING, HEAD_START, Dispatcher
 from onebeat.model.events import Event, ScheduleFired
-from onebeat.store.database import Database
+from onebeat.store.connection.database import Database
 from onebeat.timing.triggers import Every
 from tests.conftest import MakeDatabase
 from tests.guarantees.arrange import added

@@ -7,8 +7,8 @@ import os
 
 from sqlalchemy import update
 
-from onebeat.scheduler import Scheduler
-from onebeat.store.database import Database
+from onebeat.scheduler.scheduler import Scheduler
+from onebeat.store.connection.database import Database
 from tests.support.builders import registered
 from tests.support.databases import waits_until
 

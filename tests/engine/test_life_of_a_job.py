@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from onebeat.errors import JobCancelled, JobExists, JobFailed, NotStarted
-from onebeat.model.context import JobContext, current_job
 from onebeat.model.events import ValueDropped
 from onebeat.model.job import JobState
-from onebeat.scheduler import Scheduler
+from onebeat.scheduler.scheduler import Scheduler
+from onebeat.tasks.context import JobContext, current_job
 from onebeat.timing.backoff import Cancel, Retry, Snooze
 from tests.engine.conftest import Make
 from tests.support.databases import waits_until

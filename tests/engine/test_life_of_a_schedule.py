@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from onebeat.errors import ConfigurationError, InvalidTrigger, ScheduleExists, ScheduleNotFound, StaleRevision
-from onebeat.model.context import JobContext
-from onebeat.scheduler import Scheduler
+from onebeat.scheduler.scheduler import Scheduler
+from onebeat.tasks.context import JobContext
 from onebeat.timing.triggers import At, Cron, Every
 from tests.engine.conftest import Make
 

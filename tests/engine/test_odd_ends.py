@@ -15,17 +15,18 @@ import pytest
 from pydantic import AfterValidator, BaseModel, computed_field
 from sqlalchemy import update
 
-from onebeat.engine import runfile
+from onebeat.engine import run_file
 from onebeat.engine.heartbeat import Heartbeat, WorkerLease
 from onebeat.engine.worker import Worker
 from onebeat.errors import JobFailed, LeaseLost
-from onebeat.facade import watcher
-from onebeat.facade.announcer import Announcer
 from onebeat.model.events import Event, PartFailed
 from onebeat.model.job import JobState
-from onebeat.scheduler import Scheduler
-from onebeat.store import reports, settlements
-from onebeat.store.database import Database
+from onebeat.scheduler import watcher
+from onebeat.scheduler.hooks import Announcer
+from onebeat.scheduler.scheduler import Scheduler
+from onebeat.store import reports
+from onebeat.store.connection.database import Database
+from onebeat.store.jobs import settle
 from onebeat.timing.backoff import Retry, Snooze
 from onebeat.timing.clock import SystemClock
 from tests.engine.conftest import Make
@@ -162,7 +163,7 @@ async def test_a_job_that_learns_that_its_lease_is_over_has_used_up_no_attempt(m
 
     @scheduler.task(name="careful", retry=Retry(1))
     async def careful() -> None:
-        from onebeat.model.context import current_job
+        from onebeat.tasks.context import current_job
 
         assert scheduler._worker is not None
         lease = scheduler._worker._lease
@@ -219,8 +220,8 @@ async def test_an_end_that_the_database_refuses_holds_up_no_other(make: Make, mo
         checked.__name__ = call.__name__
         return checked
 
-    monkeypatch.setattr(settlements, "settle", refusing(settlements.settle))
-    monkeypatch.setattr(settlements, "succeed", refusing(settlements.succeed))
+    monkeypatch.setattr(settle, "settle", refusing(settle.settle))
+    monkeypatch.setattr(settle, "succeed", refusing(settle.succeed))
 
     @runner.task(name="count")
     async def count(number: int) -> None: ...
@@ -278,19 +279,19 @@ def test_without_a_folder_of_its_own_a_worker_goes_by_its_lease_alone(
 ) -> None:
     folder = tmp_path / f"onebeat-{os.getuid()}"
     monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path))
-    assert runfile.directory() == folder
+    assert run_file.directory() == folder
     folder.chmod(0o777)  # anyone could put files there that say who is dead
-    assert runfile.directory() is None
+    assert run_file.directory() is None
     with contextlib.suppress(OSError):
         folder.rmdir()
     folder.write_text("no folder")
-    assert runfile.directory() is None
+    assert run_file.directory() is None
     monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path / "missing"))
-    assert runfile.directory() is None
-    file = runfile.RunFile("w")
+    assert run_file.directory() is None
+    file = run_file.RunFile("w")
     file.hold()
     file.release()
-    assert runfile.dead_siblings(["w"]) == []
+    assert run_file.dead_siblings(["w"]) == []
 
 
 async def test_however_many_jobs_are_waited_for_each_wait_ends(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:

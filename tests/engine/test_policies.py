@@ -11,8 +11,10 @@ import pytest
 from onebeat.errors import InvalidTrigger
 from onebeat.model.policies import CatchUp
 from onebeat.model.schedule import QUEUE_ALL, jitter_us
-from onebeat.store import declarations, fires, schedule_info, schedules, settlements, workers, zones
-from onebeat.store.database import Tx
+from onebeat.store import workers
+from onebeat.store.connection.database import Tx
+from onebeat.store.jobs import settle
+from onebeat.store.schedules import declare, edit, fire, read, rezone
 from onebeat.timing.clock import DAY, HOUR, SECOND, from_us
 from onebeat.timing.triggers import At, Cron, Every
 from tests.guarantees.arrange import added, fired
@@ -63,7 +65,7 @@ async def test_queued_fires_run_one_after_the_other_in_order_of_their_times(days
         (job,) = await claimed(days.database, worker)
         assert await claimed(days.database, worker) == []
         order.append(job.fire_us)
-        await days.database.write(settlements.settle, [ended(job)], worker_id=worker)
+        await days.database.write(settle.settle, [ended(job)], worker_id=worker)
     assert order == [days.clock.now - n * HOUR for n in (4, 3, 2, 1, 0)]
     assert await claimed(days.database, worker) == []
 
@@ -77,7 +79,7 @@ async def test_cancel_previous_lets_the_new_job_wait_until_the_old_one_ended(day
     assert await claimed(days.database, worker) == []
     states = Counter(job.state for job in (await rows.read(days.url)).jobs)
     assert states == {"running": 1, "waiting": 1}
-    await days.database.write(settlements.settle, [ended(running)], worker_id=worker)
+    await days.database.write(settle.settle, [ended(running)], worker_id=worker)
     (newer,) = await claimed(days.database, worker)
     assert newer.fire_us == days.clock.now
 
@@ -142,10 +144,10 @@ async def test_queue_all_keeps_a_hundred_waiting_and_no_more(days: Days) -> None
 
 async def test_a_pause_over_the_day_is_one_gap_row_and_catches_nothing_up(days: Days) -> None:
     await added(days.database, a_schedule(policies={"catch_up": "all", "overlap": "allow"}))
-    await days.database.write(schedules.pause, "s", "maintenance")
+    await days.database.write(edit.pause, "s", "maintenance")
     await days.away(24 * 3600)
     assert await days.counted() == {}
-    await days.database.write(schedules.resume, "s")
+    await days.database.write(edit.resume, "s")
     await days.away(1)
     (gap,) = await days.verdicts()
     assert (gap.decision, gap.instants) == ("gap", 24)
@@ -155,7 +157,7 @@ async def test_a_pause_over_the_day_is_one_gap_row_and_catches_nothing_up(days: 
 
 async def test_fire_now_over_the_day_moves_nothing_and_meets_overlap_unless_forced(days: Days) -> None:
     await added(days.database, a_schedule())
-    await days.database.write(schedules.pause, "s", None)
+    await days.database.write(edit.pause, "s", None)
     days.clock.advance(24 * 3600)
     before = await days.schedules.get("s")
     first = await days.schedules.fire_now("s")
@@ -198,7 +200,7 @@ async def test_max_fires_may_be_raised_and_lowered_by_an_edit(days: Days) -> Non
 
     async def edited_to(max_fires: int | None) -> tuple[str, datetime | None]:
         item = a_schedule(policies={"max_fires": max_fires, "overlap": "allow"})
-        await days.database.write(schedules.edit, item, expected_rev=None, override=False)
+        await days.database.write(edit.edit, item, expected_rev=None, override=False)
         info = await days.schedules.get("s")
         return info.state, info.next_fire
 
@@ -216,7 +218,7 @@ async def test_a_late_one_off_runs_once_and_the_schedule_is_finished(days: Days)
     await days.away(24 * 3600)
     await days.away(24 * 3600)
     assert await days.counted() == {"started": 1}
-    info = await days.database.read(schedule_info.get, "s")
+    info = await days.database.read(read.get, "s")
     assert (info.state, info.next_fire, info.fires_count) == ("finished", None, 1)
 
 
@@ -267,7 +269,7 @@ async def test_each_dst_mode_fires_what_it_says_on_the_days_of_the_changes(
 async def test_other_zone_data_moves_the_next_fire_once_and_fires_nothing_twice(days: Days) -> None:
     cron = Cron("30 2 * * *", "Europe/Berlin")
     await added(days.database, a_schedule(trigger=cron))
-    assert await days.database.write(zones.rezone) == []
+    assert await days.database.write(rezone.rezone) == []
     right = cron.next_fire(days.clock.now)
     assert right is not None
 
@@ -276,13 +278,13 @@ async def test_other_zone_data_moves_the_next_fire_once_and_fires_nothing_twice(
         tx.execute(table.update().values(next_fire_us=right.at + HOUR, zone_fingerprint="20000:" + "0" * 24))
 
     await days.database.write(as_if_computed_with_other_data)
-    assert await days.database.write(zones.rezone) == ["s"]
+    assert await days.database.write(rezone.rezone) == ["s"]
     assert (await rows.read(days.url)).schedules["s"][1] == right.at
-    assert await days.database.write(zones.rezone) == []
+    assert await days.database.write(rezone.rezone) == []
     days.clock.now = right.at
     await fired(days.database)
     await days.database.write(as_if_computed_with_other_data)
-    await days.database.write(zones.rezone)
+    await days.database.write(rezone.rezone)
     await fired(days.database)
     assert await days.counted() == {"started": 1}
 
@@ -290,17 +292,17 @@ async def test_other_zone_data_moves_the_next_fire_once_and_fires_nothing_twice(
 async def test_code_that_returns_after_a_day_decides_what_came_due_meanwhile(days: Days) -> None:
     item = a_schedule()
     worker = await registered(days.database, definitions={"s": item.hash}, lease=60 * SECOND)
-    await days.database.write(declarations.declare, [item])
+    await days.database.write(declare.declare, [item])
     days.clock.advance(120)
     await days.database.write(workers.mark_dead)
-    await days.database.write(declarations.arbitrate)
-    assert (await days.database.read(schedule_info.get, "s")).state == "orphaned"
+    await days.database.write(declare.arbitrate)
+    assert (await days.database.read(read.get, "s")).state == "orphaned"
     days.clock.advance(24 * 3600)
     worker = await registered(days.database, definitions={"s": item.hash})
-    await days.database.write(declarations.declare, [item])
-    assert (await days.database.read(schedule_info.get, "s")).state == "active"
+    await days.database.write(declare.declare, [item])
+    assert (await days.database.read(read.get, "s")).state == "active"
     await days.database.write(
-        fires.fire_due, worker_id=worker, hashes=[item.hash], new_tracking_id=lambda: "t" * 32, limit=50
+        fire.fire_due, worker_id=worker, hashes=[item.hash], new_tracking_id=lambda: "t" * 32, limit=50
     )
     assert await days.counted() == {"coalesced": 23, "started": 1}
 
@@ -309,11 +311,11 @@ async def test_code_whose_one_off_is_over_still_starts(days: Days) -> None:
     """It fired long ago, and its row may be pruned; the code that declares it must not be refused for that."""
     item = a_schedule(trigger=At(from_us(days.clock.now + HOUR)))
     await registered(days.database, definitions={"s": item.hash})
-    await days.database.write(declarations.declare, [item])
+    await days.database.write(declare.declare, [item])
     days.clock.advance(30 * 86_400)
-    await days.database.write(declarations.declare, [item])
+    await days.database.write(declare.declare, [item])
     over = a_schedule("t", trigger=At(from_us(days.clock.now - HOUR)))
-    await days.database.write(declarations.declare, [over])
-    assert (await days.database.read(schedule_info.get, "t")).state == "finished"
+    await days.database.write(declare.declare, [over])
+    assert (await days.database.read(read.get, "t")).state == "finished"
     with pytest.raises(InvalidTrigger, match="past"):
-        await days.database.write(schedules.add, a_schedule("u", At(from_us(days.clock.now - HOUR))), if_exists="error")
+        await days.database.write(edit.add, a_schedule("u", At(from_us(days.clock.now - HOUR))), if_exists="error")

@@ -10,10 +10,10 @@ import pytest
 from sqlalchemy import update
 
 from onebeat.errors import ConfigurationError, InvalidTrigger, ScheduleNotFound
-from onebeat.model.context import JobContext
 from onebeat.model.definition import Definition
-from onebeat.scheduler import Scheduler
-from onebeat.store.database import Database, Tx
+from onebeat.scheduler.scheduler import Scheduler
+from onebeat.store.connection.database import Database, Tx
+from onebeat.tasks.context import JobContext
 from onebeat.timing.triggers import At, Cron, Every
 from tests.support.builders import registered
 from tests.support.databases import waits_until

@@ -9,7 +9,9 @@ import pytest
 
 from onebeat.errors import ConfigurationError, InvalidArguments, ScheduleNotFound
 from onebeat.model.policies import CatchUp
-from onebeat.store import declarations, settlements, workers
+from onebeat.store import workers
+from onebeat.store.jobs import settle
+from onebeat.store.schedules import declare
 from onebeat.timing.clock import HOUR, MINUTE, SECOND, from_us
 from onebeat.timing.triggers import At, Cron, Every
 from tests.guarantees.arrange import added
@@ -96,11 +98,11 @@ async def test_during_a_pause_and_after_it(days: Days) -> None:
 async def test_while_no_worker_has_the_code(days: Days) -> None:
     item = a_schedule()
     await registered(days.database, definitions={"s": item.hash}, lease=60 * SECOND)
-    await days.database.write(declarations.declare, [item])
+    await days.database.write(declare.declare, [item])
     begin = from_us(days.clock.now)
     days.clock.advance(7200)
     await days.database.write(workers.mark_dead)
-    await days.database.write(declarations.arbitrate)
+    await days.database.write(declare.arbitrate)
     assert "is orphaned: no live worker runs the code" in await sentence(days, begin + AN_HOUR)
     assert "is decided when one does" in await sentence(days, begin + AN_HOUR)
     assert "fires only if one does by then" in await sentence(days, begin + 5 * AN_HOUR)
@@ -133,7 +135,7 @@ async def test_a_job_that_ran_too_long_is_named(days: Days) -> None:
     await days.away(3600)
     said = await sentence(days, from_us(days.clock.now))
     assert f"was skipped_overlap: job {job.id} is running and has not ended" in said
-    await days.database.write(settlements.settle, [ended(job)], worker_id=worker)
+    await days.database.write(settle.settle, [ended(job)], worker_id=worker)
 
 
 async def test_what_was_made_up_later_is_told_beside_what_became_of_it_first(days: Days) -> None:

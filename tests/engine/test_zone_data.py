@@ -8,9 +8,9 @@ import pytest
 from sqlalchemy import update
 
 from onebeat.engine.sweeper import Retention, Sweeper
-from onebeat.facade.router import TaskRouter
-from onebeat.scheduler import Scheduler
-from onebeat.store.database import Database
+from onebeat.scheduler.scheduler import Scheduler
+from onebeat.store.connection.database import Database
+from onebeat.tasks.router import TaskRouter
 from onebeat.timing.clock import DAY, HOUR, MINUTE, SECOND, from_us
 from onebeat.timing.triggers import Cron
 from tests.guarantees.arrange import added

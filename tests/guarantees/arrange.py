@@ -10,9 +10,9 @@ from sqlalchemy import ColumnElement, bindparam, or_
 from onebeat.model import payload
 from onebeat.model.definition import Definition
 from onebeat.model.policies import Policies
-from onebeat.store import fires, schedules
-from onebeat.store.database import Database, Tx
-from onebeat.store.fire_writer import FireReport
+from onebeat.store.connection.database import Database, Tx
+from onebeat.store.schedules import edit, fire as fire_rows
+from onebeat.store.schedules.fire_writer import FireReport
 from onebeat.timing.triggers import Every
 
 LEASE = 3_000_000  # microseconds
@@ -35,12 +35,12 @@ def a_schedule(id: str = "beat", seconds: float = 1, **policies: Any) -> Definit
 async def added(database: Database, *items: Definition) -> None:
     """The schedules are in force from now on."""
     for item in items:
-        await database.write(schedules.add, item, if_exists="error")
+        await database.write(edit.add, item, if_exists="error")
 
 
 def fire(worker_id: str = "w" * 32, careful: bool = False) -> tuple[Callable[..., FireReport], dict[str, Any]]:
     """What a dispatcher's tick runs in its transaction."""
-    return fires.fire_due, {
+    return fire_rows.fire_due, {
         "worker_id": worker_id,
         "hashes": (),
         "new_tracking_id": lambda: "t" * 32,

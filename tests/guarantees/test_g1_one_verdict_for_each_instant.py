@@ -9,10 +9,11 @@ from sqlalchemy import update
 
 from onebeat.errors import InvalidTrigger
 from onebeat.model.schedule import plan
-from onebeat.store import fires, jobs
-from onebeat.store.database import Database, Tx
-from onebeat.store.fire_writer import FireRecorded, FireReport, FireWriter
-from onebeat.store.schedule_rows import as_schedule
+from onebeat.store.connection.database import Database, Tx
+from onebeat.store.jobs import insert
+from onebeat.store.schedules import fire
+from onebeat.store.schedules.fire_writer import FireRecorded, FireReport, FireWriter
+from onebeat.store.schedules.rows import as_schedule
 from tests.conftest import MakeDatabase
 from tests.guarantees.arrange import a_schedule, added, fired, or_whatever
 from tests.support import rows
@@ -33,10 +34,10 @@ async def a_late_dispatcher_meets_fired_instants(url: str, make: MakeDatabase, m
     quick, slow = await make(url, clock=clock), await make(url, clock=clock)
     await added(quick, a_schedule())
     clock.advance(3)
-    stale = await slow.read(fires.due, (), 50)
+    stale = await slow.read(fire.due, (), 50)
     first = await fired(quick)
     with monkeypatch.context() as patch:
-        patch.setattr(fires, "due", lambda tx, hashes, limit, unreadable: stale)
+        patch.setattr(fire, "due", lambda tx, hashes, limit, unreadable: stale)
         second = await fired(slow)
     assert (first.decided, len(first.fired)) == (1, 3)
     assert (second.decided, second.fired, second.conflicts) == (0, [], [])
@@ -52,7 +53,7 @@ async def test_g1_a_late_dispatcher_decides_nothing_again(
 async def test_without_the_compare_and_set_the_unique_record_still_refuses(
     database_url: str, make_database: MakeDatabase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fires, "still_unfired", or_whatever)
+    monkeypatch.setattr(fire, "still_unfired", or_whatever)
     with pytest.raises(FireRecorded):
         await a_late_dispatcher_meets_fired_instants(database_url, make_database, monkeypatch)
     assert len((await rows.read(database_url)).jobs) == 3
@@ -68,7 +69,7 @@ async def test_without_both_a_late_dispatcher_doubles_the_jobs(
         made = row(self, *values)
         return made | {"fire_key": f"{made['fire_key']}#{next(numbers)}"}
 
-    monkeypatch.setattr(fires, "still_unfired", or_whatever)
+    monkeypatch.setattr(fire, "still_unfired", or_whatever)
     monkeypatch.setattr(FireWriter, "_row", not_unique)
     with pytest.raises(AssertionError):
         await a_late_dispatcher_meets_fired_instants(database_url, make_database, monkeypatch)
@@ -116,7 +117,7 @@ async def test_g1_a_crash_in_the_middle_of_a_fire_loses_and_doubles_nothing(
 async def test_with_two_commits_instead_of_one_a_crash_loses_fires(
     database_url: str, make_database: MakeDatabase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    move = fires._move
+    move = fire._move
 
     def move_and_commit(tx: Tx, plans: Any, ours: Any) -> tuple[set[str], int | None]:
         moved = move(tx, plans, ours)
@@ -124,7 +125,7 @@ async def test_with_two_commits_instead_of_one_a_crash_loses_fires(
         tx.dialect.begin(tx.connection, write=True)
         return moved
 
-    monkeypatch.setattr(fires, "_move", move_and_commit)
+    monkeypatch.setattr(fire, "_move", move_and_commit)
     with pytest.raises(AssertionError, match="without a verdict"):
         await a_crash_loses_nothing(database_url, make_database, "fire.written")
 
@@ -165,7 +166,7 @@ async def test_with_a_fire_and_its_job_apart_a_started_fire_has_no_job(
     database = await make_database(database_url, clock=clock)
     await added(database, a_schedule())
     clock.advance(2)
-    monkeypatch.setattr(jobs, "add", lambda tx, new: None)
+    monkeypatch.setattr(insert, "add", lambda tx, new: None)
     await fired(database)
     with pytest.raises(AssertionError, match="without a job"):
         await verdicts_are_exact(database_url, clock)
@@ -188,7 +189,7 @@ async def one_bad_row_stops_nobody(url: str, make: MakeDatabase) -> None:
     assert {item.schedule_id for item in report.fired} == {"beat"}
     assert sorted(id for id, _ in report.unreadable) == ["newer", "nonsense"]
     assert report.next_fire == START + SECOND, "they stay due"
-    again = await database.read(fires.next_due, (), ("newer", "nonsense"))
+    again = await database.read(fire.next_due, (), ("newer", "nonsense"))
     assert again == START + 4 * SECOND, "and can be left out, so that nobody spins over them"
     await verdicts_are_exact(url, clock)
 
@@ -203,6 +204,6 @@ async def test_without_a_guard_around_each_row_one_bad_row_stops_all(
     def all_or_nothing(tx: Tx, found: Any, report: FireReport) -> Any:
         return [(row, plan(as_schedule(row), report.now, ())) for row in found]
 
-    monkeypatch.setattr(fires, "_plans", all_or_nothing)
+    monkeypatch.setattr(fire, "_plans", all_or_nothing)
     with pytest.raises(InvalidTrigger):
         await one_bad_row_stops_nobody(database_url, make_database)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from onebeat.model.job import JobState
-from onebeat.store import jobs, recovery, reports, settlements, workers
+from onebeat.store import reports, workers
+from onebeat.store.jobs import insert, rescue, settle
 from tests.conftest import MakeDatabase
 from tests.guarantees.arrange import LEASE
 from tests.support.builders import a_job, claimed, ended, registered
@@ -17,16 +18,16 @@ async def a_job_outlives_its_worker(url: str, make: MakeDatabase) -> None:
     clock = VirtualClock()
     database = await make(url, clock=clock)
     job = a_job()
-    await database.write(jobs.add, [job])
+    await database.write(insert.add, [job])
     gone = await registered(database, lease=LEASE)
     assert len(await claimed(database, gone)) == 1
     clock.advance(LEASE / 1e6 + 1)
     other = await registered(database, lease=LEASE)
     await database.write(workers.mark_dead)
-    await database.write(recovery.rescue)
+    await database.write(rescue.rescue)
     got = await claimed(database, other)
     assert [(again.id, again.attempt, again.crashes) for again in got] == [(job.id, 2, 1)]
-    assert await database.write(settlements.settle, [ended(got[0])], worker_id=other) == {job.id}
+    assert await database.write(settle.settle, [ended(got[0])], worker_id=other) == {job.id}
     assert (await database.read(reports.job, job.id)).state is JobState.SUCCEEDED
 
 
@@ -37,7 +38,7 @@ async def test_g2_a_job_outlives_its_worker(database_url: str, make_database: Ma
 async def test_without_rescue_a_job_of_a_dead_worker_never_ends(
     database_url: str, make_database: MakeDatabase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(recovery, "rescue", lambda tx: [])
+    monkeypatch.setattr(rescue, "rescue", lambda tx: [])
     with pytest.raises(AssertionError):
         await a_job_outlives_its_worker(database_url, make_database)
 
@@ -47,15 +48,15 @@ async def a_job_that_kills_its_workers_ends(url: str, make: MakeDatabase) -> Non
     clock = VirtualClock()
     database = await make(url, clock=clock)
     job = a_job()
-    await database.write(jobs.add, [job])
+    await database.write(insert.add, [job])
     for death in range(3):
         worker = await registered(database, lease=LEASE)
-        await database.write(jobs.promote)
+        await database.write(insert.promote)
         got = await claimed(database, worker, suspects=death == 2)
         assert [again.attempt for again in got] == [death + 1]
         clock.advance(LEASE / 1e6 + 1)
         await database.write(workers.mark_dead)
-        await database.write(recovery.rescue)
+        await database.write(rescue.rescue)
         clock.advance(3600)
     end = await database.read(reports.job, job.id)
     assert (end.state, end.reason, end.attempt) == (JobState.FAILED, "quarantined", 3)

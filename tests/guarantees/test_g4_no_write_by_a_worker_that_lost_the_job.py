@@ -8,8 +8,9 @@ import pytest
 from sqlalchemy import ColumnElement, or_, select
 
 from onebeat.model.job import Claimed, Ending, Outcome
-from onebeat.store import job_edits, jobs, recovery, settlements, workers
-from onebeat.store.database import Database, Tx
+from onebeat.store import workers
+from onebeat.store.connection.database import Database, Tx
+from onebeat.store.jobs import control, insert, rescue, settle
 from tests.conftest import MakeDatabase
 from tests.guarantees.arrange import LEASE
 from tests.support.builders import a_job, claimed, ended, registered
@@ -26,12 +27,12 @@ OUTCOMES = {
 
 async def lost_and_taken_over(database: Database, clock: VirtualClock) -> tuple[Claimed, str, Claimed, str]:
     """The claim of a worker that was away too long, its id, and the claim and id of the one that has the job now."""
-    await database.write(jobs.add, [a_job()])
+    await database.write(insert.add, [a_job()])
     late = await registered(database, lease=LEASE)
     (stale,) = await claimed(database, late)
     clock.advance(LEASE / 1e6 + 1)
     await database.write(workers.mark_dead)
-    await database.write(recovery.rescue)
+    await database.write(rescue.rescue)
     other = await registered(database, lease=LEASE)
     (current,) = await claimed(database, other)
     assert current.id == stale.id
@@ -47,9 +48,9 @@ async def a_stale_settlement_is_refused(url: str, make: MakeDatabase, outcome: O
     database = await make(url, clock=clock)
     stale, late, current, other = await lost_and_taken_over(database, clock)
     before = await database.read(row_of, current.id)
-    assert await database.write(settlements.settle, [ended(stale, outcome)], worker_id=late) == set()
+    assert await database.write(settle.settle, [ended(stale, outcome)], worker_id=late) == set()
     assert await database.read(row_of, current.id) == before, "the refused settlement changed the row"
-    assert await database.write(settlements.settle, [ended(current, outcome)], worker_id=other) == {current.id}
+    assert await database.write(settle.settle, [ended(current, outcome)], worker_id=other) == {current.id}
 
 
 async def stale_words_are_refused(url: str, make: MakeDatabase) -> None:
@@ -57,13 +58,13 @@ async def stale_words_are_refused(url: str, make: MakeDatabase) -> None:
     database = await make(url, clock=clock)
     stale, late, current, _ = await lost_and_taken_over(database, clock)
     before = await database.read(row_of, current.id)
-    assert not await database.read(job_edits.owned, stale.id, stale.lease_token)
-    assert not await database.write(job_edits.progress, stale.id, stale.lease_token, '{"done":1}')
-    assert not await database.write(job_edits.note_overrun, stale.id, stale.lease_token)
-    assert await database.write(recovery.give_back, [(stale.id, stale.lease_token)]) == []
+    assert not await database.read(control.owned, stale.id, stale.lease_token)
+    assert not await database.write(control.progress, stale.id, stale.lease_token, '{"done":1}')
+    assert not await database.write(control.note_overrun, stale.id, stale.lease_token)
+    assert await database.write(rescue.give_back, [(stale.id, stale.lease_token)]) == []
     assert not await database.write(workers.renew, late, LEASE)
     assert await database.read(row_of, current.id) == before
-    assert await database.read(job_edits.owned, current.id, current.lease_token)
+    assert await database.read(control.owned, current.id, current.lease_token)
 
 
 def whoever_runs_it(tx: Tx, token: ColumnElement[str] | str) -> ColumnElement[bool]:
@@ -73,9 +74,9 @@ def whoever_runs_it(tx: Tx, token: ColumnElement[str] | str) -> ColumnElement[bo
 
 
 def off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(settlements, "mine", whoever_runs_it)
-    monkeypatch.setattr(recovery, "mine", whoever_runs_it)
-    monkeypatch.setattr(job_edits, "mine", whoever_runs_it)
+    monkeypatch.setattr(settle, "mine", whoever_runs_it)
+    monkeypatch.setattr(rescue, "mine", whoever_runs_it)
+    monkeypatch.setattr(control, "mine", whoever_runs_it)
 
 
 @pytest.mark.parametrize("outcome", OUTCOMES.values(), ids=OUTCOMES)
@@ -114,9 +115,9 @@ async def test_g4_one_lost_job_of_a_batch_does_not_cost_the_others(
     """A batch shares one token; the job that was taken is refused, its neighbours are settled."""
     clock = VirtualClock()
     database = await make_database(database_url, clock=clock)
-    await database.write(jobs.add, [a_job() for _ in range(3)])
+    await database.write(insert.add, [a_job() for _ in range(3)])
     worker = await registered(database)
     batch = await claimed(database, worker)
-    await database.write(recovery.give_back, [(batch[1].id, batch[1].lease_token)])
-    kept = await database.write(settlements.settle, [ended(job) for job in batch], worker_id=worker)
+    await database.write(rescue.give_back, [(batch[1].id, batch[1].lease_token)])
+    kept = await database.write(settle.settle, [ended(job) for job in batch], worker_id=worker)
     assert kept == {batch[0].id, batch[2].id}

@@ -8,8 +8,8 @@ import pytest
 from sqlalchemy import update
 
 from onebeat.model.job import Ending, Outcome
-from onebeat.store import job_edits, jobs, recovery, settlements
-from onebeat.store.database import Database, Tx
+from onebeat.store.connection.database import Database, Tx
+from onebeat.store.jobs import claim, control, insert, rescue, settle
 from tests.conftest import MakeDatabase
 from tests.support.builders import a_job, claimed, ended, registered
 from tests.support.virtual import VirtualClock
@@ -20,7 +20,7 @@ async def fences(url: str, make: MakeDatabase, *, step: float = 0, restored: boo
     clock = VirtualClock()
     database = await make(url, clock=clock)
     job = a_job(max_attempts=10)
-    await database.write(jobs.add, [job])
+    await database.write(insert.add, [job])
     worker = await registered(database)
     found = []
     for number in range(4):
@@ -28,14 +28,14 @@ async def fences(url: str, make: MakeDatabase, *, step: float = 0, restored: boo
         found.append(got.fence)
         if number == 0:
             outcome = Outcome(ending=Ending.SNOOZED, delay=0)
-            assert await database.write(settlements.settle, [ended(got, outcome)], worker_id=worker)
+            assert await database.write(settle.settle, [ended(got, outcome)], worker_id=worker)
             clock.advance(0.001)
-            await database.write(jobs.promote)
+            await database.write(insert.promote)
         elif number == 1:
-            assert await database.write(recovery.give_back, [(got.id, got.lease_token)])
+            assert await database.write(rescue.give_back, [(got.id, got.lease_token)])
         else:
-            assert await database.write(settlements.settle, [ended(got)], worker_id=worker)
-            assert await database.write(job_edits.retry, got.id)
+            assert await database.write(settle.settle, [ended(got)], worker_id=worker)
+            assert await database.write(control.retry, got.id)
         clock.advance(step)
         if restored:
             await forget_fences(database)
@@ -70,7 +70,7 @@ def by_counting_alone(tx: Tx, now: object) -> object:
 async def test_by_the_clock_alone_fences_fall_with_it(
     database_url: str, make_database: MakeDatabase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jobs, "next_fence", by_the_clock_alone)
+    monkeypatch.setattr(claim, "next_fence", by_the_clock_alone)
     with pytest.raises(AssertionError):
         grow(await fences(database_url, make_database, step=-30))
 
@@ -78,6 +78,6 @@ async def test_by_the_clock_alone_fences_fall_with_it(
 async def test_by_counting_alone_a_restored_back_up_repeats_fences(
     database_url: str, make_database: MakeDatabase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jobs, "next_fence", by_counting_alone)
+    monkeypatch.setattr(claim, "next_fence", by_counting_alone)
     with pytest.raises(AssertionError):
         grow(await fences(database_url, make_database, step=1, restored=True))

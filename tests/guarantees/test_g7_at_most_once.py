@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from onebeat.model.job import Ending, JobState, Outcome, Settlement, settle
-from onebeat.store import jobs, recovery, reports, settlements, workers
+from onebeat.store import reports, workers
+from onebeat.store.jobs import insert, rescue, settle as settle_rows
 from tests.conftest import MakeDatabase
 from tests.guarantees.arrange import LEASE
 from tests.support.builders import a_job, claimed, ended, registered
@@ -19,14 +20,14 @@ async def it_starts_once(url: str, make: MakeDatabase) -> None:
     clock = VirtualClock()
     database = await make(url, clock=clock)
     job = a_job(at_most_once=True, max_attempts=1)
-    await database.write(jobs.add, [job])
+    await database.write(insert.add, [job])
     dying = await registered(database, lease=LEASE)
     starts = len(await claimed(database, dying))
     clock.advance(LEASE / 1e6 + 1)
     await database.write(workers.mark_dead)
-    await database.write(recovery.rescue)
+    await database.write(rescue.rescue)
     clock.advance(3600)
-    await database.write(jobs.promote)
+    await database.write(insert.promote)
     other = await registered(database, lease=LEASE)
     starts += len(await claimed(database, other))
     assert starts == 1
@@ -46,7 +47,7 @@ async def test_without_the_rule_a_rescue_starts_it_again(
     def forgetful(**values: Any) -> Settlement:
         return settle(**(values | {"at_most_once": False}))
 
-    monkeypatch.setattr(recovery, "decide", forgetful)
+    monkeypatch.setattr(rescue, "decide", forgetful)
     with pytest.raises(AssertionError):
         await it_starts_once(database_url, make_database)
 
@@ -55,9 +56,9 @@ async def test_without_the_rule_a_rescue_starts_it_again(
 async def test_g7_no_way_of_ending_puts_it_back(ending: Ending, database_url: str, make_database: MakeDatabase) -> None:
     database = await make_database(database_url)
     job = a_job(at_most_once=True, max_attempts=1)
-    await database.write(jobs.add, [job])
+    await database.write(insert.add, [job])
     worker = await registered(database)
     (got,) = await claimed(database, worker)
-    await database.write(settlements.settle, [ended(got, Outcome(ending=ending))], worker_id=worker)
+    await database.write(settle_rows.settle, [ended(got, Outcome(ending=ending))], worker_id=worker)
     assert (await database.read(reports.job, job.id)).state is JobState.FAILED
     assert await claimed(database, worker) == []

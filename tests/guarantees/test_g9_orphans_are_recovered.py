@@ -10,8 +10,9 @@ from sqlalchemy import false, true
 
 from onebeat import Scheduler
 from onebeat.model.job import JobState
-from onebeat.store import jobs, recovery, workers
-from onebeat.store.database import Database
+from onebeat.store import workers
+from onebeat.store.connection.database import Database
+from onebeat.store.jobs import claim, insert, rescue
 from tests.conftest import MakeDatabase
 from tests.guarantees.arrange import LEASE
 from tests.support.builders import SECOND, a_job, claimed, registered
@@ -22,7 +23,7 @@ async def the_dead_stay_dead(url: str, make: MakeDatabase) -> None:
     """From the instant its lease runs out, a worker is never again alive: before, while and after it is marked."""
     clock = VirtualClock()
     database = await make(url, clock=clock)
-    await database.write(jobs.add, [a_job()])
+    await database.write(insert.add, [a_job()])
     worker = await registered(database, lease=LEASE)
     clock.advance(LEASE / 1e6 - 0.000001)
     assert await database.write(workers.renew, worker, LEASE), "a lease that holds is renewed"
@@ -30,7 +31,7 @@ async def the_dead_stay_dead(url: str, make: MakeDatabase) -> None:
     clock.advance(LEASE / 1e6)
     assert not await database.write(workers.renew, worker, LEASE), "a lease that ran out is never renewed"
     assert [dead.id for dead in await database.write(workers.mark_dead)] == [worker]
-    assert len(await database.write(recovery.rescue)) == 1
+    assert len(await database.write(rescue.rescue)) == 1
     clock.advance(-LEASE / 1e6)
     assert not await database.write(workers.renew, worker, LEASE), "nor by a clock that steps back"
     assert await claimed(database, worker) == [], "and the dead claim nothing"
@@ -59,7 +60,7 @@ async def test_without_sticky_dead_a_clock_step_revives_a_worker(
 async def test_without_a_living_worker_in_the_claim_the_dead_claim(
     database_url: str, make_database: MakeDatabase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jobs, "alive", lambda tx, worker_id: true())
+    monkeypatch.setattr(claim, "alive", lambda tx, worker_id: true())
     with pytest.raises(AssertionError, match="the dead claim nothing"):
         await the_dead_stay_dead(database_url, make_database)
 
@@ -78,7 +79,7 @@ async def an_orphan_is_run_in_time(url: str, database: Database, within: float) 
         ran.set()
 
     job = a_job()
-    await database.write(jobs.add, [job])
+    await database.write(insert.add, [job])
     begun = time.monotonic()  # before the lease begins, however long a slow machine takes to write it
     gone = await registered(database, lease=int(SHORT * SECOND))
     assert len(await claimed(database, gone)) == 1

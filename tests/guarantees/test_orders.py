@@ -12,8 +12,10 @@ import pytest
 from sqlalchemy import select
 
 from onebeat.model import payload
-from onebeat.store import fires, job_edits, jobs, recovery, schedules, settlements, workers
-from onebeat.store.database import Database, Tx
+from onebeat.store import workers
+from onebeat.store.connection.database import Database, Tx
+from onebeat.store.jobs import control, insert, rescue, settle as settle_rows
+from onebeat.store.schedules import edit, fire
 from onebeat.timing.triggers import Every
 from tests.conftest import SERVERS, MakeDatabase
 from tests.guarantees.arrange import LEASE, a_schedule, added, fired, or_whatever
@@ -124,7 +126,7 @@ async def two_claims(pair: Pair, most: int | None) -> int:
 
     async def arrange() -> list[Actor]:
         await pair.third.write(lambda tx: tx.execute(tx.tables.jobs.delete()))
-        await pair.third.write(jobs.add, [a_job() for _ in range(3)])
+        await pair.third.write(insert.add, [a_job() for _ in range(3)])
         return [lambda: claimed(pair.one, one, 2), lambda: claimed(pair.two, two, 2)]
 
     async def look(results: list[Any]) -> None:
@@ -142,12 +144,12 @@ async def settle_and_rescue(pair: Pair, most: int | None) -> int:
 
     async def arrange() -> list[Actor]:
         await pair.third.write(lambda tx: tx.execute(tx.tables.jobs.delete()))
-        await pair.third.write(jobs.add, [a_job()])
+        await pair.third.write(insert.add, [a_job()])
         worker = await registered(pair.third, lease=LEASE)
         (job,) = await claimed(pair.third, worker)
         await pair.third.write(workers.mark_dead_by_id, [worker])
-        settle: Actor = lambda: pair.one.write(settlements.settle, [ended(job)], worker_id=worker)  # noqa: E731 - beside its twin
-        return [settle, lambda: pair.two.write(recovery.rescue)]
+        settle: Actor = lambda: pair.one.write(settle_rows.settle, [ended(job)], worker_id=worker)  # noqa: E731 - beside its twin
+        return [settle, lambda: pair.two.write(rescue.rescue)]
 
     async def look(results: list[Any]) -> None:
         kept, rescued = results
@@ -195,7 +197,7 @@ async def edit_and_fire(pair: Pair, most: int | None) -> int:
         pair.clock.advance(3)
         edited = replace(a_schedule(), trigger=new)
         return [
-            lambda: pair.one.write(schedules.edit, edited, expected_rev=None, override=False),
+            lambda: pair.one.write(edit.edit, edited, expected_rev=None, override=False),
             lambda: fired(pair.two),
         ]
 
@@ -217,8 +219,8 @@ async def cancel_and_claim(pair: Pair, most: int | None) -> int:
     async def arrange() -> list[Actor]:
         await pair.third.write(lambda tx: tx.execute(tx.tables.jobs.delete()))
         job = a_job()
-        await pair.third.write(jobs.add, [job])
-        return [lambda: pair.one.write(job_edits.cancel, [job.id]), lambda: claimed(pair.two, worker)]
+        await pair.third.write(insert.add, [job])
+        return [lambda: pair.one.write(control.cancel, [job.id]), lambda: claimed(pair.two, worker)]
 
     async def look(results: list[Any]) -> None:
         (row,) = await rows.ask(pair.url, lambda c: list(c.execute(select(rows.TABLES.jobs))))
@@ -265,6 +267,6 @@ async def test_without_both_locks_and_compare_and_set_two_dispatchers_collide(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(type(pair.one.dialect), "skip_locked", lambda self, query: query)
-    monkeypatch.setattr(fires, "still_unfired", or_whatever)
+    monkeypatch.setattr(fire, "still_unfired", or_whatever)
     with pytest.raises(AssertionError):
         await two_fires(pair, MANY)  # it ends at the first order in which they collide

@@ -20,9 +20,9 @@ from onebeat.errors import DatabaseUnavailable, LeaseLost
 from onebeat.locks import DatabaseLocks, FileLocks, RedisLocks
 from onebeat.locks.base import LocksOn
 from onebeat.locks.keeper import Keeper
-from onebeat.store.database import Database
+from onebeat.store.connection.database import Database
 from onebeat.store.tables import build
-from onebeat.store.transaction import Tx
+from onebeat.store.tx import Tx
 from onebeat.testing.lock_support import patiently
 from tests.conftest import SERVERS, MakeDatabase
 from tests.locks.losing import HOUR, SLOW, TTL, loses, lost_body

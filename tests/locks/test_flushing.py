@@ -11,9 +11,9 @@ from sqlalchemy import func, select
 
 from onebeat.locks import DatabaseLocks
 from onebeat.store import locks as rows
-from onebeat.store.database import Database
+from onebeat.store.connection.database import Database
 from onebeat.store.tables import build
-from onebeat.store.transaction import Tx
+from onebeat.store.tx import Tx
 from tests.conftest import SERVERS, MakeDatabase
 from tests.support.servers import private_server
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from onebeat.store import locks
-from onebeat.store.database import Database
+from onebeat.store.connection.database import Database
 from tests.conftest import SERVERS, MakeDatabase
 from tests.locks.history import Hold, fences_grow, holds_apart
 from tests.support.databases import RAN

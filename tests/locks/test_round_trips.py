@@ -13,9 +13,9 @@ from sqlalchemy import make_url
 
 from onebeat.locks import DatabaseLocks, RedisLocks
 from onebeat.locks.base import LocksOn
-from onebeat.store.database import Database
+from onebeat.store.connection.database import Database
 from onebeat.store.tables import build
-from onebeat.store.transaction import Tx
+from onebeat.store.tx import Tx
 from tests.conftest import SERVERS
 from tests.support.databases import waits_until
 

@@ -11,7 +11,7 @@ import pytest
 
 from onebeat import DatabaseUnavailable, LeaseLost, NotStarted, Scheduler
 from onebeat.locks import DatabaseLocks
-from onebeat.store.transaction import Tx
+from onebeat.store.tx import Tx
 from onebeat.testing.lock_support import patiently
 from tests.conftest import SERVERS, MakeDatabase
 from tests.support.proxy import proxy_to

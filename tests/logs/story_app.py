@@ -8,7 +8,7 @@ import os
 
 from fastapi import FastAPI
 from onebeat.fastapi.install import install
-from onebeat.scheduler import Scheduler
+from onebeat.scheduler.scheduler import Scheduler
 
 log = logging.getLogger("shop")
 scheduler = Scheduler(os.environ["DATABASE"])

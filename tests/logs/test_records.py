@@ -21,7 +21,7 @@ import pytest
 from onebeat.logs.failure import RECORD_LIMIT, finished
 from onebeat.logs.filter import TrackingFilter
 from onebeat.logs.record import ALWAYS, RecordEncoder
-from onebeat.model.seams import Unit
+from onebeat.model.protocols import Unit
 from onebeat.tracking.context import VARIABLE, Cell, Tracking, bind, tracking
 from tests.logs.conftest import Script, encoded
 

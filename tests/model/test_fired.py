@@ -8,7 +8,7 @@ import pytest
 
 from onebeat.model import payload
 from onebeat.model.fired import fire_time, packed
-from onebeat.model.signature import Signature
+from onebeat.tasks.signature import Signature
 
 
 @pytest.mark.parametrize("text", ['"z"', ',"z":"Asia/Tokyo"}', "}}", '"}', ""])

@@ -17,10 +17,10 @@ import pytest
 import uvloop
 
 from onebeat.errors import Stopped, WorkerProcessDied
-from onebeat.offload.calls import Awaited
-from onebeat.offload.lanes import Lane, Worker
 from onebeat.offload.limits import Limit
-from onebeat.offload.process_lane import ProcessLane
+from onebeat.offload.pool.calls import Awaited
+from onebeat.offload.pool.lanes import Lane, Worker
+from onebeat.offload.pool.process_lane import ProcessLane
 from tests.offload import work
 
 

@@ -14,10 +14,10 @@ from onebeat import JobInfo, Scheduler, TaskRouter
 from onebeat.errors import ConfigurationError
 from onebeat.model.events import JobStarted
 from onebeat.model.job import JobState
-from onebeat.model.task import Task
 from onebeat.offload import setup_offload
 from onebeat.offload.processes import close_processes
 from onebeat.offload.runners import ProcessRunner
+from onebeat.tasks.task import Task
 from onebeat.tracking import tracking
 from tests.offload import jobs, work
 

@@ -21,13 +21,13 @@ import pytest
 
 from onebeat.errors import Busy, ConfigurationError, RemoteError, Stopped, WorkerProcessDied
 from onebeat.offload import to_process, to_process_sync, to_thread
-from onebeat.offload.breaker import Breaker
-from onebeat.offload.calls import Awaited
-from onebeat.offload.family import Process, descendants
-from onebeat.offload.launch import Launcher, Seedbed, Spawner
+from onebeat.offload.child.launch import Launcher, Seedbed, Spawner
+from onebeat.offload.child.pipes import Pipes
+from onebeat.offload.child.process_tree import Process, descendants
 from onebeat.offload.limits import Limit
-from onebeat.offload.pipes import Pipes
-from onebeat.offload.process_lane import ProcessLane
+from onebeat.offload.pool.breaker import Breaker
+from onebeat.offload.pool.calls import Awaited
+from onebeat.offload.pool.process_lane import ProcessLane
 from onebeat.offload.processes import close_processes, default_lane
 from onebeat.offload.runners import ProcessRunner
 from tests.offload import witness, work
@@ -259,7 +259,9 @@ async def test_exceptions_come_back_with_the_remote_traceback() -> None:
     with pytest.raises(ValueError, match="from far away") as plain:
         await to_process(work.fail, "value")
     assert 'raise ValueError("from far away")' in str(plain.value.__cause__)
-    assert "onebeat/offload/child.py" not in str(plain.value.__cause__), "the traceback begins with the user's code"
+    assert "onebeat/offload/child/main.py" not in str(plain.value.__cause__), (
+        "the traceback begins with the user's code"
+    )
     with pytest.raises(work.Kept) as kept:
         await to_process(work.fail, "kept")
     assert kept.value.__notes__ == ["written in the child"]

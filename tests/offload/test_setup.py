@@ -15,13 +15,14 @@ from typing import IO, Any
 import pytest
 
 from onebeat.errors import Busy, ConfigurationError, Stopped
-from onebeat.offload import Lane, close_offload, lanes, processes, setup_offload, share, to_process, to_thread
-from onebeat.offload.calls import Awaited
+from onebeat.offload import Lane, close_offload, processes, setup_offload, to_process, to_thread
 from onebeat.offload.limits import Limit
-from onebeat.offload.process_lane import ProcessLane
+from onebeat.offload.pool import lanes, share
+from onebeat.offload.pool.calls import Awaited
+from onebeat.offload.pool.process_lane import ProcessLane
+from onebeat.offload.pool.share import Share
 from onebeat.offload.processes import close_processes, default_lane
 from onebeat.offload.runners import ProcessRunner
-from onebeat.offload.share import Share
 from tests.offload import work
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
@@ -133,7 +134,7 @@ def test_a_token_ends_with_its_holder_however_that_ends() -> None:
     family = f"test-{os.getpid()}-killed"
     code = (
         "import sys, time\n"
-        "from onebeat.offload.share import Share\n"
+        "from onebeat.offload.pool.share import Share\n"
         f"token = Share(1, family={family!r}).take()\n"
         "print(token is not None, flush=True)\n"
         "time.sleep(600)\n"
@@ -160,7 +161,7 @@ def test_two_servers_started_by_one_parent_have_their_own_number() -> None:
     """Who starts a server puts it into a group of its own; the workers of one server are in one."""
     code = (
         "import sys\n"
-        "from onebeat.offload.share import Share\n"
+        "from onebeat.offload.pool.share import Share\n"
         "token = Share(1).take()\n"
         "print(token is not None, flush=True)\n"
         "sys.stdin.read()\n"

@@ -19,8 +19,9 @@ from unittest.mock import Mock
 import pytest
 
 from onebeat.errors import Busy, Stopped
-from onebeat.offload import Lane, checkpoint, lanes, remaining, to_thread
+from onebeat.offload import Lane, checkpoint, remaining, to_thread
 from onebeat.offload.limits import within
+from onebeat.offload.pool import lanes
 from onebeat.offload.runners import ThreadRunner
 
 colour: contextvars.ContextVar[str] = contextvars.ContextVar("colour", default="none")

@@ -20,10 +20,10 @@ from typing import Any
 import pytest
 import uvloop
 
-from onebeat.model.seams import Unit
+from onebeat.model.protocols import Unit
 from onebeat.offload import Watchdog, to_thread
-from onebeat.offload.stalls import Spent, Stall
-from onebeat.offload.watchdog import _Watch
+from onebeat.offload.watchdog.stalls import Spent, Stall
+from onebeat.offload.watchdog.watchdog import _Watch
 from onebeat.tracking import tracking
 from onebeat.tracking.carrier import ContextCarrier
 
@@ -219,7 +219,7 @@ async def test_where_a_system_tells_no_times_of_threads_a_late_answer_alone_is_n
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The time its thread has computed since it was made once counted as that of one stall."""
-    monkeypatch.setattr("onebeat.offload.stalls._schedstat", lambda thread: None)
+    monkeypatch.setattr("onebeat.offload.watchdog.stalls._schedstat", lambda thread: None)
     stalls: list[Stall] = []
     watch = _Watch(
         Watchdog(0.1, on_stall=stalls.append), asyncio.get_running_loop(), threading.get_ident(), os.getpid()
@@ -268,7 +268,7 @@ def test_a_stall_under_load_is_still_found() -> None:
 def test_a_stall_that_goes_on_is_said_before_it_is_over(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from onebeat.offload import watchdog
+    from onebeat.offload.watchdog import watchdog
 
     monkeypatch.setattr(watchdog, "STILL", 0.4)
 

@@ -10,7 +10,7 @@ from sqlalchemy import func, select
 from sqlalchemy.exc import IntegrityError
 
 from onebeat.errors import NotStarted
-from onebeat.store.database import Database, Tx
+from onebeat.store.connection.database import Database, Tx
 from tests.conftest import MakeDatabase
 
 

@@ -13,7 +13,7 @@ from sqlalchemy import func, select, text
 
 from onebeat.errors import DatabaseUnavailable, NotStarted
 from onebeat.store import migrations
-from onebeat.store.database import CommitUnknown, Database, Tx
+from onebeat.store.connection.database import CommitUnknown, Database, Tx
 from onebeat.store.tables import Tables, build
 from tests.conftest import SERVERS, MakeDatabase
 from tests.store.test_database import add, names

@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import func, literal, select, text
 from sqlalchemy.exc import DBAPIError
 
-from onebeat.store.database import Database, Tx
+from onebeat.store.connection.database import Database, Tx
 from onebeat.store.dialects.base import select_clock
 from onebeat.store.dialects.mysql import MySQL
 from onebeat.store.dialects.postgresql import PostgreSQL

@@ -15,9 +15,9 @@ from sqlalchemy import inspect, text
 
 from onebeat import alembic as onebeat_alembic
 from onebeat.errors import ConfigurationError, DatabaseUnavailable, SchemaOutOfDate
-from onebeat.scheduler import Scheduler
+from onebeat.scheduler.scheduler import Scheduler
 from onebeat.store import migrations
-from onebeat.store.database import Database, Tx
+from onebeat.store.connection.database import Database, Tx
 from onebeat.store.migrations import Schema
 from onebeat.store.tables import SCHEMA_VERSION, Tables, build
 from tests.conftest import MakeDatabase
@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 MIGRATE = """
 import asyncio, sys
 from onebeat.store import migrations
-from onebeat.store.database import Database
+from onebeat.store.connection.database import Database
 from onebeat.store.tables import build
 
 async def main():
@@ -47,7 +47,7 @@ import asyncio, logging, sys, threading
 logging.basicConfig(level=logging.DEBUG, format="%(name)s %(levelname)s %(message)s", stream=sys.stdout)
 logging.getLogger("asyncio").setLevel(logging.WARNING)
 from onebeat.store import migrations
-from onebeat.store.database import Database
+from onebeat.store.connection.database import Database
 from onebeat.store.tables import build
 
 theirs = logging.getLogger("alembic.runtime.migration")
@@ -133,7 +133,7 @@ async def test_a_second_start_makes_one_select_and_loads_no_alembic(database_url
     script = """
 import asyncio, sys
 from onebeat.store import migrations
-from onebeat.store.database import Database
+from onebeat.store.connection.database import Database
 from onebeat.store.tables import build
 
 class Count:

@@ -6,7 +6,8 @@ import pytest
 
 from onebeat.engine.sweeper import Retention, prune
 from onebeat.model.policies import CatchUp
-from onebeat.store import declarations, retention
+from onebeat.store import retention
+from onebeat.store.schedules import declare
 from onebeat.timing.clock import DAY, HOUR, SECOND, from_us
 from onebeat.timing.triggers import At, Every
 from tests.conftest import MakeDatabase
@@ -91,7 +92,7 @@ async def test_many_finished_schedules_go_in_batches(days: Days) -> None:
 async def test_what_code_declares_stays_though_it_is_over(days: Days) -> None:
     item = a_schedule(trigger=At(from_us(days.clock.now - HOUR)))
     await registered(days.database, definitions={"s": item.hash})
-    await days.database.write(declarations.declare, [item])
+    await days.database.write(declare.declare, [item])
     assert (await days.schedules.get("s")).state == "finished"
     days.clock.advance(100 * 86_400)
     await prune(days.database, Retention())

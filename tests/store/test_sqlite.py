@@ -18,10 +18,11 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from onebeat import configure_sqlite
 from onebeat.errors import ConfigurationError, DatabaseUnavailable, NotStarted
-from onebeat.store import migrations, sqlite
-from onebeat.store.database import Database, Tx
+from onebeat.store import migrations
+from onebeat.store.connection import sqlite_file, sqlite_threads
+from onebeat.store.connection.database import Database, Tx
+from onebeat.store.connection.sqlite_threads import Lanes
 from onebeat.store.dialects.sqlite import SQLite
-from onebeat.store.lanes import Lanes
 from onebeat.store.tables import Tables, build
 from tests.conftest import MakeDatabase
 from tests.store.test_database import add, names
@@ -258,7 +259,7 @@ def test_a_child_after_fork_may_not_use_what_it_inherited(url: str) -> None:
     script = """
 import asyncio, os, sys, threading
 from onebeat.errors import NotStarted
-from onebeat.store.database import Database
+from onebeat.store.connection.database import Database
 from onebeat.store.tables import build
 
 def add(tx, name):
@@ -378,18 +379,18 @@ def test_a_network_file_system_is_refused_unless_allowed(
     mounts.write_text(MOUNTS.replace("{kind}", kind))
     monkeypatch.setattr(Path, "is_dir", lambda path: not path.suffix)  # /srv/net is not there in truth
     with pytest.raises(ConfigurationError, match=rf"\({kind}\).*sqlite_allow_network=True"):
-        sqlite.require_place(Path("/srv/net/data/app.db"), allow_network=False, mountinfo=mounts)
+        sqlite_file.require_place(Path("/srv/net/data/app.db"), allow_network=False, mountinfo=mounts)
     with pytest.raises(ConfigurationError, match=r"\(9p\)"):
-        sqlite.require_place(Path("/srv/with blank/app.db"), allow_network=False, mountinfo=mounts)
-    sqlite.require_place(Path("/srv/net/data/app.db"), allow_network=True, mountinfo=mounts)
-    sqlite.require_place(Path("/srv/net/local/app.db"), allow_network=False, mountinfo=mounts)
-    sqlite.require_place(Path("/srv/other/app.db"), allow_network=False, mountinfo=mounts)
+        sqlite_file.require_place(Path("/srv/with blank/app.db"), allow_network=False, mountinfo=mounts)
+    sqlite_file.require_place(Path("/srv/net/data/app.db"), allow_network=True, mountinfo=mounts)
+    sqlite_file.require_place(Path("/srv/net/local/app.db"), allow_network=False, mountinfo=mounts)
+    sqlite_file.require_place(Path("/srv/other/app.db"), allow_network=False, mountinfo=mounts)
 
 
 async def test_the_start_looks_at_the_file_system(
     url: str, make_database: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite, "filesystem_of", lambda path, mountinfo: "nfs4")
+    monkeypatch.setattr(sqlite_file, "filesystem_of", lambda path, mountinfo: "nfs4")
     with pytest.raises(ConfigurationError, match="network or shared file system"):
         await make_database(url)
     await make_database(url, sqlite_allow_network=True)
@@ -399,9 +400,9 @@ def test_the_file_system_of_a_real_path_is_found(tmp_path: Path) -> None:
     expected = subprocess.run(
         ["stat", "-f", "-c", "%T", tmp_path], capture_output=True, text=True, check=True
     ).stdout.strip()
-    found = sqlite.filesystem_of(tmp_path / "app.db")
+    found = sqlite_file.filesystem_of(tmp_path / "app.db")
     assert found is not None
-    assert sqlite.filesystem_of(Path("/proc/self/status")) == "proc"
+    assert sqlite_file.filesystem_of(Path("/proc/self/status")) == "proc"
     assert found[:4] in expected or expected in ("ext2/ext3", "overlayfs", "UNKNOWN")
 
 
@@ -439,9 +440,8 @@ async def test_a_database_in_memory_serves_all_siblings_of_one_process(tables: T
 async def test_a_lock_held_for_ever_is_said_in_the_end(
     url: str, make_database: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from onebeat.store import lanes
 
-    monkeypatch.setattr(lanes, "PATIENCE", 0.3)
+    monkeypatch.setattr(sqlite_threads, "PATIENCE", 0.3)
     monkeypatch.setattr(SQLite, "busy_timeout", 0.1)
     database = await make_database(url)
     holder = sqlite3.connect(path_of(url), isolation_level=None)
@@ -473,7 +473,7 @@ def test_sqlites_own_crash_leaves_only_what_was_told(tmp_path: Path, shelf: Shel
     url = shelf.take("sqlite", tmp_path)
     script = """
 import asyncio, sys
-from onebeat.store.database import Database
+from onebeat.store.connection.database import Database
 from onebeat.store.tables import build
 
 def add(tx, name):

@@ -10,9 +10,9 @@ from sqlalchemy import select, text
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from onebeat.errors import ConfigurationError
-from onebeat.store.database import Database
+from onebeat.store.connection.database import Database
+from onebeat.store.connection.targets import aim
 from onebeat.store.tables import Tables
-from onebeat.store.targets import aim
 from tests.conftest import MakeDatabase
 from tests.store.test_database import add, names
 from tests.support.databases import kind_of

@@ -7,9 +7,10 @@ from typing import Any
 
 from onebeat.model.ids import token, uuid7
 from onebeat.model.job import SUCCESS, Claimed, NewJob, Outcome, settle
-from onebeat.store import jobs, workers
-from onebeat.store.database import Database
-from onebeat.store.settlements import Ended
+from onebeat.store import workers
+from onebeat.store.connection.database import Database
+from onebeat.store.jobs import claim
+from onebeat.store.jobs.settle import Ended
 from onebeat.timing.backoff import Retry
 
 SECOND = 1_000_000
@@ -54,7 +55,7 @@ async def registered(database: Database, **changes: Any) -> str:
 async def claimed(database: Database, worker_id: str, limit: int = 10, **changes: Any) -> list[Claimed]:
     """What this worker gets when it claims."""
     values: dict[str, Any] = {"worker_id": worker_id, "token": token(), "limit": limit, "tasks": ("work",)}
-    return await database.write(jobs.claim, **(values | changes))
+    return await database.write(claim.claim, **(values | changes))
 
 
 def ended(job: Claimed, outcome: Outcome = SUCCESS, retry: Retry | None = None) -> Ended:

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from sqlalchemy import make_url
 
 from onebeat.store import migrations
-from onebeat.store.database import Database
+from onebeat.store.connection.database import Database
 from onebeat.store.tables import build
 
 R = TypeVar("R")

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from onebeat.facade.schedules import Schedules
 from onebeat.model import payload
 from onebeat.model.definition import Definition
 from onebeat.model.policies import Policies
-from onebeat.scheduler import Scheduler
-from onebeat.store import jobs, settlements
-from onebeat.store.database import Database
+from onebeat.scheduler.scheduler import Scheduler
+from onebeat.scheduler.schedules import Schedules
+from onebeat.store.connection.database import Database
+from onebeat.store.jobs import insert, settle
 from onebeat.timing.rule import Rule
 from onebeat.timing.triggers import Every
 from tests.guarantees.arrange import OPTIONS, fired
@@ -56,12 +56,12 @@ class Days:
     async def work_off(self) -> None:
         """Promote, claim and finish until nothing is left that may run now."""
         worker = await registered(self.database)
-        await self.database.write(jobs.promote)
+        await self.database.write(insert.promote)
         while batch := await claimed(self.database, worker, limit=100):
             for job in batch:
                 assert job.fire_us is not None
                 self.started.append((job.fire_us, self.clock.now))
-            await self.database.write(settlements.settle, [ended(job) for job in batch], worker_id=worker)
+            await self.database.write(settle.settle, [ended(job) for job in batch], worker_id=worker)
 
     async def verdicts(self) -> list[FireRow]:
         return sorted((await rows.read(self.url)).fires, key=lambda fire: (fire.fire_us, fire.fire_key))

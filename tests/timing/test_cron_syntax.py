@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from onebeat.errors import InvalidCron, InvalidTrigger
-from onebeat.timing.cronparse import parse
+from onebeat.timing.cron_parser import parse
 from onebeat.timing.triggers import Cron, load
 
 START = datetime(2026, 1, 1, tzinfo=UTC)  # a Thursday

@@ -13,7 +13,7 @@ from hypothesis import given, settings, strategies as st
 
 from onebeat.errors import InvalidCron
 from onebeat.timing.cron import expression
-from onebeat.timing.cronparse import MAX_LENGTH, parse
+from onebeat.timing.cron_parser import MAX_LENGTH, parse
 from onebeat.timing.triggers import Cron
 
 START = datetime(2026, 3, 29, tzinfo=UTC)

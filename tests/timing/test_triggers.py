@@ -14,9 +14,8 @@ from hypothesis import HealthCheck, assume, given, settings, strategies as st
 from onebeat.errors import InvalidCron, InvalidTrigger
 from onebeat.timing.calendars import AnyOf, Calendar, Daily, Dates, Weekdays
 from onebeat.timing.clock import DAY, SECOND, from_us, to_us
-from onebeat.timing.narrowed import Between, Excluding
 from onebeat.timing.periods import Months, Weeks
-from onebeat.timing.rule import Rule
+from onebeat.timing.rule import Between, Excluding, Rule
 from onebeat.timing.triggers import At, Cron, Every, load
 from tests.timing.oracle import random_rule
 

@@ -19,7 +19,7 @@ from onebeat.errors import InvalidTrigger
 from onebeat.timing import zones as module
 from onebeat.timing.clock import DAY, SECOND, to_us
 from onebeat.timing.cron import expression
-from onebeat.timing.walls import Dst, next_hit, previous_hit
+from onebeat.timing.dst import Dst, next_hit, previous_hit
 from onebeat.timing.zones import Zone, changed, fingerprint, stale, zone, zone_name
 from tests.timing.oracle import changes, zones
 

@@ -8,7 +8,7 @@ from contextvars import ContextVar
 import pytest
 
 from onebeat.errors import ConfigurationError, InvalidArguments
-from onebeat.model.seams import Carrier, Unit
+from onebeat.model.protocols import Carrier, Unit
 from onebeat.tracking import bind, current, propagate, tracking, tracking_id
 from onebeat.tracking.carrier import ContextCarrier
 from onebeat.tracking.ids import is_valid

@@ -10,7 +10,7 @@ import typer
 from onebeat.cli.target import AppOption, DatabaseOption, opened, scheduler_of
 
 if TYPE_CHECKING:
-    from onebeat.scheduler import Scheduler
+    from onebeat.scheduler.scheduler import Scheduler
 
 
 def register(app: typer.Typer) -> None:

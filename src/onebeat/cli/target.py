@@ -16,8 +16,8 @@ import typer
 from onebeat.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from onebeat.scheduler import Scheduler
-    from onebeat.store.database import Database
+    from onebeat.scheduler.scheduler import Scheduler
+    from onebeat.store.connection.database import Database
 
 AppOption = Annotated[
     str | None,
@@ -45,7 +45,7 @@ def scheduler_of(app: str | None, database: str | None) -> Scheduler:
         return load(app)
     if database is None and not os.environ.get("ONEBEAT_DATABASE_URL"):
         raise typer.BadParameter("say where to work: --app module:attribute, --database URL or ONEBEAT_DATABASE_URL")
-    from onebeat.scheduler import Scheduler
+    from onebeat.scheduler.scheduler import Scheduler
 
     return Scheduler(database)
 
@@ -94,7 +94,7 @@ def _module(name: str) -> ModuleType:
 
 
 def _scheduler(found: object, reference: str) -> Scheduler:
-    from onebeat.scheduler import Scheduler
+    from onebeat.scheduler.scheduler import Scheduler
 
     if isinstance(found, Scheduler):
         return found

@@ -8,8 +8,8 @@ from typing import Protocol
 
 from onebeat.model.ids import token
 from onebeat.model.job import SUSPECT_CRASHES, Claimed
-from onebeat.store import jobs, recovery
-from onebeat.store.database import Database
+from onebeat.store.connection.database import Database
+from onebeat.store.jobs import claim, rescue
 
 SECOND = 1_000_000
 SUSPECT_PATIENCE = 60 * SECOND  # a suspect that nobody idle took in this time makes this worker run dry for it
@@ -110,7 +110,7 @@ class Claimer:
             self.in_flight.add(lease_token)
             try:
                 claimed = await write(
-                    jobs.claim,
+                    claim.claim,
                     worker_id=worker_id,
                     token=lease_token,
                     limit=room,
@@ -123,7 +123,7 @@ class Claimer:
                     for job in claimed:
                         self._slots.start(job)
                 elif claimed:  # the lease was lost meanwhile: others may take them any moment, so none starts here
-                    await self._database.write(recovery.give_back, [(job.id, job.lease_token) for job in claimed])
+                    await self._database.write(rescue.give_back, [(job.id, job.lease_token) for job in claimed])
             finally:
                 self.in_flight.discard(lease_token)
             more |= len(claimed) == room
@@ -135,7 +135,7 @@ class Claimer:
     async def _claim_suspect(self, worker_id: str) -> None:
         self._dry_since = None
         for tasks, _ in self._slots.startable(1):
-            if await self._database.read(jobs.any_claimable, tasks=tasks, queues=self._queues, suspects=True):
+            if await self._database.read(claim.any_claimable, tasks=tasks, queues=self._queues, suspects=True):
                 await self._claim(worker_id, 1, self._queues, (), suspects=True)
                 return
 
@@ -145,7 +145,7 @@ class Claimer:
             return False
         for queues, excluded, limit in self._groups():
             for tasks, _ in self._slots.startable(limit):
-                if await self._database.read(jobs.any_claimable, tasks=tasks, queues=queues, excluded=excluded):
+                if await self._database.read(claim.any_claimable, tasks=tasks, queues=queues, excluded=excluded):
                     return True
         return False
 

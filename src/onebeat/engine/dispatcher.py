@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 
 from onebeat.model.events import Event, FireConflict, ScheduleFired, ScheduleSkipping, ScheduleUnreadable
-from onebeat.store import fires
-from onebeat.store.database import Database
-from onebeat.store.fire_writer import FireRecorded, FireReport
+from onebeat.store.connection.database import Database
+from onebeat.store.schedules import fire
+from onebeat.store.schedules.fire_writer import FireRecorded, FireReport
 
 BATCH = 50  # schedules in one transaction
 UNREADABLE = 60_000_000  # microseconds until a schedule this code could not read is looked at again
@@ -58,7 +58,7 @@ class Dispatcher:
         self._unreadable = {id: until for id, until in self._unreadable.items() if until > now}
         database_now = now + self._database.offset_us
         if self._behind or self._expected is None or self._expected > database_now:
-            self._expected = await self._database.read(fires.next_due, hashes, tuple(self._unreadable))
+            self._expected = await self._database.read(fire.next_due, hashes, tuple(self._unreadable))
             if self._expected is None or self._expected > database_now:
                 return self._later(now, self._expected)
         held_back = HEAD_START * self._behind + DOUBLING * self._running().bit_length()
@@ -78,7 +78,7 @@ class Dispatcher:
     async def _fire(self, worker_id: str, hashes: Collection[str], careful: bool = False) -> FireReport:
         try:
             return await self._database.write(
-                fires.fire_due,
+                fire.fire_due,
                 worker_id=worker_id,
                 hashes=hashes,
                 new_tracking_id=self._new_tracking_id,

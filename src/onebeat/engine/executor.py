@@ -11,19 +11,19 @@ from random import random
 from typing import Any, cast
 from uuid import UUID
 
+from onebeat.engine.attempt import MAX_TRACEBACK, Run, StopReason, clip, retry_in_force
 from onebeat.engine.claimer import is_suspect
-from onebeat.engine.run import MAX_TRACEBACK, Run, StopReason, clip, retry_in_force
 from onebeat.errors import DatabaseUnavailable, UnknownTask
 from onebeat.model import payload
-from onebeat.model.context import JobContext
 from onebeat.model.events import Event, JobStarted, ThreadOverran, ValueDropped, about, trouble
 from onebeat.model.fired import fire_time
 from onebeat.model.job import Claimed, Ending, Outcome, settle
-from onebeat.model.seams import Carrier, Runner, Unit
-from onebeat.model.task import Enqueuer, Registry, Task, active
-from onebeat.store import job_edits
-from onebeat.store.database import Database
-from onebeat.store.settlements import Ended
+from onebeat.model.protocols import Carrier, Runner, Unit
+from onebeat.store.connection.database import Database
+from onebeat.store.jobs import control
+from onebeat.store.jobs.settle import Ended
+from onebeat.tasks.context import JobContext
+from onebeat.tasks.task import Enqueuer, Registry, Task, active
 from onebeat.timing.backoff import Retry
 from onebeat.timing.clock import from_us
 
@@ -239,7 +239,7 @@ class Executor:
 
     # ── what a run tells ──────────────────────────────────────────────────────────────────────────────────────────────
     async def _owned(self, job: Claimed) -> bool:
-        return self._trusted() and await self._database.read(job_edits.owned, job.id, job.lease_token)
+        return self._trusted() and await self._database.read(control.owned, job.id, job.lease_token)
 
     def _overran(self, run: Run) -> None:
         job = run.job
@@ -250,7 +250,7 @@ class Executor:
 
     async def _note_overrun(self, job: Claimed) -> None:
         try:
-            await self._database.write(job_edits.note_overrun, job.id, job.lease_token)
+            await self._database.write(control.note_overrun, job.id, job.lease_token)
         except DatabaseUnavailable as error:  # the row will say `running` alone; the outcome comes when the thread ends
             self._trouble(error)
 
@@ -303,6 +303,6 @@ class _Progress:
         text, self._latest = self._latest, None
         self._written = time.monotonic()
         try:
-            await self._database.write(job_edits.progress, self._job.id, self._job.lease_token, text)
+            await self._database.write(control.progress, self._job.id, self._job.lease_token, text)
         except Exception as error:  # noqa: BLE001 - announced; the function's own end counts
             self._trouble(error)

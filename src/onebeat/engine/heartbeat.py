@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 from random import random
 
 from onebeat.model.events import DatabaseBack, DatabaseTrouble, Event
-from onebeat.model.seams import Clock, Renewable
+from onebeat.model.protocols import Clock, Renewable
 from onebeat.store import workers
-from onebeat.store.database import Database, Tx
+from onebeat.store.connection.database import Database, Tx
 
 SECOND = 1_000_000
 JITTER = 0.1  # of the interval, either way, so that a fleet does not beat in step

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from random import random
 
 from onebeat.model.events import DatabaseBack, Event, trouble
-from onebeat.model.seams import Clock, Tick
+from onebeat.model.protocols import Clock, Tick
 
 SECOND = 1_000_000
 LONGEST_SLEEP = 5 * SECOND  # timers count no suspended time; a bounded sleep notices a clock that jumped

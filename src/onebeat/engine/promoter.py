@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from onebeat.store import jobs
-from onebeat.store.database import Database
+from onebeat.store.connection.database import Database
+from onebeat.store.jobs import insert
 
 
 class Promoter:
@@ -18,12 +18,12 @@ class Promoter:
 
     async def tick(self, now: int) -> int | None:
         """Queue what is due; look again when the next one is, at the latest after the poll interval."""
-        earliest = await self._database.read(jobs.next_run_at)
+        earliest = await self._database.read(insert.next_run_at)
         if earliest is None:
             return now + self._poll
         if earliest > now + self._database.offset_us:
             return min(earliest - self._database.offset_us, now + self._poll)
-        count, earliest = await self._database.write(jobs.promote)
+        count, earliest = await self._database.write(insert.promote)
         if count:
             self._woken()
         if earliest is None:

@@ -6,8 +6,8 @@ from collections.abc import Callable, Collection
 from uuid import UUID
 
 from onebeat.engine.executor import Executor
-from onebeat.store import jobs, recovery
-from onebeat.store.database import Database
+from onebeat.store.connection.database import Database
+from onebeat.store.jobs import claim, rescue
 
 SECOND = 1_000_000
 WHILE_RUNNING = 1 * SECOND  # a cancel is learnt within 2 s
@@ -42,14 +42,14 @@ class Reconciler:
         running = self._executor.running
         if running and not self._suspected and self._executor.oldest < YOUNG:
             return now + WHILE_RUNNING
-        rows = await self._database.read(jobs.held_by, worker_id)
+        rows = await self._database.read(claim.held_by, worker_id)
         cancelled = [row.id for row in rows if row.cancel_requested_us is not None and row.id in running]
         self._executor.stop("cancel", [id for id in cancelled if running[id].stop_reason is None])
         waiting = self._unsettled_ids()
         strays = {(row.id, row.lease_token) for row in rows if not self._known(row.id, row.lease_token, waiting)}
         sure = [stray for stray in strays & self._suspected if not self._known(*stray, self._unsettled_ids())]
         if sure:
-            await self._database.write(recovery.give_back, sure)
+            await self._database.write(rescue.give_back, sure)
         self._suspected = strays
         return now + (WHILE_RUNNING if running or strays else WHILE_IDLE)
 

@@ -9,9 +9,9 @@ from uuid import UUID
 from onebeat.errors import DatabaseUnavailable
 from onebeat.model.events import Event, JobSettled, SettlementLost, about
 from onebeat.model.job import JobState
-from onebeat.store import settlements
-from onebeat.store.database import Database
-from onebeat.store.settlements import Ended
+from onebeat.store.connection.database import Database
+from onebeat.store.jobs import settle
+from onebeat.store.jobs.settle import Ended
 
 SECOND = 1_000_000
 BATCH = 500  # attempts in one transaction
@@ -80,9 +80,9 @@ class Settler:
         """
         worker_id = self._worker_id()
         try:
-            if settlements.one_statement(self._database.dialect, batch):
-                return await self._database.write_one(settlements.succeed, batch)
-            return await self._database.write(settlements.settle, batch, worker_id=worker_id)
+            if settle.one_statement(self._database.dialect, batch):
+                return await self._database.write_one(settle.succeed, batch)
+            return await self._database.write(settle.settle, batch, worker_id=worker_id)
         except DatabaseUnavailable:
             raise
         except Exception as error:  # noqa: BLE001 - kept in `refused`, and raised when the others are written

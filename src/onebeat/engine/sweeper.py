@@ -6,10 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from random import random
 
-from onebeat.engine import runfile
+from onebeat.engine import run_file
 from onebeat.model.events import Event, JobRescued, WorkerDied, about
-from onebeat.store import declarations, job_edits, jobs, locks, recovery, retention, settlements, workers, zones
-from onebeat.store.database import Database
+from onebeat.store import locks, retention, workers
+from onebeat.store.connection.database import Database
+from onebeat.store.jobs import claim, control, rescue, settle
+from onebeat.store.schedules import declare, rezone
 
 SECOND = 1_000_000
 PRUNE_EACH = 300 * SECOND
@@ -51,7 +53,7 @@ class Sweeper:
         self._suspects = suspects
         self._tasks = tasks
         self._patience = patience
-        self._boot_id = runfile.boot_id()
+        self._boot_id = run_file.boot_id()
         self._next_prune = 0
         self._next_rezone = 0
 
@@ -60,9 +62,9 @@ class Sweeper:
         await self._database.measure_offset()
         await self._bury()
         await self._rescue()
-        await self._database.write(settlements.heal_releases)
-        await self._database.write(declarations.arbitrate)
-        if await self._database.read(jobs.suspects_wait, self._tasks(), self._patience):
+        await self._database.write(settle.heal_releases)
+        await self._database.write(declare.arbitrate)
+        if await self._database.read(claim.suspects_wait, self._tasks(), self._patience):
             self._suspects(now)
         if now >= self._next_rezone:
             self._next_rezone = now + REZONE_EACH
@@ -79,18 +81,18 @@ class Sweeper:
             own = self._worker_id()
             alive = await self._database.read(workers.live)
             here = [w.id for w in alive if w.boot_id == self._boot_id and w.id != own]
-            if gone := runfile.dead_siblings(here):
+            if gone := run_file.dead_siblings(here):
                 dead += await self._database.write(workers.mark_dead_by_id, gone)
         for worker in dead:
             self._announce(WorkerDied(worker_id=worker.id, host=worker.host, pid=worker.pid))
 
     async def _rezone(self) -> None:
-        moved = await self._database.write(zones.rezone)
+        moved = await self._database.write(rezone.rezone)
         if moved:
             self._woken()
 
     async def _rescue(self) -> None:
-        while rescued := await self._database.write(recovery.rescue):
+        while rescued := await self._database.write(rescue.rescue):
             for job in rescued:
                 self._announce(
                     JobRescued(
@@ -106,7 +108,7 @@ class Sweeper:
 async def prune(database: Database, keep: Retention) -> int:
     """Delete what is older than the retention, and unused locks, in short transactions; the number of jobs deleted."""
     deleted = 0
-    while count := await database.write(job_edits.prune, well=keep.succeeded, failed=keep.failed):
+    while count := await database.write(control.prune, well=keep.succeeded, failed=keep.failed):
         deleted += count
     if keep.fires is not None:
         await _prune_fires(database, keep.fires)

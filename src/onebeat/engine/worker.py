@@ -19,25 +19,18 @@ from onebeat.engine.heartbeat import Heartbeat, WorkerLease
 from onebeat.engine.loop import Loop
 from onebeat.engine.promoter import Promoter
 from onebeat.engine.reconciler import Reconciler
-from onebeat.engine.runfile import RunFile, boot_id
+from onebeat.engine.run_file import RunFile, boot_id
 from onebeat.engine.settler import Settler
 from onebeat.engine.sweeper import Retention, Sweeper
 from onebeat.errors import DatabaseUnavailable
 from onebeat.model.definition import Definition
-from onebeat.model.events import (
-    Event,
-    QueueUnserved,
-    WorkerDraining,
-    WorkerLost,
-    WorkerStarted,
-    WorkerStopped,
-    trouble,
-)
+from onebeat.model.events import Event, QueueUnserved, WorkerDraining, WorkerLost, WorkerStarted, WorkerStopped, trouble
 from onebeat.model.ids import token
-from onebeat.model.seams import Carrier, Clock, Runner, Tick
-from onebeat.model.task import Enqueuer, Registry
-from onebeat.store import declarations, workers, zones
-from onebeat.store.database import Database
+from onebeat.model.protocols import Carrier, Clock, Runner, Tick
+from onebeat.store import workers
+from onebeat.store.connection.database import Database
+from onebeat.store.schedules import declare, rezone
+from onebeat.tasks.task import Enqueuer, Registry
 
 SECOND = 1_000_000
 SAY_EACH = 5.0  # seconds between two words about what a drain waits for
@@ -251,8 +244,8 @@ class Worker:
         sent = self._clock.boot()
         await self._database.write(workers.register, new)
         try:
-            await self._database.write(declarations.declare, self._definitions)
-            await self._database.write(zones.rezone)
+            await self._database.write(declare.declare, self._definitions)
+            await self._database.write(rezone.rezone)
         except BaseException:
             run_file.release()
             await self._database.write(workers.stop, new.id)

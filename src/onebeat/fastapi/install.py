@@ -18,7 +18,7 @@ from onebeat.logs import setup as log_setup
 from onebeat.logs.access import AccessLog
 from onebeat.logs.filter import TrackingFilter
 from onebeat.offload.setup import close_offload
-from onebeat.offload.watchdog import Watchdog
+from onebeat.offload.watchdog.watchdog import Watchdog
 from onebeat.tracking.denials import silence_false_alarms
 from onebeat.tracking.middleware import App, Receive, Scope, Send, TrackingMiddleware, refuse
 from onebeat.tracking.orphans import orphans_tracked

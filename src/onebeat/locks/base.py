@@ -19,7 +19,7 @@ from onebeat.locks.lock import BackendLock
 from onebeat.locks.locked import Decorator, Locked
 from onebeat.locks.portal import START_TIMEOUT, HeldSyncLease, Portal, refuse_on_loop
 from onebeat.locks.waiting import Bells, jittered
-from onebeat.model.seams import Clock
+from onebeat.model.protocols import Clock
 from onebeat.timing.clock import SECOND, SystemClock
 
 log = logging.getLogger("onebeat.locks")

@@ -10,9 +10,9 @@ from uuid import uuid4
 from onebeat.errors import NotStarted
 from onebeat.locks.backend import LockInfo
 from onebeat.locks.base import Beat, LocksOn
-from onebeat.model.seams import Clock
+from onebeat.model.protocols import Clock
 from onebeat.store import locks as rows, migrations, tables
-from onebeat.store.database import Database
+from onebeat.store.connection.database import Database
 from onebeat.timing.clock import from_us
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from onebeat.locks.backend import LockInfo
 from onebeat.locks.base import LocksOn
 from onebeat.locks.descriptors import Descriptors, is_named, try_lock
 from onebeat.locks.hold import Hold
-from onebeat.model.seams import Clock
+from onebeat.model.protocols import Clock
 from onebeat.timing.clock import SystemClock, from_us
 
 R = TypeVar("R")

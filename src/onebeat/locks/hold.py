@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from onebeat.model.seams import Clock
+from onebeat.model.protocols import Clock
 from onebeat.timing.clock import SECOND
 
 RENEWALS = 4  # in the time of one lease, so that some may fail

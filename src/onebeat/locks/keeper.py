@@ -11,7 +11,7 @@ from random import random
 
 from onebeat.locks.backend import Backend
 from onebeat.locks.hold import Hold
-from onebeat.model.seams import Clock
+from onebeat.model.protocols import Clock
 from onebeat.timing.clock import SECOND
 
 log = logging.getLogger("onebeat.locks")

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from onebeat.errors import ConfigurationError, DatabaseUnavailable, NotStarted
 from onebeat.locks.backend import LockInfo
 from onebeat.locks.base import LocksOn
-from onebeat.model.seams import Clock
+from onebeat.model.protocols import Clock
 from onebeat.timing.clock import SECOND, from_us
 
 if TYPE_CHECKING:

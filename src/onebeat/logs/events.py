@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from onebeat.logs.filter import noted
 from onebeat.model import events as e
-from onebeat.model.seams import Unit
+from onebeat.model.protocols import Unit
 from onebeat.timing.clock import from_us
 from onebeat.tracking.context import Cell, Tracking
 from onebeat.tracking.ids import is_valid

@@ -9,7 +9,6 @@ from datetime import datetime, timedelta
 from onebeat.errors import ConfigurationError, InvalidArguments
 from onebeat.timing.backoff import Retry
 from onebeat.timing.clock import SECOND, seconds_us, to_us
-from onebeat.tracking.ids import is_valid
 
 Seconds = float | timedelta
 
@@ -75,16 +74,6 @@ def check_filters(*, tag: str | None = None, **names: str | None) -> None:
     for what, name in names.items():
         if name is not None:
             check_name(name, what)
-
-
-def check_tracking_id(text: str | None) -> str | None:
-    """`text`, when it is a tracking id or None; else `ConfigurationError`."""
-    if text is not None and not is_valid(text):
-        raise ConfigurationError(
-            f"tracking_id {str(text)[:60]!r} cannot be used; "
-            "take 1 to 128 visible ASCII characters, no double quote, comma or backslash"
-        )
-    return text
 
 
 def check_text(text: str, what: str, longest: int = 10_000) -> str:

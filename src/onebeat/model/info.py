@@ -10,7 +10,7 @@ from uuid import UUID
 
 from onebeat.errors import JobCancelled, JobFailed
 from onebeat.model.job import FINAL, JobState
-from onebeat.model.seams import Trigger
+from onebeat.model.protocols import Trigger
 
 T = TypeVar("T")
 

@@ -8,9 +8,9 @@ from datetime import timedelta
 from typing import Any, Literal, ParamSpec, TypeVar, overload
 
 from onebeat.errors import ConfigurationError
-from onebeat.offload.calls import later, name_of
-from onebeat.offload.lanes import Lane
 from onebeat.offload.limits import in_seconds
+from onebeat.offload.pool.calls import later, name_of
+from onebeat.offload.pool.lanes import Lane
 from onebeat.offload.processes import to_process
 from onebeat.offload.threads import one_of, to_thread
 

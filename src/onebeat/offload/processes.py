@@ -11,12 +11,12 @@ from datetime import timedelta
 from typing import Any, Literal, Never, TypeVar, TypeVarTuple
 
 from onebeat.errors import ConfigurationError, Stopped, WorkerProcessDied
-from onebeat.offload import child
-from onebeat.offload.breaker import Breaker
-from onebeat.offload.calls import Awaited, Call
+from onebeat.offload.child import main
 from onebeat.offload.limits import Limit
-from onebeat.offload.process_lane import ProcessLane
-from onebeat.offload.share import PROCESSORS, Share
+from onebeat.offload.pool.breaker import Breaker
+from onebeat.offload.pool.calls import Awaited, Call
+from onebeat.offload.pool.process_lane import ProcessLane
+from onebeat.offload.pool.share import PROCESSORS, Share
 from onebeat.offload.threads import in_time, late, one_of, outlast, refuse, withdraw_when_over
 
 LOOK = 0.25  # seconds after which a waiting thread looks whether the call around it was told to stop
@@ -160,7 +160,7 @@ def set_processes(settings: dict[str, Any]) -> None:
 
 
 def _refuse_inside_a_child() -> None:
-    if child.serving:
+    if main.serving:
         raise ConfigurationError(
             "this already runs in a child process of onebeat, and a child starts no further ones: "
             "call the function itself, or let the parent make both calls"

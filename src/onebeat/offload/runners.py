@@ -7,10 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 from onebeat.errors import Busy
-from onebeat.offload.calls import Awaited
-from onebeat.offload.lanes import Lane
 from onebeat.offload.limits import Limit
-from onebeat.offload.process_lane import ProcessLane
+from onebeat.offload.pool.calls import Awaited
+from onebeat.offload.pool.lanes import Lane
+from onebeat.offload.pool.process_lane import ProcessLane
 from onebeat.offload.processes import process_settings
 from onebeat.offload.threads import to_thread
 

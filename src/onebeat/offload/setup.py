@@ -8,11 +8,11 @@ from datetime import timedelta
 from typing import Literal
 
 from onebeat.errors import ConfigurationError
-from onebeat.offload.calls import Held, log
-from onebeat.offload.lanes import Lane, all_lanes
-from onebeat.offload.process_lane import ProcessLane
+from onebeat.offload.pool.calls import Held, log
+from onebeat.offload.pool.lanes import Lane, all_lanes
+from onebeat.offload.pool.process_lane import ProcessLane
+from onebeat.offload.pool.share import PROCESSORS
 from onebeat.offload.processes import close_processes, default_lane, default_settings, set_processes
-from onebeat.offload.share import PROCESSORS
 from onebeat.offload.threads import DEFAULT_LANE, to_thread
 
 

@@ -10,9 +10,9 @@ from functools import partial
 from typing import Any, Literal, Never, TypeVar, TypeVarTuple
 
 from onebeat.errors import Stopped
-from onebeat.offload.calls import Awaited, Call, later, log, name_of, on_loop, settle
-from onebeat.offload.lanes import Lane
 from onebeat.offload.limits import OVER, Limit, in_seconds
+from onebeat.offload.pool.calls import Awaited, Call, later, log, name_of, on_loop, settle
+from onebeat.offload.pool.lanes import Lane
 
 R = TypeVar("R")
 Ts = TypeVarTuple("Ts")

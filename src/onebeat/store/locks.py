@@ -25,9 +25,9 @@ from sqlalchemy import (
 from sqlalchemy.sql.dml import Insert
 
 from onebeat.store.dialects.by_url import dialect_for
+from onebeat.store.sql import padded
 from onebeat.store.tables import Tables
-from onebeat.store.transaction import Tx
-from onebeat.store.words import padded
+from onebeat.store.tx import Tx
 from onebeat.timing.clock import SECOND
 
 UNUSED = 30 * 86_400 * SECOND  # microseconds; a name that was not locked for so long is forgotten, on Redis too

@@ -6,7 +6,7 @@ from datetime import date
 from functools import lru_cache
 
 from onebeat.errors import InvalidCron
-from onebeat.timing.cronparse import Columns, Special, parse, refuse
+from onebeat.timing.cron_parser import Columns, Special, parse, refuse
 
 _EPOCH = date(1970, 1, 1).toordinal()
 _LENGTHS = (0, 31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)

@@ -10,9 +10,9 @@ from typing import Any, Literal
 from onebeat.errors import InvalidTrigger
 from onebeat.timing.calendars import joined, time_of_day, weekday, weekday_name
 from onebeat.timing.clock import SECOND
+from onebeat.timing.describe import change_notes
+from onebeat.timing.dst import Dst, next_hit, previous_hit
 from onebeat.timing.rule import DueFire, Rule, dst_mode, fire_of
-from onebeat.timing.walls import Dst, next_hit, previous_hit
-from onebeat.timing.words import change_notes
 from onebeat.timing.zones import zone_name
 
 _EPOCH = date(1970, 1, 1).toordinal()

@@ -11,12 +11,11 @@ from onebeat.errors import InvalidCron, InvalidTrigger
 from onebeat.timing.calendars import load_calendar
 from onebeat.timing.clock import MILLISECOND, SECOND, from_us, seconds_us, to_us
 from onebeat.timing.cron import Expression, expression, require_bound
-from onebeat.timing.cronparse import DIALECT
-from onebeat.timing.narrowed import Between, Excluding
+from onebeat.timing.cron_parser import DIALECT
+from onebeat.timing.describe import lint, words
+from onebeat.timing.dst import Dst, Hit, count_hits, next_hit, previous_hit
 from onebeat.timing.periods import load_months, load_weeks
-from onebeat.timing.rule import DueFire, Rule, dst_mode, fire_of, span
-from onebeat.timing.walls import Dst, Hit, count_hits, next_hit, previous_hit
-from onebeat.timing.words import lint, words
+from onebeat.timing.rule import Between, DueFire, Excluding, Rule, dst_mode, fire_of, span
 from onebeat.timing.zones import FIRST, LAST, Zone, zone, zone_name
 
 MIN_INTERVAL = 100 * MILLISECOND  # each fire is a transaction; below this the rule is a loop

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import MappingProxyType
 
-from onebeat.model.seams import Unit
+from onebeat.model.protocols import Unit
 from onebeat.tracking import notices, payload
 from onebeat.tracking.context import VARIABLE, Cell, Origin, Tracking, leave
 from onebeat.tracking.ids import is_valid, new_id

@@ -12,7 +12,7 @@ from functools import partial, update_wrapper
 from typing import Any, Generic, ParamSpec, TypeVar, cast
 
 from onebeat.errors import ConfigurationError
-from onebeat.model.seams import Unit
+from onebeat.model.protocols import Unit
 from onebeat.tracking import payload
 from onebeat.tracking.context import VARIABLE, Cell, Tracking, leave
 from onebeat.tracking.ids import is_valid

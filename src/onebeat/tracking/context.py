@@ -7,9 +7,9 @@ from contextvars import ContextVar, Token
 from types import MappingProxyType, TracebackType
 from typing import Any, Literal, NamedTuple
 
-from onebeat.model.seams import Unit
+from onebeat.concurrency.forks import Lock
+from onebeat.model.protocols import Unit
 from onebeat.tracking import notices
-from onebeat.tracking.forks import Lock
 from onebeat.tracking.ids import is_valid, new_id, new_unit_id
 from onebeat.tracking.otel import active_span
 from onebeat.tracking.traceparent import Trace

@@ -6,6 +6,8 @@ import os
 import re
 from time import time_ns
 
+from onebeat.errors import ConfigurationError
+
 MAX_LENGTH = 128  # characters; a UUID, an ULID, AWS, nginx, Cloudflare and base64 ids all fit
 
 STANDARD = re.compile(rb"[!#-+\--\[\]-~]{1,128}")
@@ -62,3 +64,13 @@ def is_valid(text: object) -> bool:
     (True, False, False)
     """
     return isinstance(text, str) and text.isascii() and STANDARD.fullmatch(text.encode("ascii")) is not None
+
+
+def check_tracking_id(text: str | None) -> str | None:
+    """`text`, when it is a tracking id or None; else `ConfigurationError`."""
+    if text is not None and not is_valid(text):
+        raise ConfigurationError(
+            f"tracking_id {str(text)[:60]!r} cannot be used; "
+            "take 1 to 128 visible ASCII characters, no double quote, comma or backslash"
+        )
+    return text

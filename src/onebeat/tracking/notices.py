@@ -6,7 +6,7 @@ import logging
 import time
 from collections import Counter
 
-from onebeat.tracking.forks import Lock
+from onebeat.concurrency.forks import Lock
 
 INTERVAL = 60.0  # seconds between two warnings
 _SHOWN = 32  # characters of a refused value, escaped

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Final, TypeVar
 
+from onebeat.concurrency.forks import Lock
 from onebeat.errors import ConfigurationError, InvalidArguments
 from onebeat.tracking.context import Tracking, trace
-from onebeat.tracking.forks import Lock
 from onebeat.tracking.ids import is_valid
 from onebeat.tracking.traceparent import Trace, read
 

@@ -18,9 +18,9 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.schema import CreateSchema
 
 from onebeat.errors import ConfigurationError, SchemaOutOfDate
-from onebeat.store.database import Database
+from onebeat.store.connection.database import Database
 from onebeat.store.tables import SCHEMA_MAJOR, SCHEMA_VERSION, Tables
-from onebeat.store.transaction import Tx, said
+from onebeat.store.tx import Tx, said
 
 PATIENCE = 60.0  # seconds to wait for another process that migrates the same tables
 _KEYS = ("instance_id", "schema_major", "app")

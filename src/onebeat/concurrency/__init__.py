@@ -1,0 +1,1 @@
+"""Threads, timers and forks for the other packages; standard library only."""

@@ -1,0 +1,193 @@
+"""One attempt at work: the function, its limits of time, and how it was asked to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Literal
+
+from onebeat.errors import Busy, InvalidArguments, JobCancelled, LeaseLost, Stopped
+from onebeat.model import payload
+from onebeat.model.job import SUCCESS, Claimed, Ending, Outcome, stored_retry
+from onebeat.model.protocols import Runner, Running
+from onebeat.offload.limits import within
+from onebeat.tasks.context import JobContext, current
+from onebeat.tasks.task import Task
+from onebeat.timing.backoff import Cancel, Retry, Snooze
+
+StopReason = Literal["cancel", "drain", "lost"]
+MAX_ERROR = 2_000  # characters of an error's text kept on the row
+MAX_TRACEBACK = 16_384  # characters of a traceback kept with the attempt
+
+
+class Run:
+    """One attempt of one claimed job, in an asyncio task of its own."""
+
+    def __init__(
+        self,
+        job: Claimed,
+        task: Task[Any, Any] | None,
+        context: JobContext,
+        *,
+        retry: Retry,
+        timeout: float,
+        runner: Runner | None,
+        overran: Callable[[Run], None],
+        dropped: Callable[[Run, str], None],
+    ) -> None:
+        self.job = job
+        self.task = task
+        self.context = context
+        self.retry = retry
+        self.timeout = timeout
+        self.started = time.monotonic()
+        self.stop_reason: StopReason | None = None
+        self.unstoppable = False  # a thread that was asked and goes on
+        self._runner = runner
+        self._running: Running | None = None
+        self._awaiting: asyncio.Task[Any] | None = None
+        self._timed_out = False
+        self._overran = overran
+        self._dropped = dropped
+
+    def stop(self, reason: StopReason) -> None:
+        """Ask the attempt to end. Once is enough; a lost lease outranks the other reasons."""
+        if self.stop_reason is None or reason == "lost":
+            self.stop_reason = reason
+        self.context._ask_to_stop(lost=reason == "lost")
+        if self._running is not None:
+            self.unstoppable = not self._running.stop(reason)
+        elif self._awaiting is not None:
+            self._awaiting.cancel()
+
+    async def outcome(self) -> Outcome:
+        """Run the function to its end and say how it ended; raises nothing but `KeyboardInterrupt` and its like."""
+        current.set(self.context)
+        if self.task is None:
+            return Outcome(ending=Ending.RETURNED)
+        try:
+            args, kwargs = self.task.signature.unpack(self.job.args)
+        except InvalidArguments as error:
+            return Outcome(ending=Ending.UNDECODABLE, error=clip(str(error)))
+        except Exception as error:  # noqa: BLE001 - a validator of the task's own may raise anything
+            words = f"the stored arguments cannot be read: {type(error).__name__}: {error}"
+            return Outcome(ending=Ending.UNDECODABLE, error=clip(words))
+        name = self.task.signature.context_parameter
+        if name is not None:
+            kwargs[name] = self.context
+        try:
+            if self._runner is None:
+                value = await self._on_the_loop(self.task.function, args, kwargs)
+            else:
+                value = await self._off_the_loop(self._runner, self.task.function, args, kwargs)
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt):
+                raise
+            return self._from(error)
+        return self._success(value)
+
+    async def _on_the_loop(self, function: Any, args: Any, kwargs: Any) -> Any:
+        self._awaiting = asyncio.current_task()
+        if self.stop_reason is not None:
+            raise asyncio.CancelledError
+        timer = asyncio.get_running_loop().call_later(self.timeout, self._expire)
+        try:
+            value = function(*args, **kwargs)
+            return await value if hasattr(value, "__await__") else value
+        finally:
+            timer.cancel()
+            self._awaiting = None
+
+    def _expire(self) -> None:
+        if self._awaiting is not None:
+            self._timed_out = True
+            self.context._ask_to_stop()
+            self._awaiting.cancel()
+
+    async def _off_the_loop(self, runner: Runner, function: Any, args: Any, kwargs: Any) -> Any:
+        with within(self.timeout) as limit:  # what `remaining()` and `checkpoint()` of `onebeat.offload` know
+            self._running = runner.start(function, *args, **kwargs)
+        future = self._running.future
+        if self.stop_reason is not None:
+            self.stop(self.stop_reason)
+        await asyncio.wait({future}, timeout=self.timeout)
+        if not future.done():
+            self.context._ask_to_stop()
+            if not self._running.stop("timeout"):
+                self.unstoppable = True
+                self._overran(self)
+            await asyncio.wait({future})
+            if not future.cancelled():
+                future.exception()  # it came too late to count, and must not be reported as never retrieved
+        elif self.stop_reason is not None or not limit.over or not isinstance(future.exception(), Stopped):
+            return future.result()  # else it left at a `checkpoint()` just before this loop's own timer
+        self._timed_out = True
+        raise TimeoutError
+
+    def _success(self, value: Any) -> Outcome:
+        if value is None:
+            return SUCCESS
+        try:
+            return Outcome(ending=Ending.SUCCEEDED, value=payload.encode(payload.plain(value), what="the value"))
+        except InvalidArguments as error:
+            self._dropped(self, clip(str(error)))
+            return SUCCESS
+        except Exception as error:  # noqa: BLE001 - a model's own property or serializer may raise anything
+            self._dropped(self, clip(f"{type(error).__name__}: {error}"))
+            return SUCCESS
+
+    def _from(self, error: BaseException) -> Outcome:
+        """The outcome of an attempt that raised."""
+        if self.stop_reason is not None and not isinstance(error, Exception):
+            return self._stopped()
+        if self.stop_reason == "lost" or (isinstance(error, LeaseLost) and self.context._left):
+            return Outcome(ending=Ending.LOST)
+        if self.stop_reason == "drain" and self._runner is None:
+            return self._stopped()  # what its clean-up raised is not the job's error
+        if isinstance(error, JobCancelled | Stopped) and self.stop_reason is not None:
+            return self._stopped()
+        if self.stop_reason is not None and self._running is not None and not self.unstoppable:
+            return self._stopped()  # a process that was ended
+        if isinstance(error, Busy) and self._runner is not None and self._running is None:
+            return Outcome(ending=Ending.RETURNED)  # the last free process went to another worker of this server
+        if isinstance(error, Snooze):
+            words = "Snooze: a task that starts at most once cannot be tried again" if self.job.at_most_once else None
+            return Outcome(ending=Ending.SNOOZED, delay=error.delay_us, error=words)
+        if isinstance(error, Cancel):
+            return Outcome(ending=Ending.CANCELLED, reason=clip(str(error.reason or "by the task"), 64))
+        words = clip(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
+        trace = clip("".join(traceback.format_exception(error)), MAX_TRACEBACK)
+        if self._timed_out:
+            words = f"TimeoutError: ran longer than its timeout of {self.timeout:g} s"
+            return Outcome(
+                ending=Ending.TIMEOUT, error=words, traceback=trace, retryable=self.retry.wants(TimeoutError())
+            )
+        retryable = isinstance(error, Exception) and self.retry.wants(error)
+        if isinstance(error, asyncio.CancelledError):
+            retryable, words = True, "CancelledError: the function's own await was cancelled"
+        return Outcome(ending=Ending.ERROR, error=words, traceback=trace, retryable=retryable)
+
+    def _stopped(self) -> Outcome:
+        if self.stop_reason == "drain":
+            return Outcome(ending=Ending.DRAINED)
+        if self.stop_reason == "lost":
+            return Outcome(ending=Ending.LOST)
+        return Outcome(ending=Ending.CANCELLED, reason="requested")
+
+
+def retry_in_force(task: Task[Any, Any] | None, job: Claimed) -> Retry:
+    """The row's numbers with the code's exception classes; the code's own where the row's cannot be read."""
+    own = task.settings.retry if task is not None else Retry()
+    return replace(stored_retry(job.retry, own), on=own.on, give_up_on=own.give_up_on)
+
+
+def clip(text: str, length: int = MAX_ERROR) -> str:
+    """`text`, with its middle left out when it is longer than `length`; lone surrogates made visible."""
+    text = text.encode("utf-8", "backslashreplace").decode("utf-8").replace("\x00", "\\x00")
+    if len(text) <= length:
+        return text
+    half = (length - 3) // 2
+    return f"{text[:half]} … {text[-half:]}"

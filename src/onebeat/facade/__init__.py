@@ -1,1 +1,0 @@
-"""What a scheduler offers: definitions, and the collections of jobs and schedules."""

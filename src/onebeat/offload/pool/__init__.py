@@ -1,0 +1,1 @@
+"""Thread pools with bounded queues, and the calls that run in them."""

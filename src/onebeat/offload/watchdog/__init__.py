@@ -1,0 +1,1 @@
+"""The event-loop watchdog and its reports of stalls."""

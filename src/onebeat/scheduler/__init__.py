@@ -1,0 +1,1 @@
+"""The Scheduler and the collections it offers: jobs, schedules, queues, workers, locks."""

@@ -1,0 +1,163 @@
+"""`scheduler.jobs`: look at jobs, wait for them, change them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import timedelta
+from uuid import UUID
+
+from onebeat.errors import ConfigurationError, InvalidArguments, JobExists, JobNotFound
+from onebeat.model.checks import Seconds, check_filters
+from onebeat.model.info import AttemptInfo, JobInfo, Page
+from onebeat.model.job import FINAL, JobState
+from onebeat.scheduler.watcher import Watcher
+from onebeat.store import reports
+from onebeat.store.connection.database import Database
+from onebeat.store.jobs import control
+from onebeat.tracking.ids import check_tracking_id
+
+
+class Jobs:
+    """The jobs in the database, of every process. Ids are UUIDs or their text."""
+
+    def __init__(
+        self,
+        database: Callable[[], Database],
+        watcher: Callable[[], Watcher],
+        *,
+        woken: Callable[[], None],
+        prune: Callable[[], Awaitable[int]],
+    ) -> None:
+        self._database = database
+        self._watcher = watcher
+        self._woken = woken
+        self._prune = prune
+
+    async def get(self, id: UUID | str) -> JobInfo:
+        """The job as it is now; raises `JobNotFound`."""
+        info: JobInfo = await self._database().read(reports.job, _uuid(id))
+        return info.bound(self)
+
+    async def list(
+        self,
+        *,
+        state: JobState | str | None = None,
+        task: str | None = None,
+        queue: str | None = None,
+        schedule_id: str | None = None,
+        tracking_id: str | None = None,
+        tag: str | None = None,
+        limit: int = 100,
+        cursor: str | None = None,
+    ) -> Page[JobInfo]:
+        """Jobs that fit every filter given, newest first, at most `limit` (1,000) a page.
+
+        `cursor` is that of the page before. Raises `ConfigurationError` for a filter that no job can fit, such as a
+        name with a blank or an unknown state, and for a cursor that is none.
+        """
+        _check(state, tracking_id, tag=tag, task=task, queue=queue, schedule_id=schedule_id)
+        page: Page[JobInfo] = await self._database().read(
+            reports.jobs,
+            limit=max(1, min(limit, 1000)),
+            cursor=cursor,
+            state=state,
+            task=task,
+            queue=queue,
+            schedule_id=schedule_id,
+            tracking_id=tracking_id,
+            tag=tag,
+        )
+        return Page(tuple(item.bound(self) for item in page), page.cursor)
+
+    async def count(
+        self,
+        *,
+        state: JobState | str | None = None,
+        task: str | None = None,
+        queue: str | None = None,
+        schedule_id: str | None = None,
+        tracking_id: str | None = None,
+        tag: str | None = None,
+    ) -> int:
+        """How many jobs fit every filter given; refuses filters as `list` does."""
+        _check(state, tracking_id, tag=tag, task=task, queue=queue, schedule_id=schedule_id)
+        counts = await self._database().read(
+            reports.count_jobs,
+            state=state,
+            task=task,
+            queue=queue,
+            schedule_id=schedule_id,
+            tracking_id=tracking_id,
+            tag=tag,
+        )
+        return sum(counts.values())
+
+    async def attempts(self, id: UUID | str) -> Sequence[AttemptInfo]:
+        """The attempts worth remembering, in order: all but a success at the first try. Raises `JobNotFound`."""
+        found = await self._database().read(reports.attempts, _uuid(id))
+        if not found:
+            await self.get(id)
+        return found
+
+    async def cancel(self, id: UUID | str) -> JobInfo:
+        """Cancel: at once when not started; a running function is asked to stop and learns it within 2 s."""
+        await self._database().write(control.cancel, [_uuid(id)])
+        return await self.get(id)
+
+    async def retry(self, id: UUID | str) -> JobInfo:
+        """Queue an ended job again, with fresh budgets. Raises `JobExists` when it has not ended, `JobNotFound`."""
+        if not await self._database().write(control.retry, _uuid(id)):
+            info = await self.get(id)
+            raise JobExists(f"job {info.id} is {info.state}; only an ended job can be retried")
+        self._woken()
+        return await self.get(id)
+
+    async def wait(self, id: UUID | str, timeout: Seconds | None = None) -> JobInfo:
+        """Return the ended job; `TimeoutError` after `timeout` (seconds or a timedelta), `JobNotFound`."""
+        patience = _patience(timeout)
+        info = await self.get(id)
+        if info.state not in FINAL:
+            try:
+                await self._watcher().wait(info.id, patience)
+            except TimeoutError:
+                raise TimeoutError(f"job {info.id} ({info.task}) has not ended within {patience:g} s") from None
+            info = await self.get(id)
+        return info
+
+    async def delete(self, id: UUID | str) -> None:
+        """Delete an ended job with its history. Raises `JobExists` when it has not ended, `JobNotFound`."""
+        if not await self._database().write(control.remove, [_uuid(id)]):
+            info = await self.get(id)
+            raise JobExists(f"job {info.id} is {info.state}; cancel it and wait for its end before deleting it")
+
+    async def prune(self) -> int:
+        """Delete what is older than the retention now; the number of jobs deleted."""
+        return await self._prune()
+
+
+def _check(state: JobState | str | None, tracking_id: str | None, **names: str | None) -> None:
+    """Refuse filters that no job can fit."""
+    if state is not None and state not in list(JobState):
+        raise ConfigurationError(f"no job is ever {str(state)[:60]!r}; states are {', '.join(JobState)}")
+    check_tracking_id(tracking_id)
+    check_filters(**names)
+
+
+def _patience(timeout: Seconds | None) -> float | None:
+    """Seconds to wait, None without limit; what is left of a deadline that is over may be negative."""
+    seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
+    if seconds is None or seconds == math.inf:
+        return None
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or math.isnan(seconds):
+        raise InvalidArguments(f"timeout={timeout!r:.40} is no duration; give seconds, a timedelta, or None")
+    return float(seconds)
+
+
+def _uuid(id: UUID | str) -> UUID:
+    if isinstance(id, UUID):
+        return id
+    try:
+        return UUID(id)
+    except (ValueError, AttributeError, TypeError):
+        raise JobNotFound(f"{str(id)[:60]!r} is no job id; ids are UUIDs") from None

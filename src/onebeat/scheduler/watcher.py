@@ -1,0 +1,90 @@
+"""One watcher a process serves every `job.wait()`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from uuid import UUID
+
+from onebeat.errors import DatabaseUnavailable, JobNotFound
+from onebeat.model.events import Event, trouble
+from onebeat.model.job import FINAL
+from onebeat.store import reports
+from onebeat.store.connection.database import Database
+
+SOONEST = 0.02  # seconds between looks at first
+LATEST = 1.0  # and at last
+AT_ONCE = 500  # jobs looked at in one statement
+
+
+class Watcher:
+    """Looks at all waited-for jobs in one statement; a settlement in this process is noticed at once."""
+
+    def __init__(self, database: Database, announce: Callable[[Event], None] = lambda _: None) -> None:
+        self._database = database
+        self._announce = announce
+        self._waiting: dict[UUID, set[asyncio.Future[None]]] = {}
+        self._task: asyncio.Task[None] | None = None
+        self._woken = asyncio.Event()
+
+    async def wait(self, id: UUID, timeout: float | None) -> None:
+        """Return when the job has ended; `TimeoutError` after `timeout` seconds, `JobNotFound` when there is none."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(id, set()).add(future)
+        self._woken.set()
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._watch(), name="onebeat-watcher")
+        try:
+            async with asyncio.timeout(timeout):
+                await future
+        finally:
+            futures = self._waiting.get(id, set())
+            futures.discard(future)
+            if not futures:
+                self._waiting.pop(id, None)
+
+    def ended(self, id: UUID) -> None:
+        """A job ended in this process."""
+        if id in self._waiting:
+            self._woken.set()
+
+    async def close(self) -> None:
+        """Stop looking; those who wait are cancelled."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait({self._task})
+        for future in [future for futures in self._waiting.values() for future in futures]:
+            future.cancel()
+
+    async def _watch(self) -> None:
+        delay = SOONEST
+        while self._waiting:
+            self._woken.clear()
+            try:
+                await self._look()
+            except DatabaseUnavailable:  # those who wait have timeouts of their own; look again when it may be back
+                delay = LATEST
+            except Exception as error:  # noqa: BLE001 - announced; those who wait must not wait for ever
+                delay = LATEST
+                self._announce(trouble("watcher", error, delay))
+            timer = asyncio.get_running_loop().call_later(delay, self._woken.set)
+            await self._woken.wait()
+            delay = min(delay * 1.5, LATEST) if asyncio.get_running_loop().time() >= timer.when() else SOONEST
+            timer.cancel()
+
+    async def _look(self) -> None:
+        waiting = list(self._waiting)
+        for first in range(0, len(waiting), AT_ONCE):
+            ids = waiting[first : first + AT_ONCE]
+            self._tell(ids, await self._database.read(reports.states, ids))
+
+    def _tell(self, ids: Sequence[UUID], states: Mapping[UUID, str]) -> None:
+        for id in ids:
+            if id in states and states[id] not in FINAL:
+                continue
+            for future in self._waiting.get(id, ()):
+                if not future.done():
+                    if id in states:
+                        future.set_result(None)
+                    else:
+                        future.set_exception(JobNotFound(f"no job {id}; it may have been pruned"))

@@ -1,0 +1,310 @@
+"""onebeat's own way to the database: read and write transactions, retry on busy or deadlock, unknown commits."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+from sqlalchemy.engine import URL
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from onebeat.errors import NotStarted
+from onebeat.store.connection.server_pool import Pool
+from onebeat.store.connection.sqlite_threads import Lanes
+from onebeat.store.connection.targets import Target, aim
+from onebeat.store.dialects.base import Dialect
+from onebeat.store.faults import Fault
+from onebeat.store.tables import Tables
+from onebeat.store.tx import CommitUnknown as CommitUnknown, Ground, Points as Points, Tx as Tx, explain_fault
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+CALL_LIMIT = 30.0  # seconds for one try of one transaction
+HEARTBEAT_LIMIT = 10.0  # seconds; below the beat of 15
+START_TIMEOUT = 30.0  # seconds
+_INHERITED: list[Lanes | Pool] = []  # kept for ever, so that nothing of it is ever finalised
+
+
+class Database:
+    """The database as the store sees it; building it does no I/O.
+
+    `read`, `write` and `write_one` run a plain function `fn(tx, *args)`; see `write` for what that function must keep.
+    """
+
+    def __init__(
+        self,
+        target: str | URL | AsyncEngine | Callable[[], AsyncEngine],
+        *,
+        tables: Tables,
+        pool_size: int = 3,
+        sqlite_synchronous: str = "FULL",
+        sqlite_allow_network: bool = False,
+        clock: Callable[[], int] | None = None,
+        points: Points | None = None,
+        role: str = "all",
+        call_limit: float = CALL_LIMIT,
+    ) -> None:
+        self._target: Target = aim(target)
+        self._given = target
+        self._ground = Ground(tables, self._target.dialect, clock, points)
+        self._pool_size = min(pool_size, 2) if role == "client" else pool_size
+        self._limit = call_limit
+        self._synchronous = sqlite_synchronous
+        self._allow_network = sqlite_allow_network
+        self._role = role
+        self._backend: Lanes | Pool | None = None
+        self._owner: Database | None = None  # whose threads this sibling shares
+        self._urgent = False
+        self._pid = 0
+        self.offset_us = 0  # database minus local clock, as last measured
+        self.cautions: list[str] = []  # what an operator should know about this server, found at open
+
+    @property
+    def tables(self) -> Tables:
+        """The tables all statements speak of."""
+        return self._ground.tables
+
+    @property
+    def dialect(self) -> Dialect:
+        """The answers in which databases differ."""
+        return self._ground.dialect
+
+    @property
+    def url(self) -> URL:
+        """The URL opened; its `repr` and `str` hide the password."""
+        return self._target.url
+
+    @property
+    def where(self) -> str:
+        """The database for people, without the password."""
+        return self._target.where
+
+    def __repr__(self) -> str:
+        return f"<Database {self.where}>"
+
+    # ── life ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+    async def open(self, timeout: float = START_TIMEOUT) -> None:
+        """Connect, trying again within `timeout` seconds while the database cannot be reached.
+
+        Raises `DatabaseUnavailable` when it stays so, at once for a refused login, a missing database, a read-only or
+        damaged file; `ConfigurationError` for a server or library too old and for a file on a network file system.
+        """
+        self._leave_inherited()
+        if self._backend is not None or (self._owner is not None and self._owner._backend is not None):
+            return
+        backend = self._make_backend()
+        loop = asyncio.get_running_loop()
+        deadline, pause = loop.time() + timeout, 0.1
+        while True:
+            try:
+                async with asyncio.timeout_at(deadline):
+                    self.cautions = await backend.open()
+                break
+            except Exception as error:
+                await backend.close()
+                fault = self.dialect.classify(error)
+                if not fault.passing or fault is Fault.READ_ONLY or loop.time() + pause >= deadline:
+                    final = explain_fault(fault, error, self.where)
+                    if final is error:
+                        raise
+                    raise final from error
+                backend = self._make_backend()
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, 2.0)
+        self._backend = backend
+        self._pid = os.getpid()
+
+    def _make_backend(self) -> Lanes | Pool:
+        if self.dialect.one_writer:
+            return Lanes(
+                self.url,
+                self._ground,
+                synchronous=self._synchronous,
+                allow_network=self._allow_network,
+                where=self.where,
+            )
+        return Pool(self._target.engine, self._ground, size=self._pool_size, limit=self._limit, where=self.where)
+
+    async def close(self) -> None:
+        """Finish the calls under way and close what was opened; harmless when nothing is open."""
+        self._leave_inherited()
+        backend, self._backend = self._backend, None
+        if backend is not None:
+            await backend.close()
+
+    def _leave_inherited(self) -> None:
+        """After a fork: what the parent opened is neither used nor closed here; closing could harm the parent's."""
+        if self._backend is not None and self._pid != os.getpid():
+            _INHERITED.append(self._backend)
+            self._backend = None
+
+    async def __aenter__(self) -> Database:
+        await self.open()
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.close()
+
+    # ── verbs ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+    async def read(self, fn: Callable[Concatenate[Tx, P], R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run `fn(tx, …)` for its answer; it must not write. On a server each statement sees what is committed then."""
+        return await self._open_backend().run(partial(_call, fn, args, kwargs), write=False, single=True)
+
+    async def write(self, fn: Callable[Concatenate[Tx, P], R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run `fn(tx, …)` in one transaction and return its value after the commit.
+
+        `fn` has no effect but its SQL, for it may run more than once: after busy, deadlock and serialisation, beside a
+        failing neighbour in a group commit, and **after a COMMIT whose answer was lost**. So running again after a
+        success must be harmless and recognised: by ids and tokens made before the call (an insert that finds its own
+        id, a compare-and-set whose outcome names its token). `CommitUnknown` is raised when no later try got an answer.
+
+        Raises `DatabaseUnavailable` when tries are over, `SchemaOutOfDate` when tables are missing, else what `fn` or
+        SQLAlchemy raised. A caller cancelled in mid-call gets `CancelledError` at once; the transaction still runs to
+        its end on its own.
+        """
+        return await self._open_backend().run(partial(_call, fn, args, kwargs), write=True, single=False)
+
+    async def write_one(self, fn: Callable[Concatenate[Tx, P], R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """As `write`, for an `fn` whose only writing is one statement: on a server it commits by itself."""
+        return await self._open_backend().run(partial(_call, fn, args, kwargs), write=True, single=True)
+
+    async def write_unflushed(self, fn: Callable[Concatenate[Tx, P], R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """As `write_one`, for a change that a crash of the machine may undo; what `fn` sends is `Dialect.unflushed`."""
+        call = partial(_call, fn, args, kwargs)
+        return await self._open_backend().run(call, write=True, single=True, flushed=False)
+
+    async def exclusive(self, fn: Callable[[Tx], R], *, patience: float) -> R:
+        """As `write`, for work that may wait and take long (migrations): `patience` seconds for locks, five minutes."""
+        return await self._open_backend().run(fn, write=True, single=False, patience=patience, limit=300.0)
+
+    async def measure_offset(self) -> int:
+        """Measure and keep `offset_us`, the database's clock minus the local one, by the midpoint of one read."""
+        if self.dialect.one_writer and self._ground.clock is None:
+            return 0  # SQLite reads this machine's clock
+
+        def timed(tx: Tx) -> int:
+            before = time.time_ns() // 1000
+            now = tx.now()
+            return now - (before + time.time_ns() // 1000) // 2
+
+        self.offset_us = await self.read(timed)
+        return self.offset_us
+
+    # ── siblings ──────────────────────────────────────────────────────────────────────────────────────────────────────
+    def heartbeat_database(self) -> Database:
+        """A sibling for another thread's event loop, with one connection of its own.
+
+        On SQLite it uses this database's threads, ahead of whatever waits there: a connection of its own would only
+        compete for the same file lock.
+        """
+        sibling = self._sibling()
+        sibling._urgent = True
+        sibling._limit = min(self._limit, HEARTBEAT_LIMIT)
+        return sibling
+
+    def sync(self) -> SyncDatabase:
+        """The same verbs, blocking, for threads and scripts; never on an event loop's own thread."""
+        return SyncDatabase(self._sibling())
+
+    def _sibling(self) -> Database:
+        sibling = Database(
+            self._given,
+            tables=self.tables,
+            pool_size=1,
+            sqlite_synchronous=self._synchronous,
+            sqlite_allow_network=self._allow_network,
+            clock=self._ground.clock,
+            points=self._ground.points,
+            role=self._role,
+            call_limit=self._limit,
+        )
+        if self.dialect.one_writer:
+            sibling._owner = self
+        return sibling
+
+    def _open_backend(self) -> Lanes | Pool:
+        owner = self if self._backend is not None or self._owner is None else self._owner
+        if owner._backend is None:
+            raise NotStarted("the database is not open; start the scheduler, or open the database, first")
+        if owner._pid != os.getpid():
+            raise NotStarted(
+                f"the database was opened in process {owner._pid} and is used in its child {os.getpid()} after a fork; "
+                "open it in the child (start the scheduler after the fork)"
+            )
+        return owner._backend.urgent() if self._urgent else owner._backend
+
+
+def _call(fn: Callable[..., R], args: Any, kwargs: Any, tx: Tx) -> R:
+    return fn(tx, *args, **kwargs)
+
+
+class SyncDatabase:
+    """The verbs of `Database`, blocking, with a connection of its own; `with database.sync() as db:`."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+
+    @property
+    def tables(self) -> Tables:
+        """The tables all statements speak of."""
+        return self._database.tables
+
+    def open(self, timeout: float = START_TIMEOUT) -> None:
+        """As `Database.open`."""
+        if self._thread is not None:
+            return
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="onebeat-sync", daemon=True)
+        self._thread.start()
+        try:
+            asyncio.run_coroutine_threadsafe(self._database.open(timeout), self._loop).result()
+        except BaseException:
+            self._end_thread()
+            raise
+
+    def close(self) -> None:
+        """As `Database.close`."""
+        if self._loop is not None:
+            asyncio.run_coroutine_threadsafe(self._database.close(), self._loop).result()
+            self._end_thread()
+
+    def _end_thread(self) -> None:
+        loop, thread, self._loop, self._thread = self._loop, self._thread, None, None
+        if loop is not None and thread is not None:
+            loop.call_soon_threadsafe(loop.stop)
+            thread.join()
+            loop.close()
+
+    def __enter__(self) -> SyncDatabase:
+        self.open()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def read(self, fn: Callable[Concatenate[Tx, P], R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """As `Database.read`."""
+        return self._run(partial(_call, fn, args, kwargs), write=False, single=True)
+
+    def write(self, fn: Callable[Concatenate[Tx, P], R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """As `Database.write`."""
+        return self._run(partial(_call, fn, args, kwargs), write=True, single=False)
+
+    def write_one(self, fn: Callable[Concatenate[Tx, P], R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """As `Database.write_one`."""
+        return self._run(partial(_call, fn, args, kwargs), write=True, single=True)
+
+    def _run(self, call: Callable[[Tx], R], *, write: bool, single: bool) -> R:
+        backend = self._database._open_backend()
+        if isinstance(backend, Lanes):
+            return backend.run_blocking(call, write=write)
+        assert self._loop is not None
+        return asyncio.run_coroutine_threadsafe(backend.run(call, write=write, single=single), self._loop).result()

@@ -1,0 +1,126 @@
+"""From what the user gave (URL, engine or function) to an engine of onebeat's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import make_url
+from sqlalchemy.engine import URL
+from sqlalchemy.exc import ArgumentError
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.pool import NullPool
+
+from onebeat.errors import ConfigurationError
+from onebeat.store.connection.sqlite_file import file_of
+from onebeat.store.dialects.base import Dialect
+from onebeat.store.dialects.by_url import dialect_for
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where the database is and how to open it; it makes no connection."""
+
+    url: URL
+    dialect: Dialect
+    engine: Callable[[dict[str, Any]], AsyncEngine]  # from connect arguments to a new engine
+
+    @property
+    def where(self) -> str:
+        """For people: the URL with a file's whole path, and without the password and the query, which may hold one."""
+        return _shown(self.url)
+
+
+def aim(target: str | URL | AsyncEngine | Callable[[], AsyncEngine]) -> Target:
+    """Read what the user gave; no I/O.
+
+    Raises `ConfigurationError` for a URL that cannot be read, an unknown scheme or a driver that is not installed.
+
+    >>> aim("sqlite+aiosqlite:////srv/app.db").where
+    'sqlite+pysqlite:////srv/app.db'
+    """
+    if isinstance(target, AsyncEngine):
+        return _from_engine(lambda: target, target.url)
+    if callable(target):
+        return _from_engine(lambda: _made_by(target), _made_by(target).url)
+    if not isinstance(target, str | URL):
+        raise ConfigurationError(
+            f"database is a {type(target).__name__}; give a URL, an AsyncEngine, or a function that returns a new one"
+        )
+    return _from_url(_read(target))
+
+
+def told(target: str | URL | AsyncEngine | Callable[[], AsyncEngine]) -> str:
+    """The same for people, of whatever was given; calls no function and never raises.
+
+    >>> told("postgresql://shop:secret@db/shop?sslpassword=secret")
+    'postgresql://shop:***@db/shop'
+    """
+    if isinstance(target, AsyncEngine):
+        return _shown(target.url)
+    if callable(target):
+        return f"the engine of {getattr(target, '__qualname__', type(target).__name__)}()"
+    try:
+        return _shown(make_url(target))
+    except (ArgumentError, ValueError):
+        return "a database URL that cannot be read"
+
+
+def _shown(url: URL) -> str:
+    with suppress(ConfigurationError):  # a scheme that onebeat does not know
+        if dialect_for(url).one_writer and (file := file_of(url)) is not None:
+            url = url.set(database=str(file))
+    return url.set(query={}).render_as_string(hide_password=True)
+
+
+def _read(text: str | URL) -> URL:
+    try:
+        url = make_url(text)
+    except (ArgumentError, ValueError):
+        raise ConfigurationError(
+            "the database URL cannot be read; it looks like sqlite:///app.db or "
+            "postgresql://user:password@host:5432/name, with special characters written as %40, %2F, …"
+        ) from None
+    dialect_for(url)
+    return url
+
+
+def _from_url(given: URL) -> Target:
+    dialect = dialect_for(given)
+    url, own = dialect.adapt(given)
+    dialect.require_driver()
+
+    def engine(connect_args: dict[str, Any]) -> AsyncEngine:
+        return create_async_engine(url, connect_args={**own, **connect_args}, **_OPTIONS)
+
+    return Target(url, dialect, engine)
+
+
+def _from_engine(make: Callable[[], AsyncEngine], url: URL) -> Target:
+    dialect = dialect_for(url)
+    if dialect.one_writer:
+        return _from_url(url)
+
+    def engine(connect_args: dict[str, Any]) -> AsyncEngine:
+        def connect() -> Any:
+            # The pool's creator knows the engine's URL, connect_args, creator and `do_connect` listeners. A function is
+            # called for each connection: a token it put into its engine may be too old for the next one.
+            return make().sync_engine.pool._creator()  # type: ignore[call-arg]  # the record it may take is for pools
+
+        return create_async_engine(url, creator=connect, **_OPTIONS)
+
+    return Target(url, dialect, engine)
+
+
+_OPTIONS: dict[str, Any] = {"poolclass": NullPool, "hide_parameters": True, "isolation_level": "AUTOCOMMIT"}
+
+
+def _made_by(function: Callable[[], AsyncEngine]) -> AsyncEngine:
+    engine = function()
+    if not isinstance(engine, AsyncEngine):
+        raise ConfigurationError(
+            f"the function given as database returned {type(engine).__name__}; it must return a new AsyncEngine"
+        )
+    return engine

@@ -1,0 +1,1 @@
+"""Jobs as rows: insert, claim, settle, rescue, control."""

@@ -1,0 +1,123 @@
+"""Jobs as people change them: cancel, retry, progress, delete, prune."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from uuid import UUID
+
+from sqlalchemy import ColumnElement, delete, null, or_, select, update
+
+from onebeat.model.job import FINAL, JobState
+from onebeat.store.connection.database import Tx
+from onebeat.store.jobs.settle import mine, release
+from onebeat.store.sql import RUNNING, padded, word
+
+DELETED_AT_ONCE = 1000  # by primary key, so that no range is locked and no transaction grows long
+
+
+def cancel(tx: Tx, ids: Sequence[UUID]) -> None:
+    """Cancel: jobs that have not started end at once, running ones are asked to; ended ones stay as they are."""
+    table = tx.tables.jobs
+    query = select(table.c.id, table.c.state, table.c.schedule_id).where(table.c.id.in_(padded(ids)))
+    rows = tx.execute(tx.dialect.lock_rows(query)).all()
+    resting = [row for row in rows if row.state not in (*FINAL, JobState.RUNNING)]
+    running = [row.id for row in rows if row.state == JobState.RUNNING]
+    if resting:
+        tx.execute(
+            update(table)
+            .where(table.c.id.in_(padded([row.id for row in resting])))
+            .values(
+                state=str(JobState.CANCELLED),
+                reason="requested",
+                cancel_requested_us=tx.clock,
+                finished_us=tx.clock,
+                unique_slot=null(),
+                waits_for=null(),
+            )
+        )
+        release(tx, {row.schedule_id for row in resting if row.schedule_id and row.state != JobState.WAITING})
+    if running:
+        tx.execute(
+            update(table)
+            .where(table.c.id.in_(padded(running)), table.c.state == RUNNING, table.c.cancel_requested_us.is_(None))
+            .values(cancel_requested_us=tx.clock)
+        )
+
+
+def retry(tx: Tx, id: UUID) -> bool:
+    """Queue an ended job again with both budgets at 0; `attempt` goes on. False: it has not ended."""
+    table = tx.tables.jobs
+    result = tx.execute(
+        update(table)
+        .where(table.c.id == id, table.c.state.in_([word(state) for state in FINAL]))
+        .values(
+            state=str(JobState.QUEUED),
+            reason=null(),
+            errors=0,
+            crashes=0,
+            error=null(),
+            value=null(),
+            finished_us=null(),
+            cancel_requested_us=null(),
+            lease_token=null(),
+            run_at_us=tx.clock,
+        )
+    )
+    return bool(result.rowcount)
+
+
+def progress(tx: Tx, id: UUID, token: str, text: str) -> bool:
+    """Write how far the work is, if the claim still holds."""
+    table = tx.tables.jobs
+    result = tx.execute(update(table).where(table.c.id == id, mine(tx, token)).values(progress=text))
+    return bool(result.rowcount)
+
+
+def note_overrun(tx: Tx, id: UUID, token: str) -> bool:
+    """Say on the row that a thread ran past its timeout; it keeps running, so the job does."""
+    table = tx.tables.jobs
+    result = tx.execute(update(table).where(table.c.id == id, mine(tx, token)).values(reason="timeout"))
+    return bool(result.rowcount)
+
+
+def owned(tx: Tx, id: UUID, token: str) -> bool:
+    """Whether the claim still holds."""
+    table = tx.tables.jobs
+    return tx.execute(select(table.c.id).where(table.c.id == id, mine(tx, token))).first() is not None
+
+
+def remove(tx: Tx, ids: Sequence[UUID]) -> int:
+    """Delete ended jobs with their attempts and tags; running and coming ones stay."""
+    if not ids:
+        return 0
+    table = tx.tables.jobs
+    ended = table.c.state.in_([word(state) for state in FINAL])
+    query = tx.dialect.skip_locked(select(table.c.id).where(table.c.id.in_(padded(ids)), ended))
+    found = [row.id for row in tx.execute(query)]
+    if found:
+        keys = padded(found)
+        tx.execute(delete(tx.tables.attempts).where(tx.tables.attempts.c.job_id.in_(keys)))
+        tx.execute(delete(tx.tables.job_tags).where(tx.tables.job_tags.c.job_id.in_(keys)))
+        tx.execute(delete(table).where(table.c.id.in_(keys), ended))
+    return len(found)
+
+
+def prune(tx: Tx, *, well: int | None, failed: int | None, limit: int = DELETED_AT_ONCE) -> int:
+    """Delete up to `limit` ended jobs: succeeded and cancelled ones older than `well`, failed ones older than `failed`.
+
+    Both are ages in microseconds on the database's clock; None keeps them.
+    """
+    table = tx.tables.jobs
+    now = tx.now()
+    old: list[ColumnElement[bool]] = []
+    if well is not None:
+        states = [word(JobState.SUCCEEDED), word(JobState.CANCELLED)]
+        old.append(table.c.state.in_(states) & (table.c.finished_us < now - well))
+    if failed is not None:
+        old.append((table.c.state == word(JobState.FAILED)) & (table.c.finished_us < now - failed))
+    if not old:
+        return 0
+    query = (
+        select(table.c.id).where(table.c.finished_us.is_not(None), or_(*old)).order_by(table.c.finished_us).limit(limit)
+    )
+    return remove(tx, [row.id for row in tx.execute(query)])

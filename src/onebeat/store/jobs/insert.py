@@ -1,0 +1,85 @@
+"""Insert jobs, and move due ones to the queue."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import func, select, update
+
+from onebeat.model import payload
+from onebeat.model.job import JobState, NewJob
+from onebeat.store.connection.database import Tx
+from onebeat.store.sql import SCHEDULED, padded
+
+PROMOTED_AT_ONCE = 500  # one batch stays a short transaction
+
+
+def add(tx: Tx, jobs: Sequence[NewJob]) -> None:
+    """Store the jobs. Running it again after a commit whose answer was lost stores nothing twice."""
+    table = tx.tables.jobs
+    if len(jobs) == 1:
+        row = _row(jobs[0])
+        row["created_us"] = tx.clock
+        if jobs[0].run_at is None:
+            row["run_at_us"] = tx.clock
+        tx.execute(tx.dialect.insert_ignore(table).values(row))
+    elif jobs:
+        now = tx.now()
+        rows = [_row(job) | {"created_us": now} for job in jobs]
+        for row in rows:
+            row["run_at_us"] = now if row["run_at_us"] is None else row["run_at_us"]
+        tx.execute(tx.dialect.insert_ignore(table), rows)
+    tags = [{"job_id": job.id, "tag": tag} for job in jobs for tag in dict.fromkeys(job.tags)]
+    if tags:
+        tx.execute(tx.dialect.insert_ignore(tx.tables.job_tags), tags)
+
+
+def _row(job: NewJob) -> dict[str, Any]:
+    return {
+        "id": job.id,
+        "task": job.task,
+        "signature": job.signature,
+        "args": job.args,
+        "queue": job.queue,
+        "rank": -job.priority,
+        "state": str(job.state),
+        "run_at_us": job.run_at,
+        "waits_for": job.waits_for,
+        "max_attempts": job.max_attempts,
+        "retry": job.retry,
+        "timeout_us": job.timeout,
+        "at_most_once": job.at_most_once,
+        "schedule_id": job.schedule_id,
+        "fire_us": job.fire_us,
+        "tracking_id": job.tracking_id,
+        "carried": job.carried,
+        "tags": payload.encode(list(job.tags)) if job.tags else None,
+    }
+
+
+def promote(tx: Tx, limit: int = PROMOTED_AT_ONCE) -> tuple[int, int | None]:
+    """Queue up to `limit` scheduled jobs whose time has come; the count, and the earliest `run_at_us` that is left."""
+    table = tx.tables.jobs
+    due = tx.dialect.skip_locked(
+        select(table.c.id)
+        .where(table.c.state == SCHEDULED, table.c.run_at_us <= tx.clock)
+        .order_by(table.c.run_at_us)
+        .limit(limit)
+    )
+    ids = [row.id for row in tx.execute(due)]
+    if ids:
+        tx.execute(
+            update(table)
+            .where(table.c.id.in_(padded(ids)), table.c.state == SCHEDULED)
+            .values(state=str(JobState.QUEUED))
+        )
+    return len(ids), next_run_at(tx)
+
+
+def next_run_at(tx: Tx) -> int | None:
+    """The earliest `run_at_us` of the scheduled jobs."""
+    table = tx.tables.jobs
+    earliest = select(func.min(table.c.run_at_us)).where(table.c.state == SCHEDULED)
+    value: int | None = tx.execute(earliest).scalar()
+    return value

@@ -1,0 +1,1 @@
+"""Schedules as rows: declare, edit, fire, read."""

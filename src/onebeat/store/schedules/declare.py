@@ -1,0 +1,113 @@
+"""Schedules declared in code: their definitions, and which of several code versions' is in force."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import Row, select, update
+
+from onebeat.errors import OnebeatError, ScheduleExists
+from onebeat.model.definition import Definition
+from onebeat.store import workers
+from onebeat.store.connection.database import Tx
+from onebeat.store.schedules.edit import edited_row, new_row
+from onebeat.store.schedules.rows import trigger_from
+from onebeat.store.sql import padded, word
+
+CODE = word("code")
+
+
+def declare(tx: Tx, definitions: Sequence[Definition]) -> None:
+    """Store what this code declares and put the definition in force that `arbitrate` chooses.
+
+    Raises `ScheduleExists` when an id is taken by a schedule added at run time.
+    """
+    if not definitions:
+        return
+    now = tx.now()
+    seen = [
+        {"schedule_id": item.id, "hash": item.hash, "first_seen_us": now, "body": item.body}
+        for item in sorted(definitions, key=lambda item: item.id)
+    ]
+    tx.execute(tx.dialect.insert_ignore(tx.tables.definitions), seen)
+    rows = [new_row(item, now, source="code") | {"definition_hash": item.hash} for item in definitions]
+    tx.execute(tx.dialect.insert_ignore(tx.tables.schedules), sorted(rows, key=lambda row: str(row["id"])))
+    c = tx.tables.schedules.c
+    ids = padded([item.id for item in definitions])
+    taken = tx.execute(select(c.id).where(c.id.in_(ids), c.source != CODE).order_by(c.id)).first()
+    if taken is not None:
+        raise ScheduleExists(
+            f"schedule {taken.id!r} is declared in code, but one of that id was added at run time; "
+            "remove that one or give the declared one another id="
+        )
+    arbitrate(tx)
+
+
+def arbitrate(tx: Tx) -> list[str]:
+    """Put the newest definition that a live worker advertises in force; orphan what none does. The ids that changed.
+
+    "Newest" is by when a definition was first seen, so that a restarted old worker cannot win back (SEMANTICS 20).
+    """
+    c = tx.tables.schedules.c
+    rows = tx.execute(select(c.id, c.definition_hash, c.state).where(c.source == CODE)).all()
+    if not rows:
+        return []
+    chosen = in_force(tx)
+    wrong = [row.id for row in rows if _needs_change(row, chosen.get(row.id))]
+    if not wrong:
+        return []
+    now = tx.now()
+    query = select(tx.tables.schedules).where(c.id.in_(padded(wrong))).order_by(c.id)
+    locked = tx.execute(tx.dialect.lock_rows(query)).all()
+    chosen = in_force(tx)  # again: a newer worker may have declared while the locks were waited for
+    return [row.id for row in locked if _put_in_force(tx, row, chosen.get(row.id), now)]
+
+
+def in_force(tx: Tx) -> dict[str, tuple[str, str]]:
+    """Schedule id → (hash, body) of the definition that should be in force."""
+    advertised = workers.advertised(tx)
+    c = tx.tables.definitions.c
+    known = tx.execute(select(c.schedule_id, c.hash, c.first_seen_us, c.body)) if advertised else ()
+    best: dict[str, Row[Any]] = {}
+    for row in known:
+        if row.hash in advertised.get(row.schedule_id, ()):
+            other = best.get(row.schedule_id)
+            if other is None or (row.first_seen_us, row.hash) > (other.first_seen_us, other.hash):
+                best[row.schedule_id] = row
+    return {id: (row.hash, row.body) for id, row in best.items()}
+
+
+def _needs_change(row: Row[Any], chosen: tuple[str, str] | None) -> bool:
+    if chosen is None:
+        return str(row.state) == "active"
+    return bool(row.definition_hash != chosen[0] or row.state == "orphaned")
+
+
+def _put_in_force(tx: Tx, row: Row[Any], chosen: tuple[str, str] | None, now: int) -> bool:
+    if not _needs_change(row, chosen):
+        return False
+    table = tx.tables.schedules
+    if chosen is None:
+        values: dict[str, Any] = {"state": "orphaned"}
+    else:
+        definition = _readable_here(chosen[1])
+        if definition is None:
+            return False
+        values = {} if row.overridden else edited_row(row, definition, now, over_is_error=False)
+        values |= {"definition_hash": chosen[0], "updated_us": now}
+        if row.state == "orphaned":
+            over = values.get("next_fire_us", row.next_fire_us) is None
+            values["state"] = "finished" if over else "active"  # what came due meanwhile is decided by the policies
+    tx.execute(update(table).where(table.c.id == row.id).values(**values))
+    return True
+
+
+def _readable_here(body: str) -> Definition | None:
+    """The definition, None when a newer version wrote it in a way unknown here: its own workers put it in force."""
+    try:
+        definition = Definition.load(body)
+        trigger_from(definition.trigger)
+    except (OnebeatError, TypeError):  # a field this version needs is missing
+        return None
+    return definition

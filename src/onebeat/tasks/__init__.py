@@ -1,0 +1,1 @@
+"""What users declare: tasks, their signatures, and the routers that collect them."""

@@ -1,0 +1,188 @@
+"""A function's parameters: checked against the annotations at enqueue, restored to them when run."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+from pydantic.errors import PydanticSchemaGenerationError, PydanticUndefinedAnnotation
+
+from onebeat.errors import ConfigurationError, InvalidArguments
+from onebeat.model import payload
+from onebeat.tasks.context import JobContext
+
+EMPTY = '{"a":[],"k":{}}'
+_PLAIN = inspect.Parameter.empty
+
+
+class Signature:
+    """Packs a call into canonical JSON text and unpacks it again.
+
+    >>> def charge(user_id: int, note: str = "") -> None: ...
+    >>> packed = Signature(charge, "charge").pack(("7",), {})
+    >>> packed
+    '{"a":[],"k":{"user_id":7}}'
+    >>> Signature(charge, "charge").unpack(packed)
+    ((), {'user_id': 7})
+    """
+
+    def __init__(self, function: Callable[..., Any], name: str) -> None:
+        self._function = function
+        self._name = name
+
+    @cached_property
+    def _hints(self) -> dict[str, Any]:
+        try:
+            return typing.get_type_hints(inspect.unwrap(self._function), include_extras=True)
+        except NameError as error:
+            raise ConfigurationError(
+                f"task {self._name!r}: an annotation cannot be read ({error}); "
+                "import the name at run time, not under TYPE_CHECKING"
+            ) from error
+        except TypeError as error:
+            raise ConfigurationError(
+                f"task {self._name!r} is a {type(self._function).__qualname__}, not a function; wrap it in a `def`, "
+                "whose annotations say what it takes"
+            ) from error
+
+    @cached_property
+    def _full(self) -> inspect.Signature:
+        return inspect.signature(self._function)
+
+    @cached_property
+    def context_parameter(self) -> str | None:
+        """The parameter annotated `JobContext`, which the executor fills."""
+        found = [name for name in self._full.parameters if self._hints.get(name) is JobContext]
+        return found[0] if found else None
+
+    @cached_property
+    def _callable(self) -> inspect.Signature:
+        """What the enqueuing code may pass."""
+        kept = [p for name, p in self._full.parameters.items() if name != self.context_parameter]
+        return self._full.replace(parameters=kept)
+
+    @cached_property
+    def _adapters(self) -> dict[str, TypeAdapter[Any] | None]:
+        return {name: self._adapter(p) for name, p in self._callable.parameters.items()}
+
+    def _adapter(self, parameter: inspect.Parameter) -> TypeAdapter[Any] | None:
+        hint = self._hints.get(parameter.name, _PLAIN)
+        if hint is _PLAIN or hint is Any:
+            return None
+        try:
+            return TypeAdapter(hint)
+        except (PydanticSchemaGenerationError, PydanticUndefinedAnnotation) as error:
+            raise ConfigurationError(
+                f"task {self._name!r}: parameter {parameter.name!r} is annotated {hint!r}, which is not JSON; "
+                "pass a key and load the object inside the task"
+            ) from error
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hex digits that change when names, order, annotations or defaults change."""
+        words = [f"{p.kind.name} {p.name} {p.annotation!r} {p.default!r}" for p in self._callable.parameters.values()]
+        return hashlib.sha256("\n".join(words).encode()).hexdigest()[:16]
+
+    def check(self) -> None:
+        """Read every annotation now; raises `ConfigurationError` for one that cannot work."""
+        _ = self._adapters
+
+    def pack(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+        """Canonical JSON text of the arguments; raises `InvalidArguments`, naming the argument."""
+        if not args and not kwargs and not self._callable.parameters:
+            return EMPTY
+        try:
+            bound = self._callable.bind(*args, **kwargs)
+        except TypeError as error:
+            raise InvalidArguments(f"{self._name}{self._callable}: {error}") from None
+        positional: list[Any] = []
+        named: dict[str, Any] = {}
+        by_place = any(p.kind is p.VAR_POSITIONAL for p in self._callable.parameters.values())
+        for name, value in bound.arguments.items():
+            kind = self._callable.parameters[name].kind
+            if kind is inspect.Parameter.VAR_POSITIONAL:
+                positional.extend(self._plain(name, item) for item in value)
+            elif kind is inspect.Parameter.VAR_KEYWORD:
+                named.update({key: self._plain(name, item) for key, item in value.items()})
+            elif kind is inspect.Parameter.POSITIONAL_ONLY or (
+                by_place and kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
+            ):
+                positional.append(self._plain(name, value))
+            else:
+                named[name] = self._plain(name, value)
+        return payload.encode({"a": positional, "k": named}, what=f"the arguments of {self._name}")
+
+    def _plain(self, name: str, value: Any) -> Any:
+        adapter = self._adapters[name]
+        if adapter is None:
+            return value
+        try:
+            checked = adapter.validate_python(value)
+            return adapter.dump_python(checked, mode="json")
+        except ValidationError as error:
+            raise InvalidArguments(f"{self._name}: argument {name!r}: {_words(error)}") from None
+        except ValueError as error:
+            raise InvalidArguments(f"{self._name}: argument {name!r} cannot be stored as JSON: {error}") from None
+
+    def unpack(self, text: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments as the function wants them; raises `InvalidArguments` when they no longer fit the code."""
+        if text == EMPTY and not self._callable.parameters:
+            return (), {}
+        stored = payload.decode(text)
+        try:
+            bound = self._callable.bind(*stored["a"], **stored["k"])
+        except (TypeError, KeyError) as error:
+            raise InvalidArguments(f"{self._name}{self._callable}: the stored arguments do not fit: {error}") from None
+        for name, value in bound.arguments.items():
+            kind = self._callable.parameters[name].kind
+            if kind is inspect.Parameter.VAR_POSITIONAL:
+                bound.arguments[name] = tuple(self._restored(name, item) for item in value)
+            elif kind is inspect.Parameter.VAR_KEYWORD:
+                bound.arguments[name] = {key: self._restored(name, item) for key, item in value.items()}
+            else:
+                bound.arguments[name] = self._restored(name, value)
+        return bound.args[: self._places], _named(bound)
+
+    @cached_property
+    def _places(self) -> int | None:
+        parameters = self._callable.parameters.values()
+        if any(p.kind is p.VAR_POSITIONAL for p in parameters):
+            return None
+        return sum(p.kind is p.POSITIONAL_ONLY for p in parameters)
+
+    def _restored(self, name: str, value: Any) -> Any:
+        adapter = self._adapters[name]
+        if adapter is None:
+            return value
+        try:
+            return adapter.validate_python(value)
+        except ValidationError as error:
+            raise InvalidArguments(f"{self._name}: stored argument {name!r}: {_words(error)}") from None
+
+
+def _named(bound: inspect.BoundArguments) -> dict[str, Any]:
+    """What is passed by keyword: all but what `bound.args` already holds by place."""
+    parameters = bound.signature.parameters
+    by_place = any(p.kind is p.VAR_POSITIONAL for p in parameters.values())
+    named: dict[str, Any] = {}
+    for name, value in bound.arguments.items():
+        kind = parameters[name].kind
+        if kind is inspect.Parameter.VAR_KEYWORD:
+            named.update(value)
+        elif kind is inspect.Parameter.KEYWORD_ONLY or (
+            kind is inspect.Parameter.POSITIONAL_OR_KEYWORD and not by_place
+        ):
+            named[name] = value
+    return named
+
+
+def _words(error: ValidationError) -> str:
+    """What is wrong, without the value itself: it may be a secret."""
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    place = "".join(f"[{part!r}]" for part in first["loc"])
+    return f"{place} {first['msg']}".strip()
