@@ -27,10 +27,11 @@ from onebeat.model.ids import token, uuid7
 from onebeat.model.job import SUCCESS, JobState, NewJob, Settlement
 from onebeat.scheduler.scheduler import Scheduler
 from onebeat.store import tables, workers
-from onebeat.store.connection.database import Database, Tx
+from onebeat.store.connection.database import Database
 from onebeat.store.jobs import claim, insert, settle
 from onebeat.store.jobs.settle import Ended
 from onebeat.store.migrations import prepare
+from onebeat.store.tx import Tx
 
 FIGURES = ("drain", "raw drain", "enqueue", "raw enqueue", "bulk", "pick-up p50 ms", "pick-up p99 ms")
 

@@ -24,9 +24,10 @@ from tests.support.databases import create_database, drop_database, find_servers
 from onebeat.model.ids import token, uuid7
 from onebeat.model.job import SUCCESS, JobState, NewJob, Settlement
 from onebeat.store import migrations, workers
-from onebeat.store.connection.database import Database, Tx
+from onebeat.store.connection.database import Database
 from onebeat.store.jobs import insert, settle
 from onebeat.store.tables import build
+from onebeat.store.tx import Tx
 
 BATCH = 100
 CALLERS = 100

@@ -45,7 +45,7 @@ from onebeat import (
     errors,
 )
 from onebeat.model.events import DatabaseTrouble
-from onebeat.store.connection.database import Tx
+from onebeat.store.tx import Tx
 from tests.support.databases import find_servers, waits_until
 from tests.support.proxy import Proxy
 

@@ -12,8 +12,9 @@ from sqlalchemy.util import await_only
 from onebeat.engine.claimer import Claimer
 from onebeat.model.job import Claimed
 from onebeat.store import reports
-from onebeat.store.connection.database import Database, Tx
+from onebeat.store.connection.database import Database
 from onebeat.store.jobs import insert
+from onebeat.store.tx import Tx
 from tests.conftest import MakeDatabase
 from tests.support.builders import SECOND, a_job, registered
 

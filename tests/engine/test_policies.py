@@ -12,9 +12,9 @@ from onebeat.errors import InvalidTrigger
 from onebeat.model.policies import CatchUp
 from onebeat.model.schedule import QUEUE_ALL, jitter_us
 from onebeat.store import workers
-from onebeat.store.connection.database import Tx
 from onebeat.store.jobs import settle
 from onebeat.store.schedules import declare, edit, fire, read, rezone
+from onebeat.store.tx import Tx
 from onebeat.timing.clock import DAY, HOUR, SECOND, from_us
 from onebeat.timing.triggers import At, Cron, Every
 from tests.guarantees.arrange import added, fired

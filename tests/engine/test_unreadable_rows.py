@@ -12,7 +12,8 @@ from sqlalchemy import update
 from onebeat.errors import ConfigurationError, InvalidTrigger, ScheduleNotFound
 from onebeat.model.definition import Definition
 from onebeat.scheduler.scheduler import Scheduler
-from onebeat.store.connection.database import Database, Tx
+from onebeat.store.connection.database import Database
+from onebeat.store.tx import Tx
 from onebeat.tasks.context import JobContext
 from onebeat.timing.triggers import At, Cron, Every
 from tests.support.builders import registered

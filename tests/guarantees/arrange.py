@@ -10,9 +10,10 @@ from sqlalchemy import ColumnElement, bindparam, or_
 from onebeat.model import payload
 from onebeat.model.definition import Definition
 from onebeat.model.policies import Policies
-from onebeat.store.connection.database import Database, Tx
+from onebeat.store.connection.database import Database
 from onebeat.store.schedules import edit, fire as fire_rows
 from onebeat.store.schedules.fire_writer import FireReport
+from onebeat.store.tx import Tx
 from onebeat.timing.triggers import Every
 
 LEASE = 3_000_000  # microseconds

@@ -9,11 +9,12 @@ from sqlalchemy import update
 
 from onebeat.errors import InvalidTrigger
 from onebeat.model.schedule import plan
-from onebeat.store.connection.database import Database, Tx
+from onebeat.store.connection.database import Database
 from onebeat.store.jobs import insert
 from onebeat.store.schedules import fire
 from onebeat.store.schedules.fire_writer import FireRecorded, FireReport, FireWriter
 from onebeat.store.schedules.rows import as_schedule
+from onebeat.store.tx import Tx
 from tests.conftest import MakeDatabase
 from tests.guarantees.arrange import a_schedule, added, fired, or_whatever
 from tests.support import rows

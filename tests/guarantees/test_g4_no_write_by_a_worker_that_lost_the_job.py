@@ -9,8 +9,9 @@ from sqlalchemy import ColumnElement, or_, select
 
 from onebeat.model.job import Claimed, Ending, Outcome
 from onebeat.store import workers
-from onebeat.store.connection.database import Database, Tx
+from onebeat.store.connection.database import Database
 from onebeat.store.jobs import control, insert, rescue, settle
+from onebeat.store.tx import Tx
 from tests.conftest import MakeDatabase
 from tests.guarantees.arrange import LEASE
 from tests.support.builders import a_job, claimed, ended, registered

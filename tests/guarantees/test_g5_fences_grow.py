@@ -8,8 +8,9 @@ import pytest
 from sqlalchemy import update
 
 from onebeat.model.job import Ending, Outcome
-from onebeat.store.connection.database import Database, Tx
+from onebeat.store.connection.database import Database
 from onebeat.store.jobs import claim, control, insert, rescue, settle
+from onebeat.store.tx import Tx
 from tests.conftest import MakeDatabase
 from tests.support.builders import a_job, claimed, ended, registered
 from tests.support.virtual import VirtualClock

@@ -12,7 +12,7 @@ from onebeat.engine import heartbeat
 from onebeat.engine.heartbeat import WorkerLease, margin
 from onebeat.errors import DatabaseUnavailable
 from onebeat.store import workers
-from onebeat.store.connection.database import Tx
+from onebeat.store.tx import Tx
 from tests.guarantees.arrange import LEASE
 from tests.support import rows
 from tests.support.checker import SECOND

@@ -13,9 +13,10 @@ from sqlalchemy import select
 
 from onebeat.model import payload
 from onebeat.store import workers
-from onebeat.store.connection.database import Database, Tx
+from onebeat.store.connection.database import Database
 from onebeat.store.jobs import control, insert, rescue, settle as settle_rows
 from onebeat.store.schedules import edit, fire
+from onebeat.store.tx import Tx
 from onebeat.timing.triggers import Every
 from tests.conftest import SERVERS, MakeDatabase
 from tests.guarantees.arrange import LEASE, a_schedule, added, fired, or_whatever

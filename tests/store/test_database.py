@@ -10,7 +10,8 @@ from sqlalchemy import func, select
 from sqlalchemy.exc import IntegrityError
 
 from onebeat.errors import NotStarted
-from onebeat.store.connection.database import Database, Tx
+from onebeat.store.connection.database import Database
+from onebeat.store.tx import Tx
 from tests.conftest import MakeDatabase
 
 

@@ -13,8 +13,9 @@ from sqlalchemy import func, select, text
 
 from onebeat.errors import DatabaseUnavailable, NotStarted
 from onebeat.store import migrations
-from onebeat.store.connection.database import CommitUnknown, Database, Tx
+from onebeat.store.connection.database import Database
 from onebeat.store.tables import Tables, build
+from onebeat.store.tx import CommitUnknown, Tx
 from tests.conftest import SERVERS, MakeDatabase
 from tests.store.test_database import add, names
 from tests.support.databases import ADMINS, Shelf, kind_of, waits_until

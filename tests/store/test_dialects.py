@@ -9,12 +9,13 @@ import pytest
 from sqlalchemy import func, literal, select, text
 from sqlalchemy.exc import DBAPIError
 
-from onebeat.store.connection.database import Database, Tx
+from onebeat.store.connection.database import Database
 from onebeat.store.dialects.base import select_clock
 from onebeat.store.dialects.mysql import MySQL
 from onebeat.store.dialects.postgresql import PostgreSQL
 from onebeat.store.dialects.sqlite import SQLite
 from onebeat.store.faults import Fault
+from onebeat.store.tx import Tx
 from tests.conftest import MakeDatabase
 from tests.store.test_database import add, names
 

@@ -12,8 +12,9 @@ from onebeat.errors import JobNotFound
 from onebeat.model.job import Ending, JobState, Outcome
 from onebeat.model.schedule import waits_for
 from onebeat.store import reports, workers
-from onebeat.store.connection.database import Database, Tx
+from onebeat.store.connection.database import Database
 from onebeat.store.jobs import claim, control, insert, rescue, settle as settle_rows
+from onebeat.store.tx import Tx
 from tests.support.builders import SECOND, a_job, claimed, ended, registered
 
 

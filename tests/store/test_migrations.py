@@ -17,9 +17,10 @@ from onebeat import alembic as onebeat_alembic
 from onebeat.errors import ConfigurationError, DatabaseUnavailable, SchemaOutOfDate
 from onebeat.scheduler.scheduler import Scheduler
 from onebeat.store import migrations
-from onebeat.store.connection.database import Database, Tx
+from onebeat.store.connection.database import Database
 from onebeat.store.migrations import Schema
 from onebeat.store.tables import SCHEMA_VERSION, Tables, build
+from onebeat.store.tx import Tx
 from tests.conftest import MakeDatabase
 from tests.store.test_database import add, names
 from tests.support.databases import ADMINS

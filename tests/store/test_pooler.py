@@ -10,8 +10,9 @@ import pytest
 from sqlalchemy import text
 
 from onebeat.store import migrations
-from onebeat.store.connection.database import Database, Tx
+from onebeat.store.connection.database import Database
 from onebeat.store.connection.server_pool import Pool
+from onebeat.store.tx import Tx
 from tests.conftest import SERVERS, MakeDatabase
 from tests.store.test_database import add, names
 from tests.support.databases import Shelf

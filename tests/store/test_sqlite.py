@@ -20,10 +20,11 @@ from onebeat import configure_sqlite
 from onebeat.errors import ConfigurationError, DatabaseUnavailable, NotStarted
 from onebeat.store import migrations
 from onebeat.store.connection import sqlite_file, sqlite_threads
-from onebeat.store.connection.database import Database, Tx
+from onebeat.store.connection.database import Database
 from onebeat.store.connection.sqlite_threads import Lanes
 from onebeat.store.dialects.sqlite import SQLite
 from onebeat.store.tables import Tables, build
+from onebeat.store.tx import Tx
 from tests.conftest import MakeDatabase
 from tests.store.test_database import add, names
 from tests.support.databases import Shelf

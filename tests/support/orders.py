@@ -10,7 +10,7 @@ from typing import Any
 
 from sqlalchemy.util import await_only
 
-from onebeat.store.connection.database import Tx
+from onebeat.store.tx import Tx
 
 BLOCKED = 0.04  # seconds after which an actor is taken to wait for the other one's lock
 STEPS = ("statement", "commit")

@@ -11,7 +11,8 @@ from random import random
 from onebeat.model.events import DatabaseBack, DatabaseTrouble, Event
 from onebeat.model.protocols import Clock, Renewable
 from onebeat.store import workers
-from onebeat.store.connection.database import Database, Tx
+from onebeat.store.connection.database import Database
+from onebeat.store.tx import Tx
 
 SECOND = 1_000_000
 JITTER = 0.1  # of the interval, either way, so that a fleet does not beat in step

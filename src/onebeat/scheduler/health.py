@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from onebeat.engine.worker import Worker
-from onebeat.store.connection.database import Database, Tx
+from onebeat.store.connection.database import Database
+from onebeat.store.tx import Tx
 
 PATIENCE = 2.0  # seconds a health check may take
 

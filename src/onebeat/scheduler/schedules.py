@@ -19,8 +19,9 @@ from onebeat.model.schedule import PlannedFire, Schedule, Unfinished
 from onebeat.scheduler.why import INSTANT, Why, explain
 from onebeat.settings import Settings
 from onebeat.store import reports
-from onebeat.store.connection.database import Database, Tx
+from onebeat.store.connection.database import Database
 from onebeat.store.schedules import edit as store, fire as store_fires, read
+from onebeat.store.tx import Tx
 from onebeat.tasks.router import Declared, ScheduleOptions, declared
 from onebeat.tasks.task import Registry, Task
 from onebeat.timing.clock import from_us

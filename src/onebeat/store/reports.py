@@ -14,8 +14,8 @@ from onebeat.errors import ConfigurationError, JobNotFound
 from onebeat.model import payload
 from onebeat.model.info import AttemptInfo, Fire, JobInfo, Page, QueueInfo, WorkerInfo
 from onebeat.model.job import JobState
-from onebeat.store.connection.database import Tx
 from onebeat.store.sql import QUEUED, RUNNING, SCHEDULED, WAITING, padded
+from onebeat.store.tx import Tx
 from onebeat.store.workers import live
 from onebeat.timing.clock import from_us
 

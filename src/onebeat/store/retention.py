@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from sqlalchemy import delete, exists, func, select
 
-from onebeat.store.connection.database import Tx
 from onebeat.store.sql import padded, word
+from onebeat.store.tx import Tx
 
 DELETED_AT_ONCE = 1_000  # rows of one transaction
 MOST_FIRES = 50_000  # records kept of one schedule: fourteen hours of one that fires each second

@@ -9,8 +9,8 @@ from typing import Any
 from sqlalchemy import ColumnElement, Row, and_, delete, exists, select, update
 
 from onebeat.model import payload
-from onebeat.store.connection.database import Tx
 from onebeat.store.sql import RUNNING, padded, word
+from onebeat.store.tx import Tx
 
 ALIVE = word("alive")
 

@@ -20,7 +20,7 @@ from onebeat.store.connection.targets import Target, aim
 from onebeat.store.dialects.base import Dialect
 from onebeat.store.faults import Fault
 from onebeat.store.tables import Tables
-from onebeat.store.tx import CommitUnknown as CommitUnknown, Ground, Points as Points, Tx as Tx, explain_fault
+from onebeat.store.tx import Ground, Points, Tx, explain_fault
 
 P = ParamSpec("P")
 R = TypeVar("R")

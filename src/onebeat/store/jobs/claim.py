@@ -11,8 +11,8 @@ from sqlalchemy import ColumnElement, Row, Select, Update, and_, bindparam, exis
 from sqlalchemy.sql.dml import ReturningUpdate
 
 from onebeat.model.job import SUSPECT_CRASHES, Claimed, JobState
-from onebeat.store.connection.database import Tx
 from onebeat.store.sql import QUEUED, padded, word
+from onebeat.store.tx import Tx
 
 Shape = tuple[bool, bool, bool]  # of a claim's statement: only these queues, all but these, suspects
 

@@ -8,9 +8,9 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, delete, null, or_, select, update
 
 from onebeat.model.job import FINAL, JobState
-from onebeat.store.connection.database import Tx
 from onebeat.store.jobs.settle import mine, release
 from onebeat.store.sql import RUNNING, padded, word
+from onebeat.store.tx import Tx
 
 DELETED_AT_ONCE = 1000  # by primary key, so that no range is locked and no transaction grows long
 

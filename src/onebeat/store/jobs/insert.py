@@ -9,8 +9,8 @@ from sqlalchemy import func, select, update
 
 from onebeat.model import payload
 from onebeat.model.job import JobState, NewJob
-from onebeat.store.connection.database import Tx
 from onebeat.store.sql import SCHEDULED, padded
+from onebeat.store.tx import Tx
 
 PROMOTED_AT_ONCE = 500  # one batch stays a short transaction
 

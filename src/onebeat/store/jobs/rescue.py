@@ -11,9 +11,9 @@ from uuid import UUID
 from sqlalchemy import Row, and_, null, or_, select, update
 
 from onebeat.model.job import FINAL, Ending, Outcome, Settlement, settle as decide, stored_retry
-from onebeat.store.connection.database import Tx
 from onebeat.store.jobs.settle import mine, release
 from onebeat.store.sql import RUNNING, word
+from onebeat.store.tx import Tx
 from onebeat.timing.backoff import Retry
 
 RESCUED_AT_ONCE = 200  # one batch stays a short transaction

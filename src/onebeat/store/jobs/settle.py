@@ -12,9 +12,9 @@ from sqlalchemy.dialects.postgresql import ARRAY
 
 from onebeat.model.job import FINAL, Claimed, Ending, JobState, Outcome, Settlement
 from onebeat.model.schedule import waits_for
-from onebeat.store.connection.database import Tx
 from onebeat.store.dialects.base import Dialect
 from onebeat.store.sql import QUEUED, RUNNING, SCHEDULED, WAITING, padded
+from onebeat.store.tx import Tx
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,10 +10,10 @@ from sqlalchemy import Row, select, update
 from onebeat.errors import OnebeatError, ScheduleExists
 from onebeat.model.definition import Definition
 from onebeat.store import workers
-from onebeat.store.connection.database import Tx
 from onebeat.store.schedules.edit import edited_row, new_row
 from onebeat.store.schedules.rows import trigger_from
 from onebeat.store.sql import padded, word
+from onebeat.store.tx import Tx
 
 CODE = word("code")
 

@@ -12,10 +12,10 @@ from onebeat.model.changes import edited, first_fire, resumed
 from onebeat.model.checks import check_text
 from onebeat.model.definition import Definition
 from onebeat.model.schedule import spent
-from onebeat.store.connection.database import Tx
 from onebeat.store.schedules.fire_writer import FireReport, FireWriter
 from onebeat.store.schedules.rows import locked, policies_from, state_from, trigger_from, understood
 from onebeat.store.sql import padded
+from onebeat.store.tx import Tx
 from onebeat.timing.zones import fingerprint
 
 T = TypeVar("T")

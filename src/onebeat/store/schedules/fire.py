@@ -11,10 +11,10 @@ from onebeat.model.ids import token
 from onebeat.model.info import Fire
 from onebeat.model.policies import Overlap
 from onebeat.model.schedule import FirePlan, PlannedFire, Schedule, Unfinished, plan
-from onebeat.store.connection.database import Tx
 from onebeat.store.schedules.fire_writer import FireReport, FireWriter
 from onebeat.store.schedules.rows import as_schedule, locked, understood
 from onebeat.store.sql import QUEUED, RUNNING, SCHEDULED, WAITING, padded, word
+from onebeat.store.tx import Tx
 from onebeat.timing.clock import from_us
 
 ACTIVE = word("active")

@@ -15,9 +15,9 @@ from onebeat.model.ids import uuid7
 from onebeat.model.job import JobState, NewJob
 from onebeat.model.policies import Decision
 from onebeat.model.schedule import PlannedFire
-from onebeat.store.connection.database import Tx
 from onebeat.store.jobs import control, insert
 from onebeat.store.schedules.rows import options_from
+from onebeat.store.tx import Tx
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,9 +13,9 @@ from onebeat.model import payload
 from onebeat.model.definition import Definition
 from onebeat.model.info import Page, ScheduleInfo
 from onebeat.model.protocols import Trigger
-from onebeat.store.connection.database import Tx
 from onebeat.store.schedules.rows import options_from, policies_from, state_from, trigger_from
 from onebeat.store.sql import padded
+from onebeat.store.tx import Tx
 from onebeat.timing.clock import from_us
 from onebeat.timing.unreadable import Unread
 

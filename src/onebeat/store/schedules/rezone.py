@@ -8,9 +8,9 @@ from sqlalchemy import Row, select, update
 
 from onebeat.errors import InvalidTrigger, OnebeatError
 from onebeat.model.changes import Rezoning, rezoned
-from onebeat.store.connection.database import Tx
 from onebeat.store.schedules.rows import as_schedule
 from onebeat.store.sql import word
+from onebeat.store.tx import Tx
 from onebeat.timing.zones import changed, stale
 
 FINISHED = word("finished")

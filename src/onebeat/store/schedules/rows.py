@@ -13,7 +13,7 @@ from onebeat.errors import ConfigurationError, OnebeatError, ScheduleNotFound
 from onebeat.model import payload
 from onebeat.model.policies import Policies, ScheduleState
 from onebeat.model.schedule import Schedule
-from onebeat.store.connection.database import Tx
+from onebeat.store.tx import Tx
 from onebeat.timing import triggers
 from onebeat.timing.rule import Rule
 
