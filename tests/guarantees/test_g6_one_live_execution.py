@@ -8,8 +8,9 @@ import pytest
 from sqlalchemy import select
 
 from onebeat import JobContext, Scheduler
+from onebeat.concurrency.renewal import margin
 from onebeat.engine import heartbeat
-from onebeat.engine.heartbeat import WorkerLease, margin
+from onebeat.engine.heartbeat import WorkerLease
 from onebeat.errors import DatabaseUnavailable
 from onebeat.store import workers
 from onebeat.store.tx import Tx

@@ -21,12 +21,12 @@ from typing import Any, Protocol
 from sqlalchemy import make_url, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
+from onebeat.concurrency.renewal import margin
 from onebeat.errors import DatabaseUnavailable, LeaseLost, LockTimeout
 from onebeat.locks.base import LocksOn
 from onebeat.locks.database import DatabaseLocks
 from onebeat.locks.file import FileLocks
 from onebeat.locks.guard import fence_guard
-from onebeat.locks.hold import margin
 from onebeat.locks.lease import HeldLease
 from onebeat.locks.redis import RedisLocks
 

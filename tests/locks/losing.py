@@ -1,4 +1,4 @@
-"""Holding a lock while something happens to the place where it lives."""
+"""Holding a lock while something happens to the back end."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ import pytest
 from onebeat.errors import LeaseLost
 from onebeat.locks import LocksOn
 from onebeat.locks.lease import HeldLease
-from tests.locks.memory_place import MemoryBackend, Place
+from tests.locks.memory_backend import MemoryBackend, MemoryStore
 
 WITHIN = 20.0  # seconds
 
@@ -39,7 +39,7 @@ class Losing:
 
 @pytest.fixture
 async def losing() -> AsyncIterator[Losing]:
-    async with LocksOn(MemoryBackend(Place())) as locks:
+    async with LocksOn(MemoryBackend(MemoryStore())) as locks:
         yield Losing(locks)
 
 

@@ -19,7 +19,7 @@ from sqlalchemy import delete, make_url
 from onebeat.errors import DatabaseUnavailable, LeaseLost
 from onebeat.locks import DatabaseLocks, FileLocks, RedisLocks
 from onebeat.locks.base import LocksOn
-from onebeat.locks.keeper import Keeper
+from onebeat.locks.heartbeat import LockHeartbeat
 from onebeat.store.connection.database import Database
 from onebeat.store.tables import build
 from onebeat.store.tx import Tx
@@ -173,9 +173,9 @@ async def test_a_file_that_another_program_keeps_locked_ends_the_trust_before_th
 
 async def test_a_lease_that_needs_renewal_sooner_wakes_the_thread_that_sleeps_for_another(database_url: str) -> None:
     async with DatabaseLocks(database_url) as locks, locks.lock("long", ttl=HOUR):
-        keeper = locks._beat
-        assert isinstance(keeper, Keeper)
-        await waits_until(lambda: keeper._asleep_until is not None)
+        heartbeat = locks._beat
+        assert isinstance(heartbeat, LockHeartbeat)
+        await waits_until(lambda: heartbeat._asleep_until is not None)
         async with locks.lock("short", ttl=4 * TTL) as lease:
             before = lease._hold.deadline
             await waits_until(lambda: lease._hold.deadline > before)

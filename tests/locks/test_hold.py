@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 
+from onebeat.concurrency.renewal import margin
 from onebeat.locks import LocksOn
-from onebeat.locks.hold import margin
 from onebeat.timing.clock import SECOND, SystemClock
-from tests.locks.memory_place import MemoryBackend, Place
+from tests.locks.memory_backend import MemoryBackend, MemoryStore
 from tests.support.databases import waits_until
 
 
@@ -25,8 +25,8 @@ class Jumping(SystemClock):
 class Slow(MemoryBackend):
     """Grants at once; the clock goes on by `late` microseconds before the answer arrives."""
 
-    def __init__(self, place: Place, clock: Jumping, late: int) -> None:
-        super().__init__(place)
+    def __init__(self, backend: MemoryStore, clock: Jumping, late: int) -> None:
+        super().__init__(backend)
         self.clock = clock
         self.late = late
         self.asked = 0  # when the last request arrived here
@@ -49,24 +49,24 @@ class Slow(MemoryBackend):
 
 async def test_trust_counts_from_before_the_request_was_sent() -> None:
     clock = Jumping()
-    place = Slow(Place(), clock, 10 * SECOND)
-    async with LocksOn(place, clock=clock) as locks, locks.lock("a", ttl=30) as lease:
-        assert lease._hold.deadline <= place.asked + 30 * SECOND - margin(30 * SECOND)
+    backend = Slow(MemoryStore(), clock, 10 * SECOND)
+    async with LocksOn(backend, clock=clock) as locks, locks.lock("a", ttl=30) as lease:
+        assert lease._hold.deadline <= backend.asked + 30 * SECOND - margin(30 * SECOND)
 
 
 async def test_a_renewals_trust_counts_from_before_it_was_sent() -> None:
     clock = Jumping()
-    place = Slow(Place(), clock, 0)
-    async with LocksOn(place, clock=clock) as locks, locks.lock("a", ttl=3) as lease:
-        before, place.late = lease._hold.deadline, SECOND // 2
+    backend = Slow(MemoryStore(), clock, 0)
+    async with LocksOn(backend, clock=clock) as locks, locks.lock("a", ttl=3) as lease:
+        before, backend.late = lease._hold.deadline, SECOND // 2
         await waits_until(lambda: lease._hold.deadline > before)
-        assert lease._hold.deadline <= place.asked + 3 * SECOND - margin(3 * SECOND)
+        assert lease._hold.deadline <= backend.asked + 3 * SECOND - margin(3 * SECOND)
 
 
 async def test_a_grant_that_is_heard_of_too_late_is_given_back_and_trusted_by_nobody() -> None:
     clock = Jumping()
-    place = Slow(Place(), clock, 30 * SECOND)
-    async with LocksOn(place, clock=clock) as locks:
+    backend = Slow(MemoryStore(), clock, 30 * SECOND)
+    async with LocksOn(backend, clock=clock) as locks:
         assert await locks.lock("a", ttl=30).try_acquire() is None
         assert await locks.list() == []
 
@@ -74,7 +74,7 @@ async def test_a_grant_that_is_heard_of_too_late_is_given_back_and_trusted_by_no
 async def test_a_process_that_was_stopped_knows_at_once_that_its_lease_is_over() -> None:
     """The deadline is read, not awaited: no timer and no thread has to run before."""
     clock = Jumping()
-    async with LocksOn(MemoryBackend(Place()), clock=clock) as locks:
+    async with LocksOn(MemoryBackend(MemoryStore()), clock=clock) as locks:
         lease = await locks.lock("a", ttl=30).acquire()
         clock.ahead += 26 * SECOND
         assert lease.lost.is_set()

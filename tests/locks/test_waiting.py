@@ -8,7 +8,7 @@ import pytest
 
 from onebeat.errors import LockTimeout
 from onebeat.locks import LocksOn, base
-from tests.locks.memory_place import MemoryBackend, Place
+from tests.locks.memory_backend import MemoryBackend, MemoryStore
 from tests.support.databases import waits_until
 
 WITHIN = 20.0  # seconds
@@ -18,7 +18,7 @@ FOR_EVER = 3600.0  # seconds between two looks: nobody gets there without being 
 @pytest.fixture
 def sleepy(monkeypatch: pytest.MonkeyPatch) -> None:
     """Those who wait would not look again by themselves."""
-    monkeypatch.setattr(base, "jittered", lambda tries: FOR_EVER)
+    monkeypatch.setattr(base, "pause", lambda tries, random_part: FOR_EVER)
 
 
 async def waits(locks: LocksOn[MemoryBackend], times: int = 1) -> list[asyncio.Task[int]]:
@@ -29,7 +29,7 @@ async def waits(locks: LocksOn[MemoryBackend], times: int = 1) -> list[asyncio.T
             return lease.fence
 
     tasks = [asyncio.create_task(turn()) for _ in range(times)]
-    await waits_until(lambda: len(locks._bells._waiting.get("a", ())) == times)
+    await waits_until(lambda: len(locks._waiters._waiting.get("a", ())) == times)
     for _ in range(5):
         await asyncio.sleep(0)
     return tasks
@@ -37,7 +37,7 @@ async def waits(locks: LocksOn[MemoryBackend], times: int = 1) -> list[asyncio.T
 
 @pytest.mark.usefixtures("sleepy")
 async def test_a_release_in_the_same_process_wakes_one_after_the_other() -> None:
-    async with LocksOn(MemoryBackend(Place())) as locks:
+    async with LocksOn(MemoryBackend(MemoryStore())) as locks:
         async with locks.lock("a"):
             waiting = await waits(locks, 5)
         async with asyncio.timeout(WITHIN):
@@ -47,7 +47,7 @@ async def test_a_release_in_the_same_process_wakes_one_after_the_other() -> None
 
 @pytest.mark.usefixtures("sleepy")
 async def test_a_hint_from_another_process_wakes_those_who_wait_here() -> None:
-    place = Place()
+    place = MemoryStore()
     async with LocksOn(MemoryBackend(place)) as ours, LocksOn(MemoryBackend(place)) as theirs:
         ours.on_release = theirs.look  # what carries it is not the locks' business; it names no lock
         async with ours.lock("a"):
@@ -60,7 +60,7 @@ async def test_a_hint_from_another_process_wakes_those_who_wait_here() -> None:
 
 
 async def test_who_is_not_told_looks_again_by_itself() -> None:
-    place = Place()
+    place = MemoryStore()
     async with LocksOn(MemoryBackend(place)) as ours, LocksOn(MemoryBackend(place)) as theirs:
         async with ours.lock("a"):
             [waiting] = await waits(theirs)
@@ -70,7 +70,7 @@ async def test_who_is_not_told_looks_again_by_itself() -> None:
 
 @pytest.mark.usefixtures("sleepy")
 async def test_a_wait_ends_in_time_although_the_pause_is_longer() -> None:
-    place = Place()
+    place = MemoryStore()
     async with LocksOn(MemoryBackend(place)) as ours, LocksOn(MemoryBackend(place)) as theirs:
         async with ours.lock("a"):
             with pytest.raises(LockTimeout, match=r"waited 0\.1 s"):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from random import random
+from random import Random
 
+from onebeat.concurrency.alarm import Alarm
 from onebeat.model.events import DatabaseBack, Event, trouble
 from onebeat.model.protocols import Clock, Tick
 
@@ -16,29 +17,38 @@ MARGIN = 500  # microseconds to sleep longer, so that a wake-up is not a hair to
 
 
 class Loop:
-    """One part of the engine at work. `wake` is safe to call as often as one likes."""
+    """Calls the tick of one part of the engine whenever it is due, woken, or to be retried after an error."""
 
-    def __init__(self, name: str, tick: Tick, *, clock: Clock, announce: Callable[[Event], None]) -> None:
+    def __init__(
+        self,
+        name: str,
+        tick: Tick,
+        *,
+        clock: Clock,
+        announce: Callable[[Event], None],
+        random: Random | None = None,
+    ) -> None:
         self.name = name
         self._tick = tick
         self._clock = clock
         self._announce = announce
-        self._woken = asyncio.Event()
+        self._random = random or Random()  # noqa: S311 - jitter, not a secret
+        self._alarm = Alarm()
         self._stopping = False
         self._failures = 0
         self._failing_since = 0
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begin to tick, at once."""
+        """Start ticking, with the first tick at once."""
         self._task = asyncio.create_task(self._run(), name=f"onebeat-{self.name}")
 
     def wake(self) -> None:
-        """Cut the present sleep short, or skip the next one."""
-        self._woken.set()
+        """End the present sleep, or skip the next one; calling it again changes nothing."""
+        self._alarm.set()
 
     async def stop(self, timeout: float = 5.0) -> None:
-        """Let the present tick end, and no other begin; one that hangs longer than `timeout` seconds is cancelled."""
+        """Wait for the present tick and start no other; cancel one that takes longer than `timeout` seconds."""
         self._stopping = True
         self.wake()
         if self._task is not None:
@@ -49,7 +59,7 @@ class Loop:
 
     async def _run(self) -> None:
         while not self._stopping:
-            self._woken.clear()
+            self._alarm.clear()
             now = self._clock.now()
             try:
                 at = await self._tick(now)
@@ -57,28 +67,21 @@ class Loop:
                 at = self._after_failure(error)
             else:
                 self._after_success()
-            await self._sleep_until(at)
+            if not self._stopping:
+                await self._alarm.wait(self._seconds_until(at))
 
-    async def _sleep_until(self, at: int | None) -> None:
-        now = self._clock.now()
-        delay = LONGEST_SLEEP if at is None else min(at - now + MARGIN, LONGEST_SLEEP)
-        if delay <= MARGIN or self._woken.is_set() or self._stopping:
-            await asyncio.sleep(0)
-            return
-        timer = asyncio.get_running_loop().call_later(delay / SECOND, self._woken.set)
-        try:
-            await self._woken.wait()
-        finally:
-            timer.cancel()
+    def _seconds_until(self, at: int | None) -> float:
+        delay = LONGEST_SLEEP if at is None else min(at - self._clock.now() + MARGIN, LONGEST_SLEEP)
+        return 0.0 if delay <= MARGIN else delay / SECOND
 
     def _after_failure(self, error: Exception) -> int:
         now = self._clock.now()
         self._failing_since = self._failing_since or now
         self._failures += 1
         longest = min(LONGEST_BACKOFF, 0.1 * 2 ** min(self._failures, 10))
-        delay = longest * (0.5 + random() / 2)  # noqa: S311 - jitter, not a secret
+        delay = longest * (0.5 + self._random.random() / 2)
         self._announce(trouble(self.name, error, delay))
-        self._woken.clear()  # a wake that came during the outage must not turn the back-off into a busy loop
+        self._alarm.clear()  # a wake that came during the outage must not turn the back-off into a busy loop
         return now + int(delay * SECOND)
 
     def _after_success(self) -> None:

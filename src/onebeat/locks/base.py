@@ -7,18 +7,21 @@ import logging
 import secrets
 import threading
 from collections.abc import Callable
+from random import Random
 from typing import Any, Generic, Protocol, Self, TypeVar
 
+from onebeat.concurrency.forks import Lock
 from onebeat.errors import ConfigurationError, LockTimeout, NotStarted, OnebeatError
-from onebeat.locks.asking import Asking, Seconds, asking, holder, lock_name
 from onebeat.locks.backend import Backend, LockInfo
+from onebeat.locks.heartbeat import LockHeartbeat
 from onebeat.locks.hold import Hold
-from onebeat.locks.keeper import Keeper
 from onebeat.locks.lease import HeldLease
 from onebeat.locks.lock import BackendLock
-from onebeat.locks.locked import Decorator, Locked
-from onebeat.locks.portal import START_TIMEOUT, HeldSyncLease, Portal, refuse_on_loop
-from onebeat.locks.waiting import Bells, jittered
+from onebeat.locks.locked import Locked, LockedDecorator
+from onebeat.locks.request import LockRequest, Seconds, holder, lock_name, lock_request
+from onebeat.locks.sync_backend import START_TIMEOUT, SyncBackend, refuse_on_loop
+from onebeat.locks.sync_lease import HeldSyncLease
+from onebeat.locks.waiting import Waiters, pause
 from onebeat.model.protocols import Clock
 from onebeat.timing.clock import SECOND, SystemClock
 
@@ -28,10 +31,10 @@ B = TypeVar("B", bound=Backend)
 
 
 class Beat(Protocol):
-    """The heartbeat thread as locks see it: `Keeper`, or a scheduler's `engine.heartbeat.Heartbeat`."""
+    """The heartbeat thread as locks use it: a `LockHeartbeat`, or a scheduler's `engine.heartbeat.Heartbeat`."""
 
     def add(self, held: Hold, /) -> None:
-        """Keep this alive from now on."""
+        """Renew this lease from now on."""
 
     def remove(self, held: Hold, /) -> None:
         """Stop renewing it."""
@@ -43,17 +46,18 @@ class Beat(Protocol):
 class LocksOn(Generic[B]):
     """Locks that live on a back end; `DatabaseLocks`, `FileLocks` and `RedisLocks` are this with a constructor.
 
-    For a place of your own: write a `Backend`, hand it to this class, and run `onebeat.testing.lock_contract` on it.
+    For a back end of your own, write a `Backend`, pass it to this class, and run `onebeat.testing.lock_contract` on it.
     """
 
-    def __init__(self, backend: B, *, clock: Clock | None = None) -> None:
+    def __init__(self, backend: B, *, clock: Clock | None = None, random: Random | None = None) -> None:
         self._backend = backend
         self._clock: Clock = clock or SystemClock()
-        self._bells = Bells()
-        self._mutex = threading.Lock()
+        self._random = random or Random()  # noqa: S311 - jitter and fairness, not a secret
+        self._waiters = Waiters(self._random)
+        self._mutex = Lock()
         self._held: set[Hold] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._portal: Portal[B] = Portal(self._twin)
+        self._sync: SyncBackend[B] = SyncBackend(self._twin)
         self._opened_sync = False
         self._beat: Beat | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -70,9 +74,9 @@ class LocksOn(Generic[B]):
         `wait`: seconds to wait for it, 0 tries once, None waits without limit; then `LockTimeout`.
         Raises `ConfigurationError` for a name, `ttl` or `wait` that cannot work.
         """
-        return BackendLock(self, asking(name, ttl, wait))
+        return BackendLock(self, lock_request(name, ttl, wait))
 
-    def locked(self, template: str, *, ttl: Seconds = 30, wait: Seconds | None = None) -> Decorator:
+    def locked(self, template: str, *, ttl: Seconds = 30, wait: Seconds | None = None) -> LockedDecorator:
         """Hold a lock while the decorated function runs; `{user_id}` in the template is the parameter of that name.
 
         Plain parameter names only; coroutine functions and plain ones (which then belong in threads).
@@ -102,9 +106,9 @@ class LocksOn(Generic[B]):
     def look(self, name: str | None = None) -> None:
         """Let those who wait in this process try now; None: for any lock (a hint came). From any thread."""
         if name is None:
-            self._bells.ring_all()
+            self._waiters.wake_all()
         else:
-            self._bells.ring(name)
+            self._waiters.wake_one(name)
             self.on_release()
 
     # ── life ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -132,20 +136,20 @@ class LocksOn(Generic[B]):
         await self.close()
 
     def __enter__(self) -> Self:
-        self._portal.backend()
+        self._sync.backend()
         self._opened_sync = True
         return self
 
     def __exit__(self, *exc: object) -> None:
         self._opened_sync = False
-        if self._portal.running:  # not in a forked child, which has nothing to give back
-            self._portal.run(self._give_back_all(self._portal.backend()))
+        if self._sync.running:  # not in a forked child, which has nothing to give back
+            self._sync.run(self._give_back_all(self._sync.backend()))
         self._end_threads()
 
     def _end_threads(self) -> None:
-        if self._portal.running:
-            self._portal.run(self._settle())
-        self._portal.close()
+        if self._sync.running:
+            self._sync.run(self._settle())
+        self._sync.close()
         beat, self._beat = self._beat, None
         if beat is not None:
             self._end_beat(beat)
@@ -172,7 +176,7 @@ class LocksOn(Generic[B]):
 
     def _make_beat(self) -> Beat:
         """The thread that renews; a scheduler lends its own."""
-        return Keeper(self._twin, clock=self._clock)
+        return LockHeartbeat(self._twin, clock=self._clock, random=self._random)
 
     def _end_beat(self, beat: Beat) -> None:
         beat.stop()
@@ -184,8 +188,8 @@ class LocksOn(Generic[B]):
     def _ready(self) -> None:
         """Raise `NotStarted` where the back end is not open in this event loop."""
         if self._loop is None:
-            words = "opened with `with`, so use `with` on its locks" if self._opened_sync else "not open"
-            raise NotStarted(f"these locks are {words}; `async with locks:` opens them in an event loop")
+            state = "opened with `with`, so use `with` on its locks" if self._opened_sync else "not open"
+            raise NotStarted(f"these locks are {state}; `async with locks:` opens them in an event loop")
         if asyncio.get_running_loop() is not self._loop:
             raise NotStarted(
                 "these locks were opened in another event loop; open others here, or use `with` on a lock in a thread"
@@ -199,7 +203,7 @@ class LocksOn(Generic[B]):
             )
 
     # ── for the lock objects ──────────────────────────────────────────────────────────────────────────────────────────
-    async def acquire(self, asked: Asking) -> HeldLease | None:
+    async def acquire(self, asked: LockRequest) -> HeldLease | None:
         """Wait as asked; None: the time is over."""
         task = asyncio.current_task()
         assert task is not None
@@ -207,46 +211,46 @@ class LocksOn(Generic[B]):
         hold = await self._wait(backend, asked, task, lambda: not task.done())
         return None if hold is None else HeldLease(backend, hold, give_back=self._give_back, abandon=self._abandon)
 
-    def acquire_sync(self, asked: Asking) -> HeldSyncLease | None:
+    def acquire_sync(self, asked: LockRequest) -> HeldSyncLease | None:
         """As `acquire`, blocking."""
         thread = threading.current_thread()
         refuse_on_loop()
         self._ready_sync()
-        backend = self._portal.backend()
-        hold = self._portal.run(self._wait(backend, asked, thread, thread.is_alive))
-        return None if hold is None else HeldSyncLease(self._portal, hold, self._give_back)
+        backend = self._sync.backend()
+        hold = self._sync.run(self._wait(backend, asked, thread, thread.is_alive))
+        return None if hold is None else HeldSyncLease(self._sync, hold, self._give_back)
 
     def _usable(self) -> B:
         self._ready()
         return self._backend
 
-    async def _wait(self, backend: B, asked: Asking, who: object, alive: Callable[[], bool]) -> Hold | None:
+    async def _wait(self, backend: B, asked: LockRequest, who: object, alive: Callable[[], bool]) -> Hold | None:
         self._refuse_nested(asked.name, who)
         until = None if asked.wait is None else self._clock.boot() + asked.wait
         tries = 0
-        with self._bells.waiting(asked.name) as bell:
+        with self._waiters.waiting(asked.name) as alarm:
             while True:
                 hold = await self._try(backend, asked, who, alive)
                 if hold is not None:
                     return hold
                 tries += 1
-                nap = jittered(tries)
+                nap = pause(tries, self._random.random())
                 if until is not None:
                     left = (until - self._clock.boot()) / SECOND
                     if left <= 0:
                         return None
                     nap = min(nap, left)
-                await bell.sleep(nap)
+                await alarm.wait(nap)
 
-    async def _try(self, backend: B, asked: Asking, who: object, alive: Callable[[], bool]) -> Hold | None:
+    async def _try(self, backend: B, asked: LockRequest, who: object, alive: Callable[[], bool]) -> Hold | None:
         """One attempt; when the caller goes away in mid-call, what it may still be granted is given back."""
         owner = secrets.token_hex(16)
         sent = self._clock.boot()
-        asking_now = asyncio.ensure_future(backend.acquire(asked.name, owner, asked.ttl, holder()))
+        attempt = asyncio.ensure_future(backend.acquire(asked.name, owner, asked.ttl, holder()))
         try:
-            fence = await asyncio.shield(asking_now)
+            fence = await asyncio.shield(attempt)
         except BaseException:
-            self._in_background(self._undo(backend, asking_now, asked.name, owner))
+            self._in_background(self._undo(backend, attempt, asked.name, owner))
             raise
         if fence is None:
             return None
@@ -291,9 +295,9 @@ class LocksOn(Generic[B]):
         self.look(name)
         return kept
 
-    async def _undo(self, backend: B, asking_now: asyncio.Future[int | None], name: str, owner: str) -> None:
-        await asyncio.wait([asking_now])
-        if asking_now.cancelled() or asking_now.exception() is not None or asking_now.result() is not None:
+    async def _undo(self, backend: B, attempt: asyncio.Future[int | None], name: str, owner: str) -> None:
+        await asyncio.wait([attempt])
+        if attempt.cancelled() or attempt.exception() is not None or attempt.result() is not None:
             await self._release(backend, name, owner)
 
     def _in_background(self, work: Any) -> asyncio.Task[Any]:

@@ -1,4 +1,4 @@
-"""The locked files of this process: their descriptors by owner, and that a forked child lets go of its copies."""
+"""The descriptors of the files that this process has locked; a forked child closes its copies."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import fcntl
 import os
 import threading
 from pathlib import Path
-from weakref import WeakSet
+
+from onebeat.concurrency.forks import after_fork_in_child
 
 
 def try_lock(descriptor: int, kind: int = fcntl.LOCK_EX) -> bool:
@@ -33,7 +34,7 @@ class Descriptors:
     def __init__(self) -> None:
         self._mutex = threading.Lock()
         self._open: dict[str, int] = {}
-        _ALL.add(self)
+        after_fork_in_child(self.leave)
 
     def add(self, owner: str, descriptor: int) -> None:
         """Keep it open."""
@@ -45,7 +46,7 @@ class Descriptors:
         return self._open.get(owner)
 
     def close(self, owner: str) -> None:
-        """Unlock and close it; unlocked by word, for a child forked this moment may not have closed its copy yet."""
+        """Unlock and close it; without the unlocking, a copy in a child that is being forked would keep the lock."""
         with self._mutex:
             descriptor = self._open.pop(owner, None)
         if descriptor is not None:
@@ -53,19 +54,8 @@ class Descriptors:
             os.close(descriptor)
 
     def leave(self) -> None:
-        """In a forked child: what is locked belongs to the parent."""
+        """Close the copies in a forked child, because the locks belong to its parent."""
         self._mutex = threading.Lock()
         for descriptor in self._open.values():
             os.close(descriptor)
         self._open.clear()
-
-
-_ALL: WeakSet[Descriptors] = WeakSet()
-
-
-def _leave_all() -> None:
-    for descriptors in list(_ALL):
-        descriptors.leave()
-
-
-os.register_at_fork(after_in_child=_leave_all)

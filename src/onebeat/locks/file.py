@@ -22,11 +22,11 @@ from onebeat.locks.base import LocksOn
 from onebeat.locks.descriptors import Descriptors, is_named, try_lock
 from onebeat.locks.hold import Hold
 from onebeat.model.protocols import Clock
-from onebeat.timing.clock import SystemClock, from_us
+from onebeat.timing.clock import SECOND, SystemClock, from_us
 
 R = TypeVar("R")
 
-PATIENCE = 1.0  # seconds to wait for a record's own mutex, which is held for milliseconds
+PATIENCE = SECOND  # microseconds to wait for a record's own mutex, which is held for milliseconds
 STEP = 0.002  # seconds between looks at it
 PROBES = 5  # tries at a file that is locked by nobody in particular
 _OPEN = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -200,10 +200,12 @@ class FileBackend:
         """The record of a lock, which nobody else changes meanwhile."""
         descriptor = os.open(self._path(name, "mutex"), _OPEN, 0o600)
         try:
-            until = time.monotonic() + PATIENCE
+            until = self._clock.boot() + PATIENCE
             while not try_lock(descriptor):
-                if time.monotonic() >= until:
-                    raise OSError(errno.EBUSY, f"the record of lock {name!r} has been changing for {PATIENCE:g} s")
+                if self._clock.boot() >= until:
+                    raise OSError(
+                        errno.EBUSY, f"the record of lock {name!r} has been changing for {PATIENCE / SECOND:g} s"
+                    )
                 time.sleep(STEP)
             found = _read(self._path(name, "json"))
             yield found if found.name else Record(name=name)

@@ -10,7 +10,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
 from onebeat.errors import ConfigurationError, LeaseLost, SchemaOutOfDate
-from onebeat.locks.asking import lock_name
+from onebeat.locks.request import lock_name
 from onebeat.store.dialects.by_url import dialect_for
 from onebeat.store.faults import Fault
 from onebeat.store.locks import guard

@@ -7,20 +7,13 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from onebeat.concurrency.renewal import TOO_LATE, margin
 from onebeat.model.protocols import Clock
 from onebeat.timing.clock import SECOND
 
 RENEWALS = 4  # in the time of one lease, so that some may fail
-LATE = "it could not be renewed in time"
-
-
-def margin(ttl: int) -> int:
-    """How long before the lease's end this process stops trusting it: a sixth, 2 s when that is more and fits.
-
-    >>> margin(30_000_000), margin(3_000_000)
-    (5000000, 1000000)
-    """
-    return max(ttl // 6, min(2 * SECOND, ttl // 3))
+REFUSED = "it ran out, or was taken by force, or where it lived was emptied"  # what a back end's refusal means
+NEVER = 1 << 63  # the deadline where no lease can run out
 
 
 class Hold:
@@ -58,51 +51,55 @@ class Hold:
         self._leased = leased
         self._clock = clock
         self._renewal = renewal
-        self._deadline = sent + ttl - margin(ttl)
+        self._deadline = sent + ttl - margin(ttl) if leased else NEVER
         self._mutex = threading.Lock()
         self._listeners: list[Callable[[], None]] = []
 
     @property
     def ours(self) -> bool:
-        """Whether it belongs to this process; a forked child only has a copy, and neither renews nor releases it."""
+        """Return whether it belongs to this process; a forked child neither renews nor releases its copy."""
         return self._pid == os.getpid()
 
     @property
     def deadline(self) -> int:
-        """Until when (`Clock.boot` microseconds) the last renewal lets this process trust the lease."""
+        """Return until when (`Clock.boot` microseconds) the last renewal lets this process trust the lease."""
         return self._deadline
 
     @property
     def remaining(self) -> float | None:
-        """Seconds until the deadline; None where no lease can run out."""
+        """Return the seconds until the deadline; None where no lease can run out."""
         return (self._deadline - self._clock.boot()) / SECOND if self._leased else None
 
     @property
     def trusted(self) -> bool:
-        """Whether it may still be acted upon."""
+        """Return whether it may still be acted upon."""
         remaining = self.remaining
         return not self.over and (remaining is None or remaining > 0)
 
+    def elapsed(self) -> float:
+        """Return the seconds of a clock that never steps, for waiting."""
+        return self._clock.boot() / SECOND
+
     def granted(self, sent: int) -> None:
-        """A renewal that was sent at this instant of `Clock.boot` has been granted."""
+        """Take note that a renewal sent at this instant of `Clock.boot` was granted."""
         self._deadline = max(self._deadline, sent + self.ttl - margin(self.ttl))
 
     def may_be_renewed(self) -> bool:
-        """Whether somebody still holds it and trusts it; says that it is lost when not."""
+        """Return whether its holder still runs and trusts it; report the loss when not."""
         if self.over or not self.ours:
             return False
         if not self.alive():
             self.lost("the task or thread that held it has ended without releasing it")
         elif not self.trusted:
-            self.lost(LATE)
+            self.lost(TOO_LATE)
         return not self.over
 
     def renew(self, tx: Any) -> bool:
-        """Renew once, on a scheduler's heartbeat thread; False: it is lost for good."""
+        """Renew once, on a scheduler's heartbeat thread, and return False when it is lost for good."""
         return self.may_be_renewed() and self._renewal(tx, self.name, self.owner, self.ttl)
 
     def lost(self, reason: str) -> None:
-        """It is over, for good; listeners are told once, on the calling thread."""
+        """End it for good and call the listeners once, on the calling thread."""
         with self._mutex:
             if self.over:
                 return
@@ -112,7 +109,7 @@ class Hold:
             listener()
 
     def end(self) -> bool:
-        """It is about to be released; False: it was over already."""
+        """End it before its release, and return False when it was over already."""
         with self._mutex:
             if self.over:
                 return False
@@ -130,7 +127,7 @@ class Hold:
             listener()
 
     def expire(self) -> bool:
-        """Notice that the deadline has passed; True: it is lost."""
+        """Report the loss when the deadline has passed, and return whether it is lost."""
         if not self.over and not self.trusted:
-            self.lost(LATE)
+            self.lost(TOO_LATE)
         return self.why is not None

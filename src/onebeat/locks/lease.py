@@ -9,7 +9,7 @@ from types import TracebackType
 
 from onebeat.errors import LeaseLost, NotStarted, OnebeatError
 from onebeat.locks.backend import Backend
-from onebeat.locks.hold import Hold
+from onebeat.locks.hold import REFUSED, Hold
 
 log = logging.getLogger("onebeat.locks")
 
@@ -27,7 +27,7 @@ class LoopLost:
         self.event = asyncio.Event()
 
     def is_set(self) -> bool:
-        """Whether it is lost; true from the moment its deadline has passed, even if nobody was told yet."""
+        """Return whether it is lost; true from the moment its deadline has passed, even if nobody was told yet."""
         return self._hold.expire()
 
     async def wait(self) -> bool:
@@ -80,7 +80,7 @@ class HeldLease:
         if self._hold.over:
             raise LeaseLost(f"lock {self.name!r} was released; this lease holds nothing any more")
         if not await self._backend.holds(self.name, self._hold.owner):
-            self._hold.lost("it ran out, or was taken by force, or where it lived was emptied")
+            self._hold.lost(REFUSED)
         self._refuse_lost()
 
     async def release(self) -> None:
@@ -92,7 +92,7 @@ class HeldLease:
             self._refuse_lost()
             raise LeaseLost(f"lock {self.name!r} was released already; a lease is released once")
         if not await self._give_back(self._backend, self._hold):
-            raise LeaseLost(self._words("when it was to be released it was not this lease's any more"))
+            raise LeaseLost(self._describe_loss("when it was to be released it was not this lease's any more"))
 
     # ── as a context manager ──────────────────────────────────────────────────────────────────────────────────────────
     async def __aenter__(self) -> HeldLease:
@@ -123,9 +123,9 @@ class HeldLease:
         if self._hold.why is None:
             return
         if error is None or (kind is asyncio.CancelledError and self._cancelled):
-            raise LeaseLost(self._words(self._hold.why)) from error
+            raise LeaseLost(self._describe_loss(self._hold.why)) from error
         if not isinstance(error, LeaseLost):
-            error.add_note(self._words(self._hold.why))
+            error.add_note(self._describe_loss(self._hold.why))
 
     async def _leave(self, error: BaseException | None) -> None:
         """Release at the end of the body; what the body raised is more important than what becomes of that."""
@@ -135,7 +135,7 @@ class HeldLease:
             log.warning("lock %r could not be released and ends with its lease: %s", self.name, trouble)
             return
         if not kept and error is None:
-            raise LeaseLost(self._words("when its body ended it was not this lease's any more"))
+            raise LeaseLost(self._describe_loss("when its body ended it was not this lease's any more"))
 
     # ── watching ──────────────────────────────────────────────────────────────────────────────────────────────────────
     def _tell_loop(self) -> None:
@@ -173,12 +173,12 @@ class HeldLease:
 
     def _refuse_lost(self) -> None:
         if self._hold.expire():
-            raise LeaseLost(self._words(self._hold.why))
+            raise LeaseLost(self._describe_loss(self._hold.why))
 
-    def _words(self, why: str | None) -> str:
-        return lost_words(self.name, self.fence, why)
+    def _describe_loss(self, why: str | None) -> str:
+        return describe_loss(self.name, self.fence, why)
 
 
-def lost_words(name: str, fence: int, why: str | None) -> str:
-    """What `LeaseLost` says."""
+def describe_loss(name: str, fence: int, why: str | None) -> str:
+    """Return the message of `LeaseLost`: which lease was lost, why, and what to do."""
     return f"lock {name!r} (fence {fence}) was lost: {why}. Somebody else may hold it now: undo what is not committed"

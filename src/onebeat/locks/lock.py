@@ -9,9 +9,9 @@ from types import TracebackType
 from typing import Protocol, TypeVar
 
 from onebeat.errors import LeaseLost, LockTimeout
-from onebeat.locks.asking import Asking
 from onebeat.locks.lease import HeldLease
-from onebeat.locks.portal import HeldSyncLease
+from onebeat.locks.request import LockRequest
+from onebeat.locks.sync_lease import HeldSyncLease
 from onebeat.timing.clock import SECOND
 
 L = TypeVar("L", HeldLease, HeldSyncLease)
@@ -20,17 +20,17 @@ L = TypeVar("L", HeldLease, HeldSyncLease)
 class Acquirer(Protocol):
     """What a lock asks of its `LocksOn`."""
 
-    async def acquire(self, asked: Asking) -> HeldLease | None:
+    async def acquire(self, asked: LockRequest) -> HeldLease | None:
         """Wait as asked; None: the time is over."""
 
-    def acquire_sync(self, asked: Asking) -> HeldSyncLease | None:
+    def acquire_sync(self, asked: LockRequest) -> HeldSyncLease | None:
         """As `acquire`, blocking."""
 
 
 class BackendLock:
     """The `Lock` of every back end here; it may be used again, and by several tasks and threads."""
 
-    def __init__(self, locks: Acquirer, asked: Asking) -> None:
+    def __init__(self, locks: Acquirer, asked: LockRequest) -> None:
         self._locks = locks
         self._asked = asked
         self._entered: dict[HeldLease | HeldSyncLease, object] = {}  # to the task or thread that is inside

@@ -9,14 +9,14 @@ from functools import wraps
 from typing import Any, ParamSpec, Protocol, TypeVar
 
 from onebeat.errors import ConfigurationError
-from onebeat.locks.asking import Seconds, asking
 from onebeat.locks.lock import BackendLock
+from onebeat.locks.request import Seconds, lock_request
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
-class Decorator(Protocol):
+class LockedDecorator(Protocol):
     """Takes a function and returns one that is called alike."""
 
     def __call__(self, function: Callable[P, R], /) -> Callable[P, R]: ...
@@ -39,7 +39,7 @@ class Locked:
         self._wait = wait
         self._parameters = parameters(template)
         # What cannot work is said where it is written: the words around the parameters, `ttl`, `wait`.
-        asking(template.format_map(dict.fromkeys(self._parameters, "x")), ttl, wait)
+        lock_request(template.format_map(dict.fromkeys(self._parameters, "x")), ttl, wait)
 
     def __call__(self, function: Callable[P, R], /) -> Callable[P, R]:
         if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Protocol, Self
 
-from onebeat.locks.asking import Seconds
 from onebeat.locks.backend import LockInfo
+from onebeat.locks.request import Seconds
 
 
 class Lost(Protocol):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urlsplit
 
@@ -13,7 +12,7 @@ from onebeat.errors import ConfigurationError, DatabaseUnavailable, NotStarted
 from onebeat.locks.backend import LockInfo
 from onebeat.locks.base import LocksOn
 from onebeat.model.protocols import Clock
-from onebeat.timing.clock import SECOND, from_us
+from onebeat.timing.clock import MILLISECOND, SystemClock, from_us
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
@@ -76,16 +75,17 @@ class RedisBackend:
 
     leased = True
 
-    def __init__(self, make: Callable[[], Redis], *, prefix: str, where: str) -> None:
+    def __init__(self, make: Callable[[], Redis], *, prefix: str, where: str, clock: Clock) -> None:
         self.where = where
         self._make = make
         self._prefix = prefix
+        self._clock = clock
         self._client: Any = None  # redis-py types its commands for both kinds of client at once
         self._scripts: dict[str, Any] = {}
 
     def twin(self) -> Self:
         """A client of its own, for another thread's event loop."""
-        return type(self)(self._make, prefix=self._prefix, where=self.where)
+        return type(self)(self._make, prefix=self._prefix, where=self.where, clock=self._clock)
 
     async def open(self, timeout: float) -> None:
         """Connect once, to say at once when nothing answers."""
@@ -135,14 +135,23 @@ class RedisBackend:
             left = await self._answer(client.pttl(key))
             if found[0] is not None:
                 name = _text(key)[len(self._prefix) + 2 : -len("}:lock")]
-                infos.append(_info(name, found[0], found[1], found[2], left))
+                infos.append(self._info(name, found[0], found[1], found[2], left))
         return sorted(infos, key=lambda info: info.name)
 
     async def force_release(self, name: str, reason: str, who: str) -> LockInfo | None:
         """Delete the key and note it, in one script; the last thousand of these are in the list `…:audit`."""
-        before = f"{datetime.now(UTC).isoformat()} {who} released {name} held by "
+        before = f"{from_us(self._clock.now()).isoformat()} {who} released {name} held by "
         found = await self._run(FORCE, name, before, f": {reason[:2000]}", AUDIT_KEPT)
-        return None if found is None else _info(name, *found)
+        return None if found is None else self._info(name, *found)
+
+    def _info(self, name: str, fence: Any, holder: Any, acquired: Any, left: int) -> LockInfo:
+        return LockInfo(
+            name=name,
+            fence=int(fence),
+            holder=None if holder is None else _text(holder),
+            acquired_at=None if acquired is None else from_us(int(acquired)),
+            expires_at=from_us(self._clock.now() + left * MILLISECOND),
+        )
 
     def _key(self, name: str, kind: str) -> str:
         return f"{self._prefix}:{{{name}}}:{kind}"
@@ -185,17 +194,6 @@ def _text(value: Any) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
 
 
-def _info(name: str, fence: Any, holder: Any, acquired: Any, left: int) -> LockInfo:
-    expires = datetime.now(UTC).timestamp() + left / 1000
-    return LockInfo(
-        name=name,
-        fence=int(fence),
-        holder=None if holder is None else _text(holder),
-        acquired_at=None if acquired is None else from_us(int(acquired)),
-        expires_at=from_us(round(expires * SECOND)),
-    )
-
-
 class RedisLocks(LocksOn[RedisBackend]):
     """Locks on one Redis server (5 or newer), with redis-py; ``pip install 'onebeat[redis]'``.
 
@@ -214,7 +212,8 @@ class RedisLocks(LocksOn[RedisBackend]):
         if not _PREFIX.fullmatch(prefix):
             raise ConfigurationError(f"prefix {prefix[:80]!r} cannot be used; use 1 to 64 of A-Z a-z 0-9 and _ . : -")
         make, where = (url, "the given client") if callable(url) else (_maker(url), _where(url))
-        super().__init__(RedisBackend(make, prefix=prefix, where=where), clock=clock)
+        clock = clock or SystemClock()
+        super().__init__(RedisBackend(make, prefix=prefix, where=where, clock=clock), clock=clock)
 
 
 def _maker(url: str) -> Callable[[], Redis]:

@@ -1,19 +1,20 @@
-"""Waiting for a lock: jittered pauses that a release nearby, or a hint, cuts short; no order is promised."""
+"""Waiting for a lock: jittered pauses, which a release in this process or a hint cuts short; no order is promised."""
 
 from __future__ import annotations
 
-import asyncio
-import random
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from random import Random
+
+from onebeat.concurrency.alarm import Alarm
+from onebeat.concurrency.forks import Lock
 
 FIRST = 0.02  # seconds until the second try
 LONGEST = 1.0  # seconds between tries at most
 
 
 def pause(tries: int, random_part: float) -> float:
-    """Seconds before the next try after `tries` of them; `random_part` from 0 to 1 spreads half of it.
+    """Return the seconds before the next try after `tries` of them; `random_part` from 0 to 1 spreads half of it.
 
     >>> [round(pause(n, 1.0), 2) for n in (1, 2, 3, 4, 5, 6, 7, 8)]
     [0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.0, 1.0]
@@ -24,67 +25,39 @@ def pause(tries: int, random_part: float) -> float:
     return full * (0.5 + 0.5 * random_part)
 
 
-def jittered(tries: int) -> float:
-    """`pause` with a random part of its own."""
-    return pause(tries, random.random())  # noqa: S311 - jitter, not a secret
+class Waiters:
+    """The alarms of those who wait for a lock in this process, by the lock's name."""
 
-
-class Bell:
-    """One waiter; it may ring before anybody sleeps."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._rung = asyncio.Event()
-
-    def ring(self) -> None:
-        """Wake the waiter, from any thread."""
-        try:
-            self._loop.call_soon_threadsafe(self._rung.set)
-        except RuntimeError:  # its loop is closed
-            return
-
-    async def sleep(self, seconds: float) -> None:
-        """Return after so many seconds, or at once when rung since the last sleep."""
-        timer = self._loop.call_later(max(seconds, 0), self._rung.set)
-        try:
-            await self._rung.wait()
-        finally:
-            timer.cancel()
-        self._rung.clear()
-
-
-class Bells:
-    """Who waits for which lock in this process."""
-
-    def __init__(self) -> None:
-        self._mutex = threading.Lock()
-        self._waiting: dict[str, set[Bell]] = {}
+    def __init__(self, random: Random) -> None:
+        self._random = random
+        self._mutex = Lock()
+        self._waiting: dict[str, set[Alarm]] = {}
 
     @contextmanager
-    def waiting(self, name: str) -> Iterator[Bell]:
-        """A bell that rings when `name` may be free."""
-        bell = Bell()
+    def waiting(self, name: str) -> Iterator[Alarm]:
+        """Enter a waiter for the lock `name`; its alarm is set when the lock may be free."""
+        alarm = Alarm()
         with self._mutex:
-            self._waiting.setdefault(name, set()).add(bell)
+            self._waiting.setdefault(name, set()).add(alarm)
         try:
-            yield bell
+            yield alarm
         finally:
             with self._mutex:
-                bells = self._waiting[name]
-                bells.discard(bell)
-                if not bells:
+                alarms = self._waiting[name]
+                alarms.discard(alarm)
+                if not alarms:
                     del self._waiting[name]
 
-    def ring(self, name: str) -> None:
-        """One of the waiters for `name` may try now."""
+    def wake_one(self, name: str) -> None:
+        """Let one of the waiters for `name` try now; from any thread."""
         with self._mutex:
-            bells = list(self._waiting.get(name, ()))
-        if bells:
-            random.choice(bells).ring()  # noqa: S311 - fairness, not a secret
+            alarms = list(self._waiting.get(name, ()))
+        if alarms:
+            self._random.choice(alarms).set_threadsafe()
 
-    def ring_all(self) -> None:
-        """A hint came, from which nothing is known but that it is worth a look."""
+    def wake_all(self) -> None:
+        """Let every waiter try now, because any lock may be free; from any thread."""
         with self._mutex:
-            bells = [bell for waiting in self._waiting.values() for bell in waiting]
-        for bell in bells:
-            bell.ring()
+            alarms = [alarm for waiting in self._waiting.values() for alarm in waiting]
+        for alarm in alarms:
+            alarm.set_threadsafe()

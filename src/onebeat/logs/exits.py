@@ -11,6 +11,7 @@ import weakref
 from collections.abc import Iterable
 from types import FrameType
 
+from onebeat.concurrency.forks import after_fork_in_child
 from onebeat.logs.handler import LogHandler
 from onebeat.logs.writer import complain
 
@@ -26,8 +27,7 @@ def watch(handler: LogHandler) -> None:
     if not _hooked:
         _hooked = True
         atexit.register(finish)
-        if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=_forked)
+        after_fork_in_child(_forked)
 
 
 def unwatch(handler: LogHandler) -> None:

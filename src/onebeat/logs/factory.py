@@ -9,6 +9,8 @@ import threading
 import time
 from typing import Any
 
+from onebeat.concurrency.forks import after_fork_in_child
+
 _REMEMBERED = 5_000  # paths
 _TIMES = frozenset(("created", "msecs", "relativeCreated"))
 _paths: dict[str, tuple[str, str]] = {}
@@ -34,8 +36,7 @@ def _forked() -> None:
     _here = _Here()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forked)
+after_fork_in_child(_forked)
 
 
 class Record(logging.LogRecord):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import atexit
-import os
 import threading
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, Literal, Never, TypeVar, TypeVarTuple
 
+from onebeat.concurrency.forks import after_fork_in_child
 from onebeat.errors import ConfigurationError, Stopped, WorkerProcessDied
 from onebeat.offload.child import main
 from onebeat.offload.limits import Limit
@@ -184,5 +184,4 @@ _making = threading.Lock()
 _default: ProcessLane | None = None
 _settings: dict[str, Any] = {}
 atexit.register(close_processes)
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+after_fork_in_child(_after_fork)

@@ -13,10 +13,10 @@ from onebeat.engine.heartbeat import Heartbeat
 from onebeat.engine.sweeper import Retention, prune
 from onebeat.engine.worker import Plan, Worker
 from onebeat.errors import ConfigurationError, NotStarted, ScheduleExists
-from onebeat.locks.asking import Seconds
 from onebeat.locks.database import DatabaseLocks
 from onebeat.locks.lock import BackendLock
-from onebeat.locks.locked import Decorator
+from onebeat.locks.locked import LockedDecorator
+from onebeat.locks.request import Seconds
 from onebeat.logs.events import word
 from onebeat.model.events import DatabaseCaution, Event, JobSettled
 from onebeat.model.info import JobInfo
@@ -28,7 +28,7 @@ from onebeat.scheduler.hooks import Announcer
 from onebeat.scheduler.jobs import Jobs
 from onebeat.scheduler.schedules import Schedules, definition_of
 from onebeat.scheduler.signals import Signals, until_signalled
-from onebeat.scheduler.sync_client import Script
+from onebeat.scheduler.sync_client import SyncClient
 from onebeat.scheduler.watcher import Watcher
 from onebeat.scheduler.workers import Queues, Workers
 from onebeat.settings import Overrides, Settings, resolve
@@ -89,7 +89,7 @@ class Scheduler(TaskRouter):
         self._process: int | None = None  # where it was started
         self._starting = False
         self._stopping: asyncio.Task[None] | None = None
-        self._script: Script | None = None
+        self._script: SyncClient | None = None
         self._app: Any = None
         self._signals = Signals(self._stop_claiming)
         self.jobs = Jobs(self._database_here, self._open_watcher, woken=self._woken, prune=self._prune)
@@ -294,7 +294,7 @@ class Scheduler(TaskRouter):
             active.reset(token)
 
     def __enter__(self) -> Scheduler:
-        script = Script(self)
+        script = SyncClient(self)
         script.start()
         self._script = script
         return self
@@ -341,7 +341,7 @@ class Scheduler(TaskRouter):
         """
         return self.locks.lock(name, ttl=ttl, wait=wait)
 
-    def locked(self, template: str, *, ttl: Seconds = 30, wait: Seconds | None = None) -> Decorator:
+    def locked(self, template: str, *, ttl: Seconds = 30, wait: Seconds | None = None) -> LockedDecorator:
         """Hold a lock while the decorated function runs: ``@scheduler.locked("mail-{user_id}")``."""
         return self.locks.locked(template, ttl=ttl, wait=wait)
 

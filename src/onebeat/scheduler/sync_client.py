@@ -1,16 +1,15 @@
-"""A scheduler as a client for scripts: a thread with its own event loop behind `with scheduler:`."""
+"""A scheduler for scripts: it runs on the event loop of another thread, behind `with scheduler:`."""
 
 from __future__ import annotations
 
-import asyncio
-import threading
 from typing import Protocol
 
+from onebeat.concurrency.portal import Portal
 from onebeat.settings import Settings
 
 
 class Startable(Protocol):
-    """What a script starts and stops."""
+    """What a script starts and stops: a scheduler."""
 
     settings: Settings
 
@@ -21,35 +20,32 @@ class Startable(Protocol):
         """Close it."""
 
 
-class Script:
-    """Runs the scheduler in role `client`: it enqueues and looks, and neither fires nor claims."""
+class SyncClient:
+    """Runs a scheduler in the role `client`: it enqueues and reads, and neither fires schedules nor claims jobs."""
 
     def __init__(self, scheduler: Startable) -> None:
         self._scheduler = scheduler
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="onebeat-script", daemon=True)
+        self._settings = scheduler.settings
+        self._portal = Portal("onebeat-script")
 
     def start(self) -> None:
-        """Start the thread and open the scheduler in it; what that raises is raised here."""
-        self._thread.start()
-        settings = self._scheduler.settings
-        self._scheduler.settings = settings.model_copy(update={"role": "client"})
+        """Start the thread and open the scheduler in it; raises what opening raises."""
+        self._portal.start()
+        self._settings = self._scheduler.settings
+        self._scheduler.settings = self._settings.model_copy(update={"role": "client"})
         try:
-            asyncio.run_coroutine_threadsafe(self._scheduler.start(), self._loop).result()
+            self._portal.run(self._scheduler.start())
         except BaseException:
-            self._end(settings)
+            self._end()
             raise
-        self._before = settings
 
     def stop(self) -> None:
         """Close the scheduler and end the thread."""
         try:
-            asyncio.run_coroutine_threadsafe(self._scheduler.stop(), self._loop).result()
+            self._portal.run(self._scheduler.stop())
         finally:
-            self._end(self._before)
+            self._end()
 
-    def _end(self, settings: Settings) -> None:
-        self._scheduler.settings = settings
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+    def _end(self) -> None:
+        self._scheduler.settings = self._settings
+        self._portal.stop()

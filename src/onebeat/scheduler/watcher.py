@@ -1,4 +1,4 @@
-"""One watcher a process serves every `job.wait()`."""
+"""One task of a process looks for the end of every job that `job.wait()` waits for."""
 
 from __future__ import annotations
 
@@ -6,32 +6,36 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from uuid import UUID
 
+from onebeat.concurrency.alarm import Alarm
 from onebeat.errors import DatabaseUnavailable, JobNotFound
 from onebeat.model.events import Event, trouble
 from onebeat.model.job import FINAL
 from onebeat.store import reports
 from onebeat.store.connection.database import Database
 
-SOONEST = 0.02  # seconds between looks at first
-LATEST = 1.0  # and at last
-AT_ONCE = 500  # jobs looked at in one statement
+SOONEST = 0.02  # seconds between two reads at first
+LATEST = 1.0  # seconds between two reads in the end
+AT_ONCE = 500  # jobs read in one statement
 
 
 class Watcher:
-    """Looks at all waited-for jobs in one statement; a settlement in this process is noticed at once."""
+    """Reads the states of all jobs that are waited for in one statement; an end in this process is noticed at once."""
 
     def __init__(self, database: Database, announce: Callable[[Event], None] = lambda _: None) -> None:
         self._database = database
         self._announce = announce
         self._waiting: dict[UUID, set[asyncio.Future[None]]] = {}
         self._task: asyncio.Task[None] | None = None
-        self._woken = asyncio.Event()
+        self._alarm = Alarm()
 
     async def wait(self, id: UUID, timeout: float | None) -> None:
-        """Return when the job has ended; `TimeoutError` after `timeout` seconds, `JobNotFound` when there is none."""
+        """Return when the job has ended.
+
+        Raises `TimeoutError` after `timeout` seconds, `JobNotFound` for an unknown id.
+        """
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(id, set()).add(future)
-        self._woken.set()
+        self._alarm.set()
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._watch(), name="onebeat-watcher")
         try:
@@ -44,12 +48,12 @@ class Watcher:
                 self._waiting.pop(id, None)
 
     def ended(self, id: UUID) -> None:
-        """A job ended in this process."""
+        """Read at once, because this job ended in this process."""
         if id in self._waiting:
-            self._woken.set()
+            self._alarm.set()
 
     async def close(self) -> None:
-        """Stop looking; those who wait are cancelled."""
+        """Stop reading and cancel every wait."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait({self._task})
@@ -59,7 +63,7 @@ class Watcher:
     async def _watch(self) -> None:
         delay = SOONEST
         while self._waiting:
-            self._woken.clear()
+            self._alarm.clear()
             try:
                 await self._look()
             except DatabaseUnavailable:  # those who wait have timeouts of their own; look again when it may be back
@@ -67,10 +71,8 @@ class Watcher:
             except Exception as error:  # noqa: BLE001 - announced; those who wait must not wait for ever
                 delay = LATEST
                 self._announce(trouble("watcher", error, delay))
-            timer = asyncio.get_running_loop().call_later(delay, self._woken.set)
-            await self._woken.wait()
-            delay = min(delay * 1.5, LATEST) if asyncio.get_running_loop().time() >= timer.when() else SOONEST
-            timer.cancel()
+            woken = await self._alarm.wait(delay)
+            delay = SOONEST if woken else min(delay * 1.5, LATEST)
 
     async def _look(self) -> None:
         waiting = list(self._waiting)

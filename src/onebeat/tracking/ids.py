@@ -6,6 +6,7 @@ import os
 import re
 from time import time_ns
 
+from onebeat.concurrency.forks import after_fork_in_child
 from onebeat.errors import ConfigurationError
 
 MAX_LENGTH = 128  # characters; a UUID, an ULID, AWS, nginx, Cloudflare and base64 ids all fit
@@ -19,8 +20,7 @@ _BATCH = 512  # numbers drawn at once: one system call for some hundred requests
 _VARIANT = {digit: "89ab"[int(digit, 16) & 3] for digit in "0123456789abcdef"}  # two random bits behind the bits 10
 
 _numbers: list[str] = []  # 64 random bits each, in 16 hex digits; a list's pop is atomic, so threads need no lock
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_numbers.clear)  # a child never repeats what its parent drew
+after_fork_in_child(_numbers.clear)  # a child never repeats what its parent drew
 
 
 def _draw() -> str:

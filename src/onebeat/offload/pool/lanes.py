@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import sys
 import threading
 import time
@@ -12,6 +11,7 @@ from collections import deque
 from functools import partial
 from typing import Any
 
+from onebeat.concurrency.forks import after_fork_in_child
 from onebeat.errors import Busy
 from onebeat.offload.pool.calls import Call, Held, log, on_loop, settle
 
@@ -281,5 +281,4 @@ def _after_fork() -> None:
         lane.forget()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+after_fork_in_child(_after_fork)

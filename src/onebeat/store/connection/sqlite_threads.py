@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from sqlalchemy import Connection, Engine
 from sqlalchemy.engine import URL
 
+from onebeat.concurrency.forks import after_fork_in_child
 from onebeat.errors import NotStarted
 from onebeat.store.connection import sqlite_file
 from onebeat.store.faults import Fault
@@ -38,8 +39,7 @@ def _remember_inherited() -> None:
     _open_files.clear()
 
 
-if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
-    os.register_at_fork(after_in_child=_remember_inherited)
+after_fork_in_child(_remember_inherited)
 
 
 class Call:

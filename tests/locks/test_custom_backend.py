@@ -1,4 +1,4 @@
-"""The contract for places of one's own: another project can use it, and no broken back end passes."""
+"""The contract for a back end of one's own: another project can run it, and no broken back end passes."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def run(folder: Path, *options: str, without: str = "") -> subprocess.CompletedProcess[str]:
-    """Run the contract of memory_place.py in a project that has no settings for pytest or pytest-asyncio."""
-    (folder / "test_memory.py").write_text((ROOT / "tests" / "locks" / "memory_place.py").read_text())
+    """Run the contract of memory_backend.py in a project that has no settings for pytest or pytest-asyncio."""
+    (folder / "test_memory.py").write_text((ROOT / "tests" / "locks" / "memory_backend.py").read_text())
     return subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options, "test_memory.py"],
         cwd=folder, capture_output=True, text=True, timeout=110,

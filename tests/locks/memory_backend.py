@@ -1,6 +1,6 @@
-"""The shortest back end there is, in this process's memory, and its contract as somebody else's project would run it.
+"""A complete back end in the memory of this process, with its contract as another project would run it.
 
-`WITHOUT=…` takes one rule out, which the contract must notice.
+The environment variable `WITHOUT` names one rule to leave out, which the contract must notice.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class Row:
     acquired: float
 
 
-class Place:
-    """What all back ends of one place share."""
+class MemoryStore:
+    """The rows that all back ends of one store share."""
 
     def __init__(self) -> None:
         self.rows: dict[str, Row] = {}
@@ -44,11 +44,11 @@ class MemoryBackend:
     leased = True
     where = "memory"
 
-    def __init__(self, place: Place) -> None:
-        self.place = place
+    def __init__(self, store: MemoryStore) -> None:
+        self.store = store
 
     def twin(self) -> MemoryBackend:
-        return MemoryBackend(self.place)
+        return MemoryBackend(self.store)
 
     async def open(self, timeout: float) -> None:
         """Nothing to connect to."""
@@ -57,61 +57,61 @@ class MemoryBackend:
         """Nothing to close."""
 
     async def acquire(self, name: str, owner: str, ttl: int, holder: str) -> int | None:
-        with self.place.mutex:
-            row, now = self.place.rows.get(name), time.time()
+        with self.store.mutex:
+            row, now = self.store.rows.get(name), time.time()
             theirs = row is not None and row.expires > now and (row.owner != owner or WITHOUT == "repeating")
             if theirs and WITHOUT != "exclusion":
                 return None
             fence = 1 if row is None else row.fence + (WITHOUT != "growing fences")
-            self.place.rows[name] = Row(owner, fence, now + ttl / 1e6, holder, now)
+            self.store.rows[name] = Row(owner, fence, now + ttl / 1e6, holder, now)
             return fence
 
     async def renew(self, name: str, owner: str, ttl: int) -> bool:
-        with self.place.mutex:
+        with self.store.mutex:
             if WITHOUT == "renewal":
                 return True
             row = self._mine(name, owner)
             if WITHOUT == "owner in renewal" or (WITHOUT == "expiry in renewal" and self._is_owner(name, owner)):
-                row = self.place.rows.get(name)
+                row = self.store.rows.get(name)
             if row is None:
                 return False
-            self.place.rows[name] = replace(row, owner=owner, expires=max(row.expires, time.time() + ttl / 1e6))
+            self.store.rows[name] = replace(row, owner=owner, expires=max(row.expires, time.time() + ttl / 1e6))
             return True
 
     async def release(self, name: str, owner: str) -> bool:
-        with self.place.mutex:
-            row = self.place.rows.get(name)
+        with self.store.mutex:
+            row = self.store.rows.get(name)
             if row is None or not (self._is_owner(name, owner) or WITHOUT == "owner in release"):
                 return False
             if WITHOUT != "release":
-                self.place.rows[name] = replace(row, expires=0)
+                self.store.rows[name] = replace(row, expires=0)
             return True
 
     async def holds(self, name: str, owner: str) -> bool:
         return self._mine(name, owner) is not None
 
     async def held(self) -> list[LockInfo]:
-        return [self._info(name) for name, row in sorted(self.place.rows.items()) if row.expires > time.time()]
+        return [self._info(name) for name, row in sorted(self.store.rows.items()) if row.expires > time.time()]
 
     async def force_release(self, name: str, reason: str, who: str) -> LockInfo | None:
-        with self.place.mutex:
-            row = self.place.rows.get(name)
+        with self.store.mutex:
+            row = self.store.rows.get(name)
             if row is None or row.expires <= time.time():
                 return None
             info = self._info(name)
-            self.place.rows[name] = replace(row, owner="", expires=0)
+            self.store.rows[name] = replace(row, owner="", expires=0)
             return info
 
     def _is_owner(self, name: str, owner: str) -> bool:
-        row = self.place.rows.get(name)
+        row = self.store.rows.get(name)
         return row is not None and row.owner == owner
 
     def _mine(self, name: str, owner: str) -> Row | None:
-        row = self.place.rows.get(name)
+        row = self.store.rows.get(name)
         return row if row is not None and row.owner == owner and row.expires > time.time() else None
 
     def _info(self, name: str) -> LockInfo:
-        row = self.place.rows[name]
+        row = self.store.rows[name]
         return LockInfo(
             name=name,
             fence=row.fence,
@@ -124,5 +124,5 @@ class MemoryBackend:
 class TestMemoryLocks(LockContract):
     @pytest.fixture
     def make_locks(self) -> MakeLocks:
-        place = Place()
-        return lambda: LocksOn(MemoryBackend(place))
+        store = MemoryStore()
+        return lambda: LocksOn(MemoryBackend(store))

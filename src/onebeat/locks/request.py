@@ -1,4 +1,4 @@
-"""What is asked of a lock: its name, how long its lease is, how long to wait; checked before anything is sent."""
+"""The request for a lock: its name, the length of its lease and how long to wait, checked before anything is sent."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ NAME = re.compile(r"[A-Za-z0-9_.:@/+=,~#-]{1,200}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asking:
-    """One lock as asked for; durations in microseconds, `wait` None: without limit."""
+class LockRequest:
+    """A checked request for one lock; durations in microseconds. `wait` None waits without limit."""
 
     name: str
     ttl: int
     wait: int | None
 
 
-def asking(name: str, ttl: Seconds, wait: Seconds | None) -> Asking:
-    """Check what was asked for.
+def lock_request(name: str, ttl: Seconds, wait: Seconds | None) -> LockRequest:
+    """Return the checked request.
 
     Raises `ConfigurationError` for a name, `ttl` or `wait` that cannot work.
 
-    >>> asking("rebuild-index", 30, None)
-    Asking(name='rebuild-index', ttl=30000000, wait=None)
+    >>> lock_request("rebuild-index", 30, None)
+    LockRequest(name='rebuild-index', ttl=30000000, wait=None)
     """
-    return Asking(
+    return LockRequest(
         name=lock_name(name),
         ttl=_between("ttl", ttl, SHORTEST, LONGEST),
         wait=None if wait is None else _between("wait", wait, 0, None),
@@ -44,7 +44,7 @@ def asking(name: str, ttl: Seconds, wait: Seconds | None) -> Asking:
 
 
 def lock_name(name: str) -> str:
-    """The name itself when it can be one: 1 to 200 printable ASCII characters, no blank, quote or brace.
+    """Return the name itself when it is valid: 1 to 200 printable ASCII characters, no blank, quote or brace.
 
     Raises `ConfigurationError` otherwise: names are compared byte by byte on every back end and appear in logs.
 
@@ -73,7 +73,7 @@ def _between(what: str, value: Seconds, least: int, most: int | None) -> int:
 
 
 def holder() -> str:
-    """Who asks, for people only; ownership is a random token made for each acquisition.
+    """Return who asks, for people only: host, process and program. Ownership is a random token of each acquisition.
 
     >>> str(os.getpid()) in holder()
     True

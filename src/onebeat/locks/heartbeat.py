@@ -1,0 +1,61 @@
+"""The heartbeat of locks without a scheduler: renews them from its own thread and its own connection."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from operator import attrgetter
+from random import Random
+
+from onebeat.concurrency.renewal import RenewalThread
+from onebeat.locks.backend import Backend
+from onebeat.locks.hold import REFUSED, Hold
+from onebeat.model.protocols import Clock
+
+log = logging.getLogger("onebeat.locks")
+
+
+class LockHeartbeat(RenewalThread[Hold]):
+    """Renews the locks that were added to it, from a thread that no blocked event loop can stop.
+
+    `twin` returns a back end for the thread's event loop. An outage of the back end and its end are logged.
+    """
+
+    def __init__(self, twin: Callable[[], Backend], *, clock: Clock, random: Random) -> None:
+        super().__init__(
+            lambda: BackendRenewer(twin()),
+            name="onebeat-locks-heartbeat",
+            interval=attrgetter("interval"),
+            now=clock.boot,
+            random=random,
+            refusal=REFUSED,
+            failed=_log_failure,
+            recovered=lambda _: log.info("locks are renewed again"),
+        )
+
+
+class BackendRenewer:
+    """Renews locks on a back end of its own."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+
+    async def open(self, timeout: float) -> None:
+        """Connect within `timeout` seconds."""
+        await self._backend.open(timeout)
+
+    async def renew(self, items: Sequence[Hold]) -> list[Hold]:
+        """Renew these locks one after the other and return those that are still held."""
+        return [hold for hold in items if hold.may_be_renewed() and await self._renew(hold)]
+
+    async def _renew(self, hold: Hold) -> bool:
+        return await self._backend.renew(hold.name, hold.owner, hold.ttl)
+
+    async def close(self) -> None:
+        """Close the back end."""
+        await self._backend.close()
+
+
+def _log_failure(error: Exception) -> None:
+    problem = "no answer in time" if isinstance(error, TimeoutError) else error
+    log.warning("locks cannot be renewed at the moment, and are lost at their deadlines: %s", problem)

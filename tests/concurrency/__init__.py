@@ -1,0 +1,1 @@
+"""The standard-library-only package of threads, timers and forks."""
