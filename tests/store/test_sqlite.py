@@ -21,7 +21,7 @@ from onebeat.errors import ConfigurationError, DatabaseUnavailable, NotStarted
 from onebeat.store import migrations
 from onebeat.store.connection import sqlite_file, sqlite_threads
 from onebeat.store.connection.database import Database
-from onebeat.store.connection.sqlite_threads import Lanes
+from onebeat.store.connection.sqlite_threads import SQLiteThreads
 from onebeat.store.dialects.sqlite import SQLite
 from onebeat.store.tables import Tables, build
 from onebeat.store.tx import Tx
@@ -185,8 +185,8 @@ async def test_the_file_is_opened_in_wal_with_the_synchronous_asked_for(
 async def test_calls_that_wait_together_are_committed_together(url: str, make_database: MakeDatabase) -> None:
     database = await make_database(url)
     backend = database._backend
-    assert isinstance(backend, Lanes)
-    writer = backend._lane(write=True)
+    assert isinstance(backend, SQLiteThreads)
+    writer = backend._thread(write=True)
     before = writer.commits
     await asyncio.gather(*(database.write(add, f"q{number}") for number in range(400)))
     assert writer.commits - before < 200  # without grouping: 400
@@ -431,9 +431,12 @@ async def test_a_database_in_memory_serves_all_siblings_of_one_process(tables: T
     assert await database.read(names) == ["a"]
 
     def in_a_thread() -> list[str]:
-        with database.sync() as blocking:
-            blocking.write(add, "b")
-            return list(blocking.read(names))
+        async def work() -> list[str]:
+            async with database.heartbeat_database() as sibling:
+                await sibling.write(add, "b")
+                return list(await sibling.read(names))
+
+        return asyncio.run(work())
 
     assert await asyncio.to_thread(in_a_thread) == ["a", "b"]
 
