@@ -160,6 +160,16 @@ async def test_configure_sqlite_serves_an_async_engine_and_onebeat_beside_it(
     await engine.dispose()
 
 
+def test_configure_sqlite_leaves_driver_autocommit_as_it_is(url: str) -> None:
+    engine = create_engine(url)
+    configure_sqlite(engine)
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(text("INSERT INTO onebeat_queues (name) VALUES ('a')"))
+    with engine.connect() as connection:
+        assert connection.execute(text("SELECT name FROM onebeat_queues")).scalars().all() == ["a"]
+    engine.dispose()
+
+
 def test_configure_sqlite_refuses_another_kind_of_engine() -> None:
     with pytest.raises(ConfigurationError, match=r"postgresql\+asyncpg; it is for SQLite only"):
         configure_sqlite(create_async_engine("postgresql+asyncpg://h/d"))

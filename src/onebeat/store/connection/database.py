@@ -91,7 +91,7 @@ class Database:
         self._owner: Database | None = None  # whose backend this sibling shares
         self._urgent = False
         self._pid = 0
-        self.loop: asyncio.AbstractEventLoop | None = None  # the event loop that opened it
+        self._loop: asyncio.AbstractEventLoop | None = None  # the event loop that opened it
         self.instance_id: str | None = None  # `meta.instance_id` of the tables, once it was read
         self.offset_us = 0  # database minus local clock, as last measured
         self.cautions: list[str] = []  # what an operator should know about this server, found at open
@@ -110,6 +110,13 @@ class Database:
     def transactions(self) -> TransactionRunner:
         """What makes a `Tx` for this database, also on a connection of the caller."""
         return self._transactions
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The event loop on which this database was opened; raises `NotStarted` when it is not open here."""
+        self._open_backend()
+        assert self._loop is not None
+        return self._loop
 
     @property
     def url(self) -> URL:
@@ -132,10 +139,12 @@ class Database:
         damaged file; `ConfigurationError` for a server or library too old and for a file on a network file system.
         """
         self._leave_inherited()
-        if self._backend is not None or (self._owner is not None and self._owner._backend is not None):
+        if self._backend is not None:
+            return
+        loop = self._loop = asyncio.get_running_loop()
+        if self._owner is not None and self._owner._backend is not None:
             return
         backend = self._make_backend()
-        loop = asyncio.get_running_loop()
         deadline, pause = loop.time() + timeout, 0.1
         while True:
             try:
@@ -155,7 +164,6 @@ class Database:
             pause = min(pause * 2, 2.0)
         self._backend = backend
         self._pid = os.getpid()
-        self.loop = loop
 
     def _make_backend(self) -> Backend:
         if self._make_other_backend is not None:

@@ -60,6 +60,7 @@ async def prepare(database: Database, *, migrate: bool = True, app: str | None =
             f"the tables {database.tables.prefix}* in {database.where} belong to the app {schema.app!r}, and this one "
             f"is {app!r}; give this one another table_prefix, or leave `app` out on both if they are one fleet"
         )
+    database.instance_id = schema.instance_id
     return schema
 
 
