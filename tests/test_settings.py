@@ -13,7 +13,7 @@ from sqlalchemy import make_url
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from onebeat import ConfigurationError, NotStarted, Retention, Scheduler, Settings, TaskRouter
-from onebeat.store.connection.targets import aim, told
+from onebeat.store.connection.targets import read_target, told
 from tests.support.databases import ADMINS, find_servers
 
 SECRET = "very-secret"
@@ -201,7 +201,7 @@ async def test_a_function_that_makes_engines_is_called_for_each_connection() -> 
         made.append(create_async_engine(url))
         return made[-1]
 
-    engine = aim(with_a_fresh_token).engine({})
+    engine = read_target(with_a_fresh_token).engine({})
     before = len(made)
     for number in (1, 2):
         async with engine.connect():

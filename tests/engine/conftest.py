@@ -35,4 +35,4 @@ async def make(database_url: str) -> AsyncIterator[Make]:
 async def days(database_url: str, make_database: MakeDatabase) -> Days:
     """Every database in turn, with a virtual clock that shows a full hour."""
     clock = VirtualClock(START - START % HOUR)
-    return Days(await make_database(database_url, clock=clock), database_url, clock)
+    return Days(await make_database(database_url, database_clock=clock), database_url, clock)

@@ -60,7 +60,7 @@ class Fleet:
 async def fleet(database_url: str, make_database: MakeDatabase) -> Fleet:
     """Every database in turn."""
     clock = VirtualClock(START)
-    database = await make_database(database_url, clock=clock)
+    database = await make_database(database_url, database_clock=clock)
     await added(database, a_schedule(trigger=Every(seconds=10)))
     first = await database.read(lambda tx: tx.execute(select(tx.tables.schedules.c.next_fire_us)).scalar_one())
     return Fleet(database, clock, first)

@@ -33,7 +33,7 @@ def definition(number: int, item: Plan) -> Definition:
 
 async def through_sqlite(url: str, make: MakeDatabase, count: int, start: datetime, end: datetime) -> int:
     clock = VirtualClock(to_us(start))
-    database = await make(url, clock=clock, sqlite_synchronous="NORMAL")
+    database = await make(url, database_clock=clock, sqlite_synchronous="NORMAL")
     items = plans(count, seed=2026)
     await added(database, *(definition(number, item) for number, item in enumerate(items)))
     next_fire = (await fired(database)).next_fire

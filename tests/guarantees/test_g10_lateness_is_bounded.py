@@ -58,7 +58,7 @@ async def test_without_polling_a_job_from_elsewhere_waits(database_url: str, mon
 async def an_outage_of_three_days_is_caught_up(url: str, make: MakeDatabase) -> None:
     """A schedule of each second comes back: a hundred jobs at most, and every instant has its verdict."""
     clock = VirtualClock()
-    database = await make(url, clock=clock)
+    database = await make(url, database_clock=clock)
     await added(database, a_schedule())
     clock.advance(3 * 86_400)
     await fired(database)
@@ -91,7 +91,7 @@ async def test_g10_each_catch_up_policy_bounds_what_runs_late(
     catch_up: str, most: int, database_url: str, make_database: MakeDatabase
 ) -> None:
     clock = VirtualClock()
-    database = await make_database(database_url, clock=clock)
+    database = await make_database(database_url, database_clock=clock)
     await added(database, a_schedule(catch_up=catch_up))
     clock.advance(5_000)
     await fired(database)

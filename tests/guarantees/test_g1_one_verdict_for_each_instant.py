@@ -32,7 +32,7 @@ async def verdicts_are_exact(url: str, clock: VirtualClock, id: str = "beat") ->
 async def a_late_dispatcher_meets_fired_instants(url: str, make: MakeDatabase, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two dispatchers read the same due row; one is slow between its read and its write."""
     clock = VirtualClock()
-    quick, slow = await make(url, clock=clock), await make(url, clock=clock)
+    quick, slow = await make(url, database_clock=clock), await make(url, database_clock=clock)
     await added(quick, a_schedule())
     clock.advance(3)
     stale = await slow.read(fire.due, (), 50)
@@ -98,7 +98,7 @@ async def a_crash_loses_nothing(url: str, make: MakeDatabase, at: str) -> None:
     """A dispatcher dies in the middle of its transaction; another goes on."""
     clock = VirtualClock()
     points = CrashAt("nowhere")
-    dying, other = await make(url, clock=clock, points=points), await make(url, clock=clock)
+    dying, other = await make(url, database_clock=clock, points=points), await make(url, database_clock=clock)
     await added(other, a_schedule())
     clock.advance(3)
     points.name = at
@@ -153,7 +153,7 @@ async def test_g1_restored_rows_fire_nothing_again_and_raise_an_alarm(
     database_url: str, make_database: MakeDatabase
 ) -> None:
     clock = VirtualClock()
-    database = await make_database(database_url, clock=clock)
+    database = await make_database(database_url, database_clock=clock)
     report = await restored_tables_fire_nothing_again(database, clock, database_url)
     assert len(report.conflicts) == 3
     assert report.fired == []
@@ -164,7 +164,7 @@ async def test_with_a_fire_and_its_job_apart_a_started_fire_has_no_job(
 ) -> None:
     """The check itself: leave the job out of the transaction, and I1 says so."""
     clock = VirtualClock()
-    database = await make_database(database_url, clock=clock)
+    database = await make_database(database_url, database_clock=clock)
     await added(database, a_schedule())
     clock.advance(2)
     monkeypatch.setattr(insert, "add", lambda tx, new: None)
@@ -176,7 +176,7 @@ async def test_with_a_fire_and_its_job_apart_a_started_fire_has_no_job(
 async def one_bad_row_stops_nobody(url: str, make: MakeDatabase) -> None:
     """A trigger of a newer version, policies of nonsense: they wait for code that can read them, the others fire."""
     clock = VirtualClock()
-    database = await make(url, clock=clock)
+    database = await make(url, database_clock=clock)
     await added(database, a_schedule("newer"), a_schedule("nonsense"), a_schedule())
 
     def spoil(tx: Tx) -> None:

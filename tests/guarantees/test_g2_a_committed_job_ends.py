@@ -16,7 +16,7 @@ from tests.support.virtual import VirtualClock
 async def a_job_outlives_its_worker(url: str, make: MakeDatabase) -> None:
     """The first worker claims and is never heard of again; the second sweeps, claims and ends the job."""
     clock = VirtualClock()
-    database = await make(url, clock=clock)
+    database = await make(url, database_clock=clock)
     job = a_job()
     await database.write(insert.add, [job])
     gone = await registered(database, lease=LEASE)
@@ -46,7 +46,7 @@ async def test_without_rescue_a_job_of_a_dead_worker_never_ends(
 async def a_job_that_kills_its_workers_ends(url: str, make: MakeDatabase) -> None:
     """Each worker that takes it dies; after the third death it ends, and the reason is on its row."""
     clock = VirtualClock()
-    database = await make(url, clock=clock)
+    database = await make(url, database_clock=clock)
     job = a_job()
     await database.write(insert.add, [job])
     for death in range(3):

@@ -46,7 +46,7 @@ def row_of(tx: Tx, id: UUID) -> tuple[object, ...]:
 
 async def a_stale_settlement_is_refused(url: str, make: MakeDatabase, outcome: Outcome) -> None:
     clock = VirtualClock()
-    database = await make(url, clock=clock)
+    database = await make(url, database_clock=clock)
     stale, late, current, other = await lost_and_taken_over(database, clock)
     before = await database.read(row_of, current.id)
     assert await database.write(settle.settle, [ended(stale, outcome)], worker_id=late) == set()
@@ -56,7 +56,7 @@ async def a_stale_settlement_is_refused(url: str, make: MakeDatabase, outcome: O
 
 async def stale_words_are_refused(url: str, make: MakeDatabase) -> None:
     clock = VirtualClock()
-    database = await make(url, clock=clock)
+    database = await make(url, database_clock=clock)
     stale, late, current, _ = await lost_and_taken_over(database, clock)
     before = await database.read(row_of, current.id)
     assert not await database.read(control.owned, stale.id, stale.lease_token)
@@ -115,7 +115,7 @@ async def test_g4_one_lost_job_of_a_batch_does_not_cost_the_others(
 ) -> None:
     """A batch shares one token; the job that was taken is refused, its neighbours are settled."""
     clock = VirtualClock()
-    database = await make_database(database_url, clock=clock)
+    database = await make_database(database_url, database_clock=clock)
     await database.write(insert.add, [a_job() for _ in range(3)])
     worker = await registered(database)
     batch = await claimed(database, worker)

@@ -19,7 +19,7 @@ from tests.support.virtual import VirtualClock
 async def fences(url: str, make: MakeDatabase, *, step: float = 0, restored: bool = False) -> list[int]:
     """The fences of four claims of one job: after an error, after a give-back, and after a retry by hand."""
     clock = VirtualClock()
-    database = await make(url, clock=clock)
+    database = await make(url, database_clock=clock)
     job = a_job(max_attempts=10)
     await database.write(insert.add, [job])
     worker = await registered(database)

@@ -32,6 +32,9 @@ class StillClock:
     def boot(self) -> int:
         return self.at
 
+    def monotonic(self) -> float:
+        return self.at / 1_000_000
+
 
 def trust_ends_before_the_lease(lease: int) -> None:
     """Counted from before the renewal was sent, so that its way to the database does not matter."""

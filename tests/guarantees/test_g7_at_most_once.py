@@ -18,7 +18,7 @@ from tests.support.virtual import VirtualClock
 async def it_starts_once(url: str, make: MakeDatabase) -> None:
     """Its worker dies, and every way back to the queue is tried."""
     clock = VirtualClock()
-    database = await make(url, clock=clock)
+    database = await make(url, database_clock=clock)
     job = a_job(at_most_once=True, max_attempts=1)
     await database.write(insert.add, [job])
     dying = await registered(database, lease=LEASE)

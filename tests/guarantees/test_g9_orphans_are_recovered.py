@@ -22,7 +22,7 @@ from tests.support.virtual import VirtualClock
 async def the_dead_stay_dead(url: str, make: MakeDatabase) -> None:
     """From the instant its lease runs out, a worker is never again alive: before, while and after it is marked."""
     clock = VirtualClock()
-    database = await make(url, clock=clock)
+    database = await make(url, database_clock=clock)
     await database.write(insert.add, [a_job()])
     worker = await registered(database, lease=LEASE)
     clock.advance(LEASE / 1e6 - 0.000001)

@@ -91,8 +91,8 @@ class Pair:
 async def pair(database_url: str, make_database: MakeDatabase) -> Pair:
     clock = VirtualClock()
     turnstiles = [Turnstile(), Turnstile()]
-    databases = [await make_database(database_url, clock=clock, points=points) for points in turnstiles]
-    return Pair(database_url, clock, turnstiles, [*databases, await make_database(database_url, clock=clock)])
+    databases = [await make_database(database_url, database_clock=clock, points=points) for points in turnstiles]
+    return Pair(database_url, clock, turnstiles, [*databases, await make_database(database_url, database_clock=clock)])
 
 
 async def two_fires(pair: Pair, most: int | None) -> int:
@@ -167,8 +167,9 @@ async def beat_and_burial(url: str, make: MakeDatabase, most: int | None) -> int
     """A beat just in time, and a sweep just after: renewed and alive, or refused and dead; never renewed and dead."""
     early, late = VirtualClock(), VirtualClock(START + 2)
     turnstiles = [Turnstile(), Turnstile()]
-    one, two = await make(url, clock=early, points=turnstiles[0]), await make(url, clock=late, points=turnstiles[1])
-    pair = Pair(url, early, turnstiles, [one, two, await make(url, clock=VirtualClock(START - LEASE + 1))])
+    one = await make(url, database_clock=early, points=turnstiles[0])
+    two = await make(url, database_clock=late, points=turnstiles[1])
+    pair = Pair(url, early, turnstiles, [one, two, await make(url, database_clock=VirtualClock(START - LEASE + 1))])
     current = ""
 
     async def arrange() -> list[Actor]:

@@ -76,7 +76,7 @@ async def test_a_database_clock_set_back_an_hour_costs_nobody_a_lock_or_a_fence(
     clock = VirtualClock()
 
     def locks() -> DatabaseLocks:
-        return DatabaseLocks(Database(database_url, tables=build(), clock=clock))
+        return DatabaseLocks(Database(database_url, tables=build(), database_clock=clock))
 
     async with locks() as ours, locks() as theirs:
         fences = [0]
@@ -104,7 +104,7 @@ async def test_a_renewal_while_the_clock_is_behind_shortens_no_lease(
     from onebeat.store import locks as rows
 
     clock = VirtualClock()
-    database = await make_database(database_url, clock=clock)
+    database = await make_database(database_url, database_clock=clock)
     name, owner, ttl = "a", "a" * 32, 30_000_000
     assert await database.write_one(rows.acquire, name, owner, ttl, "us")
     clock.advance(-HOUR)
@@ -123,7 +123,7 @@ async def test_a_lock_taken_by_force_is_missed_at_the_next_renewal_long_before_t
 
 async def test_a_database_clock_set_forward_is_a_loss_that_is_noticed(database_url: str) -> None:
     clock = VirtualClock()
-    async with DatabaseLocks(Database(database_url, tables=build(), clock=clock)) as locks:
+    async with DatabaseLocks(Database(database_url, tables=build(), database_clock=clock)) as locks:
 
         async def forward() -> None:
             clock.advance(HOUR)

@@ -69,8 +69,8 @@ class Actors:
 async def actors(database_url: str, make_database: MakeDatabase) -> Actors:
     clock = VirtualClock()
     turnstiles = [Turnstile(), Turnstile()]
-    databases = [await make_database(database_url, clock=clock, points=points) for points in turnstiles]
-    return Actors(clock, turnstiles, [*databases, await make_database(database_url, clock=clock)])
+    databases = [await make_database(database_url, database_clock=clock, points=points) for points in turnstiles]
+    return Actors(clock, turnstiles, [*databases, await make_database(database_url, database_clock=clock)])
 
 
 async def acquire_release_acquire(actors: Actors, kind: str) -> int:

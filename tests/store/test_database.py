@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import time
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import create_engine, func, make_url, select
 from sqlalchemy.exc import IntegrityError
 
 from onebeat.errors import NotStarted
+from onebeat.store.connection.backend import Backend
 from onebeat.store.connection.database import Database
-from onebeat.store.tx import Tx
+from onebeat.store.connection.sqlite_file import file_of
+from onebeat.store.retries import CommitLost, CommitUnknown, Retries
+from onebeat.store.tx import TransactionRunner, Tx
 from tests.conftest import MakeDatabase
+from tests.support.databases import Shelf
+
+R = TypeVar("R")
 
 
 def add(tx: Tx, name: str) -> str:
@@ -68,23 +77,12 @@ async def test_the_deciding_now_is_read_once_and_is_the_databases(database: Data
 
 
 async def test_a_virtual_clock_decides_instead(database_url: str, make_database: MakeDatabase) -> None:
-    database = await make_database(database_url, clock=lambda: 1_234)
+    database = await make_database(database_url, database_clock=lambda: 1_234)
 
     def both(tx: Tx) -> tuple[int, int]:
         return tx.now(), tx.execute(select(tx.clock)).scalar_one()
 
     assert await database.read(both) == (1_234, 1_234)
-
-
-async def test_the_blocking_verbs_serve_threads(database: Database) -> None:
-    def in_a_thread() -> list[str]:
-        with database.sync() as blocking:
-            blocking.write(add, "a")
-            blocking.write_one(add, "b")
-            return blocking.read(names)
-
-    assert await asyncio.to_thread(in_a_thread) == ["a", "b"]
-    assert await database.read(names) == ["a", "b"]
 
 
 async def test_a_heartbeat_beats_from_another_threads_loop(database: Database) -> None:
@@ -103,3 +101,118 @@ async def test_using_it_closed_says_what_to_do(database: Database) -> None:
     await database.close()
     with pytest.raises(NotStarted, match="open the database"):
         await database.write(add, "a")
+
+
+# ── another backend ───────────────────────────────────────────────────────────────────────────────────────────────────
+class OneConnection:
+    """A backend that runs every call at once, on one connection to a SQLite file and in the caller's own thread."""
+
+    def __init__(self, path: str, transactions: TransactionRunner) -> None:
+        self.transactions = transactions
+        self.engine = create_engine(f"sqlite:///{path}", connect_args={"isolation_level": None})
+        self.calls: list[tuple[bool, bool, bool]] = []  # write, single, urgent
+
+    async def open(self) -> list[str]:
+        self.connection = self.engine.connect()
+        return ["it is a simulation"]
+
+    async def run(
+        self,
+        call: Callable[[Tx], R],
+        *,
+        write: bool,
+        single: bool,
+        patience: float = 0.0,
+        limit: float | None = None,
+        flushed: bool = True,
+        urgent: bool = False,
+    ) -> R:
+        self.calls.append((write, single, urgent))
+        return self.transactions.run_transaction(self.connection, call, write=write)
+
+    async def close(self) -> None:
+        self.connection.close()
+        self.engine.dispose()
+
+    def urgent(self) -> Backend:
+        return UrgentView(self)
+
+
+class UrgentView(OneConnection):
+    """The urgent calls of a `OneConnection`."""
+
+    def __init__(self, behind: OneConnection) -> None:
+        self.behind = behind
+
+    async def run(self, call: Callable[[Tx], R], **options: Any) -> R:
+        return await self.behind.run(call, **options, urgent=True)
+
+
+async def test_a_third_backend_serves_every_verb_and_every_sibling(
+    shelf: Shelf, tmp_path: Any, make_database: MakeDatabase
+) -> None:
+    made: list[OneConnection] = []
+
+    def make_backend(transactions: TransactionRunner) -> Backend:
+        made.append(OneConnection(str(file_of(database_url)), transactions))
+        return made[-1]
+
+    database_url = make_url(shelf.take("sqlite", tmp_path))
+    database = await make_database(database_url, make_backend=make_backend)
+    assert database.cautions == ["it is a simulation"]
+    await database.write(add, "a")
+    await database.write_one(add, "b")
+    await database.write_unflushed(add, "c")
+    await database.exclusive(lambda tx: add(tx, "d"), patience=1)
+    async with database.heartbeat_database() as sibling:
+        await sibling.write(add, "e")
+    assert await database.read(names) == ["a", "b", "c", "d", "e"]
+    assert len(made) == 1
+    assert made[0].calls == [
+        (True, False, False),
+        (True, True, False),
+        (True, True, False),
+        (True, False, False),
+        (True, False, True),
+        (False, True, False),
+    ]
+
+
+# ── time and chance ───────────────────────────────────────────────────────────────────────────────────────────────────
+class SteppedClock:
+    """A local clock that a test moves on."""
+
+    def __init__(self) -> None:
+        self.seconds = 1_000.0
+
+    def now(self) -> int:
+        return round(self.seconds * 1_000_000)
+
+    def boot(self) -> int:
+        return self.now()
+
+    def monotonic(self) -> float:
+        return self.seconds
+
+
+async def test_the_offset_is_measured_with_the_clock_that_was_given(
+    database_url: str, make_database: MakeDatabase
+) -> None:
+    database = await make_database(database_url, database_clock=lambda: 1_000_000_007, clock=SteppedClock())
+    assert await database.measure_offset() == 7
+    assert database.offset_us == 7
+
+
+async def test_tries_end_by_the_clock_that_was_given(database: Database) -> None:
+    clock = SteppedClock()
+    retries = Retries(database.dialect, clock=clock, random=random.Random(5), patience=30)
+    again = Retries(database.dialect, clock=clock, random=random.Random(5), patience=30)
+    lost = CommitLost("no answer")
+    assert retries.pause(lost) == 0  # the first new connection is made at once
+    pause = retries.pause(lost)
+    assert pause is not None
+    assert 0.05 <= pause <= 0.5
+    assert (again.pause(lost), again.pause(lost)) == (0, pause)  # chance is an argument
+    clock.seconds += 2.0
+    assert retries.pause(lost) is None
+    assert isinstance(retries.final(lost, "here"), CommitUnknown)

@@ -14,8 +14,9 @@ from sqlalchemy import func, select, text
 from onebeat.errors import DatabaseUnavailable, NotStarted
 from onebeat.store import migrations
 from onebeat.store.connection.database import Database
+from onebeat.store.retries import CommitUnknown
 from onebeat.store.tables import Tables, build
-from onebeat.store.tx import CommitUnknown, Tx
+from onebeat.store.tx import Tx
 from tests.conftest import SERVERS, MakeDatabase
 from tests.store.test_database import add, names
 from tests.support.databases import ADMINS, Shelf, kind_of, waits_until
@@ -447,5 +448,5 @@ async def test_the_offset_to_the_servers_clock_is_measured(database: Database) -
 async def test_a_virtual_clocks_offset_is_measured_too(database_url: str, make_database: MakeDatabase) -> None:
     import time
 
-    database = await make_database(database_url, clock=lambda: time.time_ns() // 1000 + 3_600_000_000)
+    database = await make_database(database_url, database_clock=lambda: time.time_ns() // 1000 + 3_600_000_000)
     assert abs(await database.measure_offset() - 3_600_000_000) < 1_000_000

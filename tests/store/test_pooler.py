@@ -11,7 +11,7 @@ from sqlalchemy import text
 
 from onebeat.store import migrations
 from onebeat.store.connection.database import Database
-from onebeat.store.connection.server_pool import Pool
+from onebeat.store.connection.server_pool import ServerPool
 from onebeat.store.tx import Tx
 from tests.conftest import SERVERS, MakeDatabase
 from tests.store.test_database import add, names
@@ -30,7 +30,7 @@ async def pooler(request: pytest.FixtureRequest, shelf: Shelf, tmp_path: Path) -
 
 def is_pooled(database: Database) -> bool:
     backend = database._backend
-    assert isinstance(backend, Pool)
+    assert isinstance(backend, ServerPool)
     return backend.pooled
 
 

@@ -22,7 +22,7 @@ MONTH = 30 * DAY
 @pytest.fixture
 async def days(database_url: str, make_database: MakeDatabase) -> Days:
     clock = VirtualClock(START - START % HOUR)
-    return Days(await make_database(database_url, clock=clock), database_url, clock)
+    return Days(await make_database(database_url, database_clock=clock), database_url, clock)
 
 
 async def ids(days: Days) -> list[str]:

@@ -21,7 +21,7 @@ from onebeat.errors import ConfigurationError, DatabaseUnavailable, NotStarted
 from onebeat.store import migrations
 from onebeat.store.connection import sqlite_file, sqlite_threads
 from onebeat.store.connection.database import Database
-from onebeat.store.connection.sqlite_threads import Lanes
+from onebeat.store.connection.sqlite_threads import SQLiteThreads
 from onebeat.store.dialects.sqlite import SQLite
 from onebeat.store.tables import Tables, build
 from onebeat.store.tx import Tx
@@ -160,6 +160,16 @@ async def test_configure_sqlite_serves_an_async_engine_and_onebeat_beside_it(
     await engine.dispose()
 
 
+def test_configure_sqlite_leaves_driver_autocommit_as_it_is(url: str) -> None:
+    engine = create_engine(url)
+    configure_sqlite(engine)
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(text("INSERT INTO onebeat_queues (name) VALUES ('a')"))
+    with engine.connect() as connection:
+        assert connection.execute(text("SELECT name FROM onebeat_queues")).scalars().all() == ["a"]
+    engine.dispose()
+
+
 def test_configure_sqlite_refuses_another_kind_of_engine() -> None:
     with pytest.raises(ConfigurationError, match=r"postgresql\+asyncpg; it is for SQLite only"):
         configure_sqlite(create_async_engine("postgresql+asyncpg://h/d"))
@@ -185,8 +195,8 @@ async def test_the_file_is_opened_in_wal_with_the_synchronous_asked_for(
 async def test_calls_that_wait_together_are_committed_together(url: str, make_database: MakeDatabase) -> None:
     database = await make_database(url)
     backend = database._backend
-    assert isinstance(backend, Lanes)
-    writer = backend._lane(write=True)
+    assert isinstance(backend, SQLiteThreads)
+    writer = backend._thread(write=True)
     before = writer.commits
     await asyncio.gather(*(database.write(add, f"q{number}") for number in range(400)))
     assert writer.commits - before < 200  # without grouping: 400
@@ -431,9 +441,12 @@ async def test_a_database_in_memory_serves_all_siblings_of_one_process(tables: T
     assert await database.read(names) == ["a"]
 
     def in_a_thread() -> list[str]:
-        with database.sync() as blocking:
-            blocking.write(add, "b")
-            return list(blocking.read(names))
+        async def work() -> list[str]:
+            async with database.heartbeat_database() as sibling:
+                await sibling.write(add, "b")
+                return list(await sibling.read(names))
+
+        return asyncio.run(work())
 
     assert await asyncio.to_thread(in_a_thread) == ["a", "b"]
 

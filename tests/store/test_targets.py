@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from onebeat.errors import ConfigurationError
 from onebeat.store.connection.database import Database
-from onebeat.store.connection.targets import aim
+from onebeat.store.connection.targets import read_target
 from onebeat.store.tables import Tables
 from tests.conftest import MakeDatabase
 from tests.store.test_database import add, names
@@ -111,7 +111,7 @@ def test_a_function_that_returns_something_else_is_refused(tables: Tables) -> No
 
 
 def test_parameters_of_other_drivers_are_understood() -> None:
-    target = aim("postgresql+psycopg2://u@h/d?sslmode=require&application_name=shop&connect_timeout=3")
+    target = read_target("postgresql+psycopg2://u@h/d?sslmode=require&application_name=shop&connect_timeout=3")
     arguments = target.engine({}).sync_engine.dialect.create_connect_args(target.url)[1]
     assert arguments == {"host": "h", "database": "d", "user": "u"}
 

@@ -7,7 +7,7 @@ START = 1_800_000_000 * SECOND  # a whole second; any instant would do
 
 
 class VirtualClock:
-    """Give it to `Database(clock=…)`: every transaction reads it instead of the database's clock."""
+    """Give it to `Database(database_clock=…)`: every transaction reads it instead of the database's clock."""
 
     def __init__(self, now: int = START) -> None:
         self.now = now

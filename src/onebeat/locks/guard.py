@@ -1,9 +1,9 @@
-"""fence_guard: a stale writer is refused inside the user's own transaction."""
+"""fence_guard: refuse a stale writer inside the user's own transaction."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, overload
 
 from sqlalchemy import Connection
@@ -11,10 +11,12 @@ from sqlalchemy.exc import DBAPIError
 
 from onebeat.errors import ConfigurationError, LeaseLost, SchemaOutOfDate
 from onebeat.locks.request import lock_name
+from onebeat.store.connection.callers_session import connection_of, is_async, run_on_connection
 from onebeat.store.dialects.by_url import dialect_for
 from onebeat.store.faults import Fault
 from onebeat.store.locks import guard
 from onebeat.store.tables import Tables, build
+from onebeat.store.tx import Tx
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
@@ -59,24 +61,19 @@ def fence_guard(
     """
     if isinstance(fence, bool) or not isinstance(fence, int) or not 0 <= fence < 1 << 63:
         raise ConfigurationError(f"a fence is the number `lease.fence`, and this is {fence!r:.80}")
-    tables, name = _tables(table_prefix, schema), lock_name(resource)
-    run_sync = getattr(session, "run_sync", None)
-    if run_sync is not None:
-
-        async def guarded() -> None:
-            await run_sync(_guard, tables, name, fence)
-
-        return guarded()
-    _guard(session, tables, name, fence)  # type: ignore[arg-type]  # the asynchronous kinds have run_sync
+    work = partial(_guard, tables=_tables(table_prefix, schema), resource=lock_name(resource), fence=fence)
+    if is_async(session):
+        return run_on_connection(session, work)
+    work(connection_of(session))  # type: ignore[arg-type]  # the asynchronous kinds returned above
     return None
 
 
-def _guard(session: Session | Connection, tables: Tables, resource: str, fence: int) -> None:
-    connection = session if isinstance(session, Connection) else session.connection()
+def _guard(connection: Connection, *, tables: Tables, resource: str, fence: int) -> None:
+    tx = Tx(connection, tables, dialect_for(connection.engine.url))
     try:
-        largest = guard(connection, tables, resource, fence)
+        largest = guard(tx, resource, fence)
     except DBAPIError as error:
-        if dialect_for(connection.engine.url).classify(error) is Fault.MISSING_TABLE:
+        if tx.dialect.classify(error) is Fault.MISSING_TABLE:
             raise SchemaOutOfDate(
                 f"fence_guard keeps fences in {tables.fences.fullname}, which is missing in this session's database; "
                 "run `onebeat migrate` on it, or name its table_prefix and schema"

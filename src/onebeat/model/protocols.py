@@ -20,6 +20,9 @@ class Clock(Protocol):
     def boot(self) -> int:
         """Microseconds on a clock that never steps and counts suspended time; for trust deadlines."""
 
+    def monotonic(self) -> float:
+        """Seconds on a clock that never steps; for pauses and limits within one process."""
+
 
 @runtime_checkable
 class Due(Protocol):

@@ -10,7 +10,6 @@ from uuid import UUID
 from sqlalchemy import (
     BindParameter,
     ColumnElement,
-    Connection,
     Row,
     Select,
     Update,
@@ -24,9 +23,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.sql.dml import Insert
 
-from onebeat.store.dialects.by_url import dialect_for
 from onebeat.store.sql import padded
-from onebeat.store.tables import Tables
 from onebeat.store.tx import Tx
 from onebeat.timing.clock import SECOND
 
@@ -158,20 +155,22 @@ def prune(tx: Tx, age: int = UNUSED, limit: int = 1000) -> int:
     return tx.execute(delete(locks).where(locks.c.name.in_(padded(names)), old)).rowcount  # `old` still, when it locks
 
 
-def guard(connection: Connection, tables: Tables, resource: str, fence: int) -> int:
-    """Raise the resource's fence to at least this one and answer what it is now; its row stays locked until the
-    caller's transaction ends, so that guarded writers follow each other."""
-    dialect, fences = dialect_for(connection.engine.url), tables.fences
-    connection.execute(
-        dialect.upsert(
+def guard(tx: Tx, resource: str, fence: int) -> int:
+    """Raise the resource's fence to at least this one and return what it is now.
+
+    Its row stays locked until the transaction ends, so that guarded writers follow each other.
+    """
+    fences = tx.tables.fences
+    tx.execute(
+        tx.dialect.upsert(
             fences,
             {"resource": resource, "fence": fence},
             key=["resource"],
-            update={"fence": dialect.greatest(fences.c.fence, fence)},
+            update={"fence": tx.dialect.greatest(fences.c.fence, fence)},
         )
     )
-    locked = dialect.lock_rows(select(fences.c.fence).where(fences.c.resource == resource))
-    return int(connection.execute(locked).scalar_one())
+    locked = tx.dialect.lock_rows(select(fences.c.fence).where(fences.c.resource == resource))
+    return int(tx.execute(locked).scalar_one())
 
 
 def _bound(tx: Tx, column: str) -> BindParameter[str]:

@@ -1,61 +1,52 @@
-"""One transaction: what a store function receives, and how it is begun, ended and tried again."""
+"""One transaction: what a store function receives, and how it begins, commits and rolls back."""
 
 from __future__ import annotations
 
-import random
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from random import Random
 from typing import Any, Protocol, TypeVar
 
 from sqlalchemy import Connection, CursorResult
 from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.sql.expression import Executable
 
-from onebeat.errors import DatabaseUnavailable, OnebeatError, SchemaOutOfDate
+from onebeat.model.protocols import Clock
 from onebeat.store.dialects.base import Dialect, bound_clock, select_clock
-from onebeat.store.faults import Fault, causes
+from onebeat.store.faults import Fault
+from onebeat.store.retries import PATIENCE, CommitLost, Retries
 from onebeat.store.tables import Tables
+from onebeat.timing.clock import SystemClock
 
 R = TypeVar("R")
 S = TypeVar("S")
-
-PATIENCE = 10.0  # seconds of trying again while others hold locks
 
 
 class Points(Protocol):
     """Where a test can stop, count or break a transaction.
 
-    Names reached by themselves: `begin`, `statement` (before each, with `tx.statement` set), `executed` (after each),
-    `commit` (before), `committed` (after, before anybody is told). An exception raised here happens as if the
-    database had raised it at that place.
+    `TransactionRunner` and `Tx` reach these names: `begin`, `statement` (before each, with `tx.statement` set),
+    `executed` (after each), `commit` (before), `committed` (after, before the caller gets its value). An exception
+    raised here happens as if the database had raised it at that place.
     """
 
     def reach(self, name: str, tx: Tx) -> None:
-        """Called on the thread, or in the greenlet, that runs the transaction."""
-
-
-class CommitUnknown(DatabaseUnavailable):
-    """A COMMIT was sent, no answer came, and no later try got one either: it happened or it did not."""
-
-
-class CommitLost(Exception):
-    """The answer to a COMMIT was lost; a signal between `transact` and its retry loop, seen by nobody else."""
+        """Do what the test wants here; called on the thread, or in the greenlet, that runs the transaction."""
 
 
 class Moment:
-    """The deciding now of one transaction, read once; calls committed together share it."""
+    """The time at which one transaction decides; it is read once, and calls that commit together share it."""
 
     __slots__ = ("now_us",)
 
     def __init__(self) -> None:
-        self.now_us: int | None = None
+        self.now_us: int | None = None  # UTC microseconds; None until the first reading
 
 
 class Tx:
     """One transaction. Every store function takes it as its first argument and sends every statement through it."""
 
-    __slots__ = ("_cache", "_clock", "_moment", "_points", "connection", "dialect", "statement", "tables")
+    __slots__ = ("_cache", "_database_clock", "_moment", "_points", "connection", "dialect", "statement", "tables")
 
     def __init__(
         self,
@@ -63,7 +54,7 @@ class Tx:
         tables: Tables,
         dialect: Dialect,
         *,
-        clock: Callable[[], int] | None = None,
+        database_clock: Callable[[], int] | None = None,
         points: Points | None = None,
         moment: Moment | None = None,
         cache: dict[Any, Any] | None = None,
@@ -72,8 +63,8 @@ class Tx:
         self.connection = connection
         self.tables = tables
         self.dialect = dialect
-        self.statement: Executable | None = None  # the one at hand, for points
-        self._clock = clock
+        self.statement: Executable | None = None  # the statement that runs now, for `Points`
+        self._database_clock = database_clock
         self._points = points
         self._moment = moment or Moment()
 
@@ -88,7 +79,7 @@ class Tx:
         return result
 
     def prepared(self, build: Callable[..., S], *shape: Any) -> S:
-        """The statement of `build(tx, *shape)`, built once for each shape: building costs more than running it.
+        """Return the statement of `build(tx, *shape)`, built once for each shape: building costs more than running.
 
         `build` reads nothing but the transaction's `tables`, `dialect` and `clock`; every value is a bind parameter.
         """
@@ -99,10 +90,13 @@ class Tx:
         return statement
 
     def now(self) -> int:
-        """The first reading of the database's clock in this transaction, UTC microseconds: the now that decides."""
+        """Return the first reading of the database's clock in this transaction, in UTC microseconds.
+
+        Every decision of the transaction uses this value.
+        """
         if self._moment.now_us is None:
-            if self._clock is not None:
-                self._moment.now_us = self._clock()
+            if self._database_clock is not None:
+                self._moment.now_us = self._database_clock()
             else:
                 self._moment.now_us = int(self.execute(select_clock(self.dialect.clock_expression())).scalar_one())
         return self._moment.now_us
@@ -110,31 +104,43 @@ class Tx:
     @property
     def clock(self) -> ColumnElement[int]:
         """The database's now in UTC microseconds, for use inside a statement; a bound value under a virtual clock."""
-        return self.dialect.clock_expression() if self._clock is None else bound_clock(self._clock)
+        return self.dialect.clock_expression() if self._database_clock is None else bound_clock(self._database_clock)
 
     def point(self, name: str) -> None:
-        """Where a test may stop this transaction; nothing in production."""
+        """Let a test stop this transaction here; does nothing in production."""
         if self._points is not None:
             self._points.reach(name, self)
 
 
 @dataclass(frozen=True, slots=True)
-class Ground:
-    """What all transactions of one database stand on."""
+class TransactionRunner:
+    """Begins, runs and ends the transactions of one database; it holds what all of them share."""
 
     tables: Tables
     dialect: Dialect
-    clock: Callable[[], int] | None = None
+    database_clock: Callable[[], int] | None = None  # replaces the database's own clock; UTC microseconds
     points: Points | None = None
+    clock: Clock = field(default_factory=SystemClock)
+    random: Random = field(default_factory=Random)
     cache: dict[Any, Any] = field(default_factory=dict)  # statements built once, for all transactions
 
     def tx(self, connection: Connection, moment: Moment | None = None) -> Tx:
-        """A transaction's face over an open connection."""
+        """Return a `Tx` on an open connection; it neither begins nor ends anything."""
         return Tx(
-            connection, self.tables, self.dialect, clock=self.clock, points=self.points, moment=moment, cache=self.cache
+            connection,
+            self.tables,
+            self.dialect,
+            database_clock=self.database_clock,
+            points=self.points,
+            moment=moment,
+            cache=self.cache,
         )
 
-    def transact(self, connection: Connection, call: Callable[[Tx], R], *, write: bool = True) -> R:
+    def retries(self, patience: float = PATIENCE) -> Retries:
+        """Return a new count of tries for one call; `patience` is in seconds."""
+        return Retries(self.dialect, clock=self.clock, random=self.random, patience=patience)
+
+    def run_transaction(self, connection: Connection, call: Callable[[Tx], R], *, write: bool = True) -> R:
         """Begin, run `call`, commit a write or end a read; whatever fails is rolled back and raised."""
         tx = self.tx(connection)
         tx.point("begin")
@@ -149,22 +155,22 @@ class Ground:
             raise
         except BaseException as error:
             if isinstance(error, Exception) or self.dialect.one_writer:
-                self.undo(connection)
-            raise  # a cancelled greenlet's connection is thrown away by its pool
+                self.roll_back(connection)
+            raise  # the server pool throws away the connection of a cancelled greenlet
         return result
 
-    def plain(self, connection: Connection, call: Callable[[Tx], R], *, write: bool = True) -> R:
+    def run_autocommit(self, connection: Connection, call: Callable[[Tx], R], *, write: bool = True) -> R:
         """Run `call` without a transaction around it: each statement commits by itself."""
         tx = self.tx(connection)
         try:
             return call(tx)
         except Exception as error:
             if write and self.dialect.classify(error) in (Fault.DISCONNECT, Fault.TIMEOUT):
-                raise CommitLost from error  # the statement may have gone through
+                raise CommitLost from error  # the statement may have been committed
             raise
 
     def commit(self, tx: Tx) -> None:
-        """Commit, and tell a COMMIT that failed from one whose answer was lost."""
+        """Commit; raise `CommitLost` when the answer was lost, and the database's error when the COMMIT failed."""
         tx.point("commit")
         try:
             self.dialect.commit(tx.connection)
@@ -174,96 +180,12 @@ class Ground:
                 raise CommitLost from error
             raise
 
-    def undo(self, connection: Connection) -> None:
-        """Roll back as far as there is something to roll back; a dead connection has done it already."""
+    def roll_back(self, connection: Connection) -> None:
+        """Roll back what is open; on a dead connection the database has done so already."""
         try:
             if not connection.invalidated:
                 self.dialect.rollback(connection)
         except Exception as error:
-            connection.invalidate()  # nobody knows what is open on it; it must not serve another transaction
+            connection.invalidate()  # its state is unknown; it must not serve another transaction
             if self.dialect.classify(error) is Fault.UNKNOWN:
                 raise
-
-
-@dataclass(slots=True)
-class Retries:
-    """How often one transaction is tried again, and after which pause.
-
-    Busy, deadlock and serialisation: full jitter up to half a second, for `patience`. A lost connection: at once on a
-    new one, then with pauses, for two seconds, because somebody waits.
-    """
-
-    dialect: Dialect
-    patience: float = PATIENCE  # since the first error
-    lost_for: float = 2.0  # seconds since the first error
-    tries: int = 0
-    unknown: bool = False  # a COMMIT's answer was lost in one of the tries
-    _since: float = 0.0
-    _random: random.Random = field(default_factory=random.Random)
-
-    def pause(self, error: Exception) -> float | None:
-        """Seconds to wait before the next try; None when this error is final."""
-        if self.tries == 0:
-            self._since = time.monotonic()
-        self.tries += 1
-        if isinstance(error, CommitLost):
-            self.unknown = True
-        fault = self.fault(error)
-        if fault is Fault.RETRY:
-            pause, limit = self._random.uniform(0, min(0.5, 0.004 * 2**self.tries)), self.patience
-        elif fault in (Fault.DISCONNECT, Fault.UNREACHABLE, Fault.READ_ONLY):
-            pause, limit = self._random.uniform(0.05, 0.5) if self.tries > 1 else 0.0, self.lost_for
-        else:
-            return None
-        return pause if time.monotonic() - self._since + pause <= limit else None
-
-    def fault(self, error: Exception) -> Fault:
-        """The meaning of an error of one try."""
-        if isinstance(error, OnebeatError):
-            return Fault.UNKNOWN  # a store function's own word
-        if isinstance(error, CommitLost):
-            return Fault.DISCONNECT
-        return self.dialect.classify(error)
-
-    def final(self, error: Exception, where: str) -> Exception:
-        """What to raise when there is no further try: a typed error where a caller can act on it, else `error`."""
-        if self.unknown:
-            return CommitUnknown(
-                f"the connection to {where} was lost while a COMMIT was under way and none could be made since; "
-                "whether it happened is unknown. Ask again when the database answers: ids and tokens made before tell"
-            )
-        return explain_fault(self.fault(error), error, where)
-
-
-_WORDS = {
-    Fault.RETRY: "is held by another transaction all the time (busy or deadlock); shorten transactions that write",
-    Fault.DISCONNECT: "closed the connection or answers no more; onebeat goes on when it is back",
-    Fault.UNREACHABLE: "cannot be reached; is it running, and are host, port or path right?",
-    Fault.READ_ONLY: "can only be read; give write permission, or name the primary server",
-    Fault.FULL: "has no room left; free some, nothing was written",
-    Fault.CORRUPT: "is damaged or is no database; stop every process that uses it and restore a copy",
-    Fault.LOGIN: "refused the login; check user and password in the database URL",
-    Fault.MISSING_DATABASE: "does not exist; create the database first",
-    Fault.PERMISSION: "does not allow this to the URL's user; grant it, or run `onebeat migrate --sql` as one who may",
-    Fault.TIMEOUT: "took longer over a statement than its limit",
-}
-
-
-def explain_fault(fault: Fault, error: Exception, where: str) -> Exception:
-    """A typed error with what was found, what was expected and the next step; else `error` itself."""
-    if fault is Fault.MISSING_TABLE:
-        return SchemaOutOfDate(f"onebeat's tables are missing in {where}; run `onebeat migrate`")
-    if fault in _WORDS:
-        unavailable = DatabaseUnavailable(f"{where} {_WORDS[fault]} ({said(error)})", reason=str(fault))
-        unavailable.__cause__ = error
-        return unavailable
-    return error
-
-
-def said(error: BaseException) -> str:
-    """The database's own words, on one line, without statement and parameters."""
-    innermost = [cause for cause in causes(error) if isinstance(cause, Exception)][-1]
-    if isinstance(innermost, TimeoutError) and not innermost.args:
-        return "no answer in time"
-    words = " ".join(str(argument) for argument in innermost.args) or type(innermost).__name__
-    return " ".join(words.split())[:300]

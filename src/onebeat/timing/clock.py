@@ -34,6 +34,10 @@ class SystemClock:
         """Microseconds on a clock that never steps and, on Linux, counts suspended time."""
         return (time.monotonic_ns() if _BOOT is None else time.clock_gettime_ns(_BOOT)) // 1_000
 
+    def monotonic(self) -> float:
+        """Seconds on a clock that never steps; for pauses and limits within one process."""
+        return time.monotonic()
+
 
 def to_us(moment: datetime) -> int:
     """UTC microseconds of an aware `datetime`, exactly; a naive one raises `ValueError`.

@@ -1,26 +1,29 @@
-"""onebeat's own way to the database: read and write transactions, retry on busy or deadlock, unknown commits."""
+"""onebeat's own connections to a database: what opens and closes them, and the verbs that run a store function."""
 
 from __future__ import annotations
 
 import asyncio
 import os
-import threading
-import time
 from collections.abc import Callable
 from functools import partial
+from random import Random
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from sqlalchemy.engine import URL
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from onebeat.errors import NotStarted
-from onebeat.store.connection.server_pool import Pool
-from onebeat.store.connection.sqlite_threads import Lanes
-from onebeat.store.connection.targets import Target, aim
+from onebeat.model.protocols import Clock
+from onebeat.store.connection.backend import Backend
+from onebeat.store.connection.server_pool import ServerPool
+from onebeat.store.connection.sqlite_threads import SQLiteThreads
+from onebeat.store.connection.targets import Target, read_target
 from onebeat.store.dialects.base import Dialect
+from onebeat.store.explain import explain_fault
 from onebeat.store.faults import Fault
 from onebeat.store.tables import Tables
-from onebeat.store.tx import Ground, Points, Tx, explain_fault
+from onebeat.store.tx import Points, TransactionRunner, Tx
+from onebeat.timing.clock import SystemClock
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -28,13 +31,27 @@ R = TypeVar("R")
 CALL_LIMIT = 30.0  # seconds for one try of one transaction
 HEARTBEAT_LIMIT = 10.0  # seconds; below the beat of 15
 START_TIMEOUT = 30.0  # seconds
-_INHERITED: list[Lanes | Pool] = []  # kept for ever, so that nothing of it is ever finalised
+_INHERITED: list[Backend] = []  # kept for ever, because finalising what a parent process opened could harm it
 
 
 class Database:
-    """The database as the store sees it; building it does no I/O.
+    """A database with onebeat's tables; building it does no I/O.
 
     `read`, `write` and `write_one` run a plain function `fn(tx, *args)`; see `write` for what that function must keep.
+
+    Args:
+        target: a URL, an engine or a function that returns an engine.
+        tables: the tables that all statements use.
+        pool_size: connections to a server; a client has two at most.
+        sqlite_synchronous, sqlite_allow_network: see the settings of these names.
+        database_clock: replaces the database's own clock in every transaction; UTC microseconds.
+        points: where a test stops, counts or breaks a transaction.
+        role: "client" for a process that runs no worker.
+        call_limit: seconds for one try of one transaction on a server.
+        clock: the clocks of this process.
+        random: the source of jitter.
+        make_backend: makes another `Backend` than the one for the target's kind of database. It may be called several
+            times; all siblings share what the owner opened.
     """
 
     def __init__(
@@ -45,35 +62,61 @@ class Database:
         pool_size: int = 3,
         sqlite_synchronous: str = "FULL",
         sqlite_allow_network: bool = False,
-        clock: Callable[[], int] | None = None,
+        database_clock: Callable[[], int] | None = None,
         points: Points | None = None,
         role: str = "all",
         call_limit: float = CALL_LIMIT,
+        clock: Clock | None = None,
+        random: Random | None = None,
+        make_backend: Callable[[TransactionRunner], Backend] | None = None,
     ) -> None:
-        self._target: Target = aim(target)
+        self._target: Target = read_target(target)
         self._given = target
-        self._ground = Ground(tables, self._target.dialect, clock, points)
+        self._clock = clock or SystemClock()
+        self._transactions = TransactionRunner(
+            tables,
+            self._target.dialect,
+            database_clock=database_clock,
+            points=points,
+            clock=self._clock,
+            random=random or Random(),  # noqa: S311 - jitter, no secret
+        )
+        self._make_other_backend = make_backend
         self._pool_size = min(pool_size, 2) if role == "client" else pool_size
         self._limit = call_limit
         self._synchronous = sqlite_synchronous
         self._allow_network = sqlite_allow_network
         self._role = role
-        self._backend: Lanes | Pool | None = None
-        self._owner: Database | None = None  # whose threads this sibling shares
+        self._backend: Backend | None = None
+        self._owner: Database | None = None  # whose backend this sibling shares
         self._urgent = False
         self._pid = 0
+        self._loop: asyncio.AbstractEventLoop | None = None  # the event loop that opened it
+        self.instance_id: str | None = None  # `meta.instance_id` of the tables, once it was read
         self.offset_us = 0  # database minus local clock, as last measured
         self.cautions: list[str] = []  # what an operator should know about this server, found at open
 
     @property
     def tables(self) -> Tables:
-        """The tables all statements speak of."""
-        return self._ground.tables
+        """The tables that all statements use."""
+        return self._transactions.tables
 
     @property
     def dialect(self) -> Dialect:
         """The answers in which databases differ."""
-        return self._ground.dialect
+        return self._transactions.dialect
+
+    @property
+    def transactions(self) -> TransactionRunner:
+        """What makes a `Tx` for this database, also on a connection of the caller."""
+        return self._transactions
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The event loop on which this database was opened; raises `NotStarted` when it is not open here."""
+        self._open_backend()
+        assert self._loop is not None
+        return self._loop
 
     @property
     def url(self) -> URL:
@@ -88,7 +131,7 @@ class Database:
     def __repr__(self) -> str:
         return f"<Database {self.where}>"
 
-    # ── life ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── open and close ────────────────────────────────────────────────────────────────────────────────────────────────
     async def open(self, timeout: float = START_TIMEOUT) -> None:
         """Connect, trying again within `timeout` seconds while the database cannot be reached.
 
@@ -96,10 +139,12 @@ class Database:
         damaged file; `ConfigurationError` for a server or library too old and for a file on a network file system.
         """
         self._leave_inherited()
-        if self._backend is not None or (self._owner is not None and self._owner._backend is not None):
+        if self._backend is not None:
+            return
+        loop = self._loop = asyncio.get_running_loop()
+        if self._owner is not None and self._owner._backend is not None:
             return
         backend = self._make_backend()
-        loop = asyncio.get_running_loop()
         deadline, pause = loop.time() + timeout, 0.1
         while True:
             try:
@@ -120,16 +165,20 @@ class Database:
         self._backend = backend
         self._pid = os.getpid()
 
-    def _make_backend(self) -> Lanes | Pool:
+    def _make_backend(self) -> Backend:
+        if self._make_other_backend is not None:
+            return self._make_other_backend(self._transactions)
         if self.dialect.one_writer:
-            return Lanes(
+            return SQLiteThreads(
                 self.url,
-                self._ground,
+                self._transactions,
                 synchronous=self._synchronous,
                 allow_network=self._allow_network,
                 where=self.where,
             )
-        return Pool(self._target.engine, self._ground, size=self._pool_size, limit=self._limit, where=self.where)
+        return ServerPool(
+            self._target.engine, self._transactions, size=self._pool_size, limit=self._limit, where=self.where
+        )
 
     async def close(self) -> None:
         """Finish the calls under way and close what was opened; harmless when nothing is open."""
@@ -139,7 +188,7 @@ class Database:
             await backend.close()
 
     def _leave_inherited(self) -> None:
-        """After a fork: what the parent opened is neither used nor closed here; closing could harm the parent's."""
+        """Forget, after a fork, what the parent opened: closing it here could harm the parent's connection."""
         if self._backend is not None and self._pid != os.getpid():
             _INHERITED.append(self._backend)
             self._backend = None
@@ -185,32 +234,28 @@ class Database:
 
     async def measure_offset(self) -> int:
         """Measure and keep `offset_us`, the database's clock minus the local one, by the midpoint of one read."""
-        if self.dialect.one_writer and self._ground.clock is None:
+        if self.dialect.one_writer and self._transactions.database_clock is None:
             return 0  # SQLite reads this machine's clock
 
         def timed(tx: Tx) -> int:
-            before = time.time_ns() // 1000
+            before = self._clock.now()
             now = tx.now()
-            return now - (before + time.time_ns() // 1000) // 2
+            return now - (before + self._clock.now()) // 2
 
         self.offset_us = await self.read(timed)
         return self.offset_us
 
     # ── siblings ──────────────────────────────────────────────────────────────────────────────────────────────────────
     def heartbeat_database(self) -> Database:
-        """A sibling for another thread's event loop, with one connection of its own.
+        """Return a sibling for another thread's event loop, with one connection of its own.
 
-        On SQLite it uses this database's threads, ahead of whatever waits there: a connection of its own would only
-        compete for the same file lock.
+        On SQLite it uses this database's threads, and its calls run ahead of all that wait there: a connection of its
+        own would only compete for the same file lock.
         """
         sibling = self._sibling()
         sibling._urgent = True
         sibling._limit = min(self._limit, HEARTBEAT_LIMIT)
         return sibling
-
-    def sync(self) -> SyncDatabase:
-        """The same verbs, blocking, for threads and scripts; never on an event loop's own thread."""
-        return SyncDatabase(self._sibling())
 
     def _sibling(self) -> Database:
         sibling = Database(
@@ -219,16 +264,19 @@ class Database:
             pool_size=1,
             sqlite_synchronous=self._synchronous,
             sqlite_allow_network=self._allow_network,
-            clock=self._ground.clock,
-            points=self._ground.points,
+            database_clock=self._transactions.database_clock,
+            points=self._transactions.points,
             role=self._role,
             call_limit=self._limit,
+            clock=self._clock,
+            random=self._transactions.random,
+            make_backend=self._make_other_backend,
         )
-        if self.dialect.one_writer:
+        if self.dialect.one_writer or self._make_other_backend is not None:
             sibling._owner = self
         return sibling
 
-    def _open_backend(self) -> Lanes | Pool:
+    def _open_backend(self) -> Backend:
         owner = self if self._backend is not None or self._owner is None else self._owner
         if owner._backend is None:
             raise NotStarted("the database is not open; start the scheduler, or open the database, first")
@@ -242,69 +290,3 @@ class Database:
 
 def _call(fn: Callable[..., R], args: Any, kwargs: Any, tx: Tx) -> R:
     return fn(tx, *args, **kwargs)
-
-
-class SyncDatabase:
-    """The verbs of `Database`, blocking, with a connection of its own; `with database.sync() as db:`."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread: threading.Thread | None = None
-
-    @property
-    def tables(self) -> Tables:
-        """The tables all statements speak of."""
-        return self._database.tables
-
-    def open(self, timeout: float = START_TIMEOUT) -> None:
-        """As `Database.open`."""
-        if self._thread is not None:
-            return
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="onebeat-sync", daemon=True)
-        self._thread.start()
-        try:
-            asyncio.run_coroutine_threadsafe(self._database.open(timeout), self._loop).result()
-        except BaseException:
-            self._end_thread()
-            raise
-
-    def close(self) -> None:
-        """As `Database.close`."""
-        if self._loop is not None:
-            asyncio.run_coroutine_threadsafe(self._database.close(), self._loop).result()
-            self._end_thread()
-
-    def _end_thread(self) -> None:
-        loop, thread, self._loop, self._thread = self._loop, self._thread, None, None
-        if loop is not None and thread is not None:
-            loop.call_soon_threadsafe(loop.stop)
-            thread.join()
-            loop.close()
-
-    def __enter__(self) -> SyncDatabase:
-        self.open()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
-
-    def read(self, fn: Callable[Concatenate[Tx, P], R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """As `Database.read`."""
-        return self._run(partial(_call, fn, args, kwargs), write=False, single=True)
-
-    def write(self, fn: Callable[Concatenate[Tx, P], R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """As `Database.write`."""
-        return self._run(partial(_call, fn, args, kwargs), write=True, single=False)
-
-    def write_one(self, fn: Callable[Concatenate[Tx, P], R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """As `Database.write_one`."""
-        return self._run(partial(_call, fn, args, kwargs), write=True, single=True)
-
-    def _run(self, call: Callable[[Tx], R], *, write: bool, single: bool) -> R:
-        backend = self._database._open_backend()
-        if isinstance(backend, Lanes):
-            return backend.run_blocking(call, write=write)
-        assert self._loop is not None
-        return asyncio.run_coroutine_threadsafe(backend.run(call, write=write, single=single), self._loop).result()

@@ -1,4 +1,4 @@
-"""A server's connections: a few held open, each call on one of them to its end, whatever becomes of its caller."""
+"""The connection pool of a server: each call runs to its end on one connection, also when its caller is cancelled."""
 
 from __future__ import annotations
 
@@ -13,37 +13,38 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from onebeat.errors import NotStarted
 from onebeat.store.faults import Fault
-from onebeat.store.tx import PATIENCE, CommitLost, Ground, Retries, Tx
+from onebeat.store.retries import PATIENCE, CommitLost
+from onebeat.store.tx import TransactionRunner, Tx
 
 R = TypeVar("R")
 
 CONNECT_LIMIT = 10.0  # seconds for one try
-MAX_AGE = 1800.0  # seconds; then a connection is replaced, so that load balancers and certificates may change
-CLOSE_WITHIN = 3.0  # seconds for a polite goodbye
+MAX_AGE = 1800.0  # seconds; then a connection is replaced, so that changed load balancers and certificates take effect
+CLOSE_WITHIN = 3.0  # seconds for closing one connection in agreement with the server
 
 
-class Pool:
-    """At most `size` connections in driver autocommit; transactions are begun and ended in text.
+class ServerPool:
+    """A `Backend` with at most `size` connections in driver autocommit; transactions begin and end in text.
 
-    A connection is held as it is, not checked in and out: that would cost two round trips a call. A call that has its
-    connection runs to its end in a task of its own, also when the caller is cancelled: so a cancel leaves neither a
-    connection nor a lock behind. A call cancelled while it waits for a connection is not run at all.
+    A connection stays checked out between calls, because checking it in and out would cost two round trips a call. A
+    call that has its connection runs to its end in a task of its own, also when the caller is cancelled: so a cancel
+    leaves neither a connection nor a lock behind. A call cancelled while it waits for a connection is not run at all.
     """
 
     def __init__(
         self,
         make_engine: Callable[[dict[str, Any]], AsyncEngine],
-        ground: Ground,
+        transactions: TransactionRunner,
         *,
         size: int,
         limit: float,
         where: str,
     ) -> None:
-        self.pooled = False  # behind a transaction pooler nothing may be sent outside a transaction
-        self.made = 0  # connections opened so far
+        self.pooled = False  # a transaction pooler stands between; then nothing is sent outside a transaction
+        self.opened = 0  # connections opened so far
         self._make_engine = make_engine
         self._engine: AsyncEngine | None = None
-        self._ground = ground
+        self._transactions = transactions
         self._limit = limit
         self._where = where
         self._size = size
@@ -52,20 +53,20 @@ class Pool:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closing = False
-        self._era = 0  # a lost connection ends an era: the idle ones of it are not trusted
+        self._generation = 0  # grows with each lost connection; connections of an older generation are discarded
 
-    def urgent(self) -> Pool:
-        """A heartbeat's pool is its own, so nothing waits before it."""
+    def urgent(self) -> ServerPool:
+        """Return this pool: the heartbeat has a pool of its own, so no other call waits ahead of it."""
         return self
 
     async def open(self) -> list[str]:
-        """Connect once and look at the server; cautions for the operator, `ConfigurationError` for one too old."""
+        """Connect once and inspect the server; see `Backend.open`."""
         self._loop = asyncio.get_running_loop()
-        arguments = self._ground.dialect.pooled_arguments
+        arguments = self._transactions.dialect.pooled_arguments
         self._engine = self._make_engine(arguments or {})
         connection = await self._connect()
         try:
-            cautions, self.pooled = await connection.run_sync(self._ground.dialect.inspect)
+            cautions, self.pooled = await connection.run_sync(self._transactions.dialect.inspect)
         finally:
             await self._discard(connection, lost=False)
         if arguments is not None and not self.pooled:
@@ -84,13 +85,16 @@ class Pool:
         limit: float | None = None,
         flushed: bool = True,
     ) -> R:
-        """Run one call; `single`: its one statement commits by itself, without a transaction around it.
+        """Run one call; see `Backend.run`.
 
-        Whether it is `flushed` its statement says here.
+        With `single` the statement commits by itself, without a transaction around it. `flushed` has no effect here:
+        the statement itself asks the server (`Dialect.unflushed`).
         """
         self._refuse_closed()
         if asyncio.get_running_loop() is not self._loop:
-            raise NotStarted("the database was opened in another event loop; use `sync()` or a sibling there")
+            raise NotStarted(
+                "the database was opened in another event loop; use it there, or a `heartbeat_database()` here"
+            )
         await self._free.acquire()
         try:
             self._refuse_closed()
@@ -98,14 +102,14 @@ class Pool:
             self._free.release()
             raise
         task = asyncio.get_running_loop().create_task(
-            self._to_its_end(call, write, single, patience, limit or self._limit)
+            self._run_to_its_end(call, write, single, patience, limit or self._limit)
         )
         self._tasks.add(task)
         task.add_done_callback(self._ended)
         return await asyncio.shield(task)
 
     async def close(self) -> None:
-        """Wait for the calls under way, then close the connections."""
+        """Wait for the calls under way, then close the connections; see `Backend.close`."""
         self._closing = True
         while self._tasks:
             await asyncio.wait(self._tasks)
@@ -122,13 +126,15 @@ class Pool:
         self._tasks.discard(task)
         self._free.release()
         if not task.cancelled():
-            task.exception()  # looked at: the caller may be gone
+            task.exception()  # retrieved here, because the caller may have been cancelled
 
-    async def _to_its_end(self, call: Callable[[Tx], R], write: bool, single: bool, patience: float, limit: float) -> R:
-        retries = Retries(self._ground.dialect, patience)
+    async def _run_to_its_end(
+        self, call: Callable[[Tx], R], write: bool, single: bool, patience: float, limit: float
+    ) -> R:
+        retries = self._transactions.retries(patience)
         while True:
             try:
-                return await self._once(call, write, single, limit)
+                return await self._try_once(call, write, single, limit)
             except Exception as error:
                 pause = retries.pause(error)
                 if pause is None:
@@ -138,41 +144,41 @@ class Pool:
                     raise final from error
             await asyncio.sleep(pause)
 
-    async def _once(self, call: Callable[[Tx], R], write: bool, single: bool, limit: float) -> R:
+    async def _try_once(self, call: Callable[[Tx], R], write: bool, single: bool, limit: float) -> R:
         connection, opened = await self._take()
-        era = self._era
+        generation = self._generation
         try:
             async with asyncio.timeout(limit):
                 if single and not self.pooled:
-                    result = await connection.run_sync(self._plain, call, write)
+                    result = await connection.run_sync(self._run_autocommit, call, write)
                 else:
-                    result = await connection.run_sync(self._transact, call, write)
+                    result = await connection.run_sync(self._run_transaction, call, write)
         except BaseException as error:
-            if self._spoiled(connection, error):
-                self._era += 1
+            if self._is_unusable(connection, error):
+                self._generation += 1
                 await self._discard(connection, lost=True)
             else:
                 self._idle.append((connection, opened))
             if write and isinstance(error, TimeoutError):
                 raise CommitLost("no answer within the limit of a call") from error
             raise
-        if era == self._era:
+        if generation == self._generation:
             self._idle.append((connection, opened))
         else:
             await self._discard(connection, lost=False)
         return result
 
-    def _transact(self, connection: Connection, call: Callable[[Tx], R], write: bool) -> R:
-        return self._ground.transact(connection, call, write=write)
+    def _run_transaction(self, connection: Connection, call: Callable[[Tx], R], write: bool) -> R:
+        return self._transactions.run_transaction(connection, call, write=write)
 
-    def _plain(self, connection: Connection, call: Callable[[Tx], R], write: bool) -> R:
-        return self._ground.plain(connection, call, write=write)
+    def _run_autocommit(self, connection: Connection, call: Callable[[Tx], R], write: bool) -> R:
+        return self._transactions.run_autocommit(connection, call, write=write)
 
-    def _spoiled(self, connection: AsyncConnection, error: BaseException) -> bool:
-        """Whether nothing is known any more about the connection's state."""
+    def _is_unusable(self, connection: AsyncConnection, error: BaseException) -> bool:
+        """Return whether the error leaves the state of the connection unknown."""
         if not isinstance(error, Exception) or connection.closed or connection.invalidated:
             return True
-        fault = self._ground.dialect.classify(error)
+        fault = self._transactions.dialect.classify(error)
         return fault in (Fault.DISCONNECT, Fault.UNREACHABLE, Fault.READ_ONLY, Fault.TIMEOUT)
 
     async def _take(self) -> tuple[AsyncConnection, float]:
@@ -189,11 +195,11 @@ class Pool:
         connection = await self._connect()
         try:
             async with asyncio.timeout(min(CONNECT_LIMIT, self._limit)):
-                await connection.run_sync(partial(self._ground.dialect.setup, pooled=self.pooled))
+                await connection.run_sync(partial(self._transactions.dialect.setup, pooled=self.pooled))
         except BaseException:
             await self._discard(connection, lost=True)
             raise
-        self.made += 1
+        self.opened += 1
         return connection
 
     async def _connect(self) -> AsyncConnection:
@@ -202,7 +208,7 @@ class Pool:
             return await self._engine.connect()
 
     async def _discard(self, connection: AsyncConnection, *, lost: bool) -> None:
-        """Close a connection; a lost one, and with it all that are idle, without asking the server."""
+        """Close a connection; when it is `lost`, close it and every idle one without asking the server."""
         doomed = [connection]
         if lost:
             doomed.extend(idle for idle, _ in self._idle)

@@ -9,12 +9,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import create_engine, event
+from sqlalchemy import Connection, create_engine, event
 from sqlalchemy.engine import URL, Engine
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.pool import NullPool
 
 from onebeat.errors import ConfigurationError
+from onebeat.store.connection.autocommit import is_autocommit
 
 OLDEST = (3, 35)  # UPDATE … RETURNING
 SAFE = (3, 51, 3)  # before it a rare race between checkpoints could damage a WAL (https://www.sqlite.org/wal.html)
@@ -57,8 +58,9 @@ def configure_sqlite(engine: Engine | AsyncEngine, *, synchronous: str = "FULL")
         cursor.execute(f"PRAGMA synchronous = {level}")
         cursor.close()
 
-    def begin(connection: Any) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
+    def begin(connection: Connection) -> None:
+        if not is_autocommit(connection):  # else nothing would commit what it writes
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
 
     event.listen(target, "connect", prepare)
     event.listen(target, "begin", begin)

@@ -1,4 +1,4 @@
-"""SQLite's two threads: one writes, many waiting calls in one commit; one reads."""
+"""The threads of a SQLite file: one writes and commits waiting calls together, the other one reads."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from copy import copy
+from enum import Enum
 from functools import partial
 from typing import Any, TypeVar
 
@@ -21,8 +22,10 @@ from sqlalchemy.engine import URL
 from onebeat.concurrency.forks import after_fork_in_child
 from onebeat.errors import NotStarted
 from onebeat.store.connection import sqlite_file
+from onebeat.store.connection.queued_call import QueuedCall, complete_all
 from onebeat.store.faults import Fault
-from onebeat.store.tx import PATIENCE, Ground, Moment, Retries, Tx
+from onebeat.store.retries import PATIENCE
+from onebeat.store.tx import Moment, TransactionRunner, Tx
 
 R = TypeVar("R")
 
@@ -30,82 +33,128 @@ GROUP = 200  # calls in one commit; more would only make the first of them wait
 SUSPECTS = 3  # failing calls taken out of a group before each of the rest runs alone
 
 
-_open_files: Counter[str] = Counter()  # in this process
-_inherited: set[str] = set()  # files that were open in the parent when this process was forked from it
-
-
-def _remember_inherited() -> None:
-    _inherited.update(_open_files)
-    _open_files.clear()
-
-
-after_fork_in_child(_remember_inherited)
-
-
-class Call:
-    """One store function waiting for its transaction, and whom to tell."""
-
-    __slots__ = ("error", "flushed", "loop", "patience", "result", "run", "waiter")
+class SQLiteThreads:
+    """The `Backend` of a SQLite file: a thread that writes and one that reads, each with one connection."""
 
     def __init__(
-        self,
-        run: Callable[[Tx], Any],
-        waiter: asyncio.Future[Any] | Future[Any],
-        loop: asyncio.AbstractEventLoop | None = None,
-        *,
-        patience: float = PATIENCE,
-        flushed: bool = True,
+        self, url: URL, transactions: TransactionRunner, *, synchronous: str, allow_network: bool, where: str
     ) -> None:
-        self.patience = patience
-        self.flushed = flushed  # whether its commit is to survive a power cut
-        self.run = run
-        self.waiter = waiter
-        self.loop = loop
-        self.result: Any = None
-        self.error: BaseException | None = None
+        self._url = url
+        self._transactions = transactions
+        self._synchronous = synchronous
+        self._allow_network = allow_network
+        self._where = where
+        self._is_urgent = False
+        self._threads: tuple[SQLiteThread, SQLiteThread] | None = None  # writer, reader
+        self._file: str | None = None  # counted in `_open_files`
 
-    def start(self) -> bool:
-        """False: the caller was cancelled while it waited; nothing is done for it."""
-        if isinstance(self.waiter, Future):
-            return self.waiter.set_running_or_notify_cancel()
-        return not self.waiter.cancelled()
+    def urgent(self) -> SQLiteThreads:
+        """Return a view of the same threads whose calls run ahead of all that wait."""
+        view = copy(self)
+        view._is_urgent = True
+        return view
 
-    def tell(self) -> None:
-        """Hand over the outcome, on the waiter's own thread."""
-        if self.waiter.done():
-            return
-        if self.error is None:
-            self.waiter.set_result(self.result)
-        else:
-            self.waiter.set_exception(self.error)
+    async def open(self) -> list[str]:
+        """Open the file on both threads; see `Backend.open`."""
+        return await asyncio.to_thread(self._open)
+
+    def _open(self) -> list[str]:
+        sqlite_file.require_version(sqlite3.sqlite_version_info)
+        path = sqlite_file.file_of(self._url)
+        if path is not None:
+            sqlite_file.require_place(path, allow_network=self._allow_network)
+            file = os.path.realpath(path)
+            if file in _inherited:
+                raise NotStarted(
+                    f"{path} was open when this process was forked from its parent, and SQLite keeps state about open "
+                    "files that a fork makes wrong; start the scheduler after the fork, or start processes with spawn"
+                )
+            _open_files[file] += 1
+            self._file = file
+        thread = partial(
+            SQLiteThread,
+            engine=sqlite_file.open_engine(self._url),
+            transactions=self._transactions,
+            where=self._where,
+        )
+        prepare = partial(sqlite_file.prepare_writer, synchronous=self._synchronous)
+        set_flushing = partial(sqlite_file.set_flushing, synchronous=self._synchronous)
+        writer = thread("onebeat-writer", write=True, prepare=prepare, set_flushing=set_flushing)
+        writer.open().result()
+        self._threads = (writer, writer)  # a database in memory belongs to one connection
+        if path is not None:
+            reader = thread("onebeat-reader", write=False, prepare=sqlite_file.prepare_reader)
+            self._threads = (writer, reader)
+            reader.open().result()
+        return sqlite_file.cautions(sqlite3.sqlite_version_info)
+
+    async def close(self) -> None:
+        """End both threads, the reader first; see `Backend.close`."""
+        threads, self._threads = self._threads, None
+        for thread in reversed(threads or ()):
+            await asyncio.to_thread(thread.close)
+        if self._file is not None:
+            file, self._file = self._file, None
+            _open_files[file] -= 1
+            if not _open_files[file]:
+                del _open_files[file]
+
+    async def run(
+        self,
+        call: Callable[[Tx], R],
+        *,
+        write: bool,
+        single: bool,
+        patience: float = PATIENCE,
+        limit: float | None = None,
+        flushed: bool = True,
+    ) -> R:
+        """Queue a call and wait for its commit; `single` and `limit` have no effect here. See `Backend.run`."""
+        waiter: asyncio.Future[R] = asyncio.get_running_loop().create_future()
+        queued = QueuedCall(call, waiter, patience=patience, flushed=flushed)
+        self._thread(write).submit(queued, urgent=self._is_urgent)
+        return await waiter
+
+    def _thread(self, write: bool) -> SQLiteThread:
+        if self._threads is None:
+            raise NotStarted("the database is closed; start the scheduler, or open the database, first")
+        return self._threads[0 if write else 1]
 
 
-class Lane:
-    """One thread with one connection. Calls are served in order; writers' calls that wait together commit together."""
+class _Signal(Enum):
+    WAKE = "look at the urgent calls"
+    END = "close the connection and end the thread"
+
+
+class SQLiteThread:
+    """One thread with one connection.
+
+    It serves calls in order; writing calls that wait at the same time commit together.
+    """
 
     def __init__(
         self,
         name: str,
         engine: Engine,
-        ground: Ground,
+        transactions: TransactionRunner,
         *,
         write: bool,
         prepare: Callable[[Any], None],
-        flushing: Callable[[Any, bool], None] | None = None,
+        set_flushing: Callable[[Any, bool], None] | None = None,
         where: str,
     ) -> None:
         self.name = name
         self.commits = 0  # transactions that were committed, for tests and figures
         self._engine = engine
-        self._ground = ground
+        self._transactions = transactions
         self._write = write
         self._prepare = prepare
-        self._flushing = flushing
-        self._flushed = True  # what the connection does now
+        self._set_flushing = set_flushing
+        self._flushed = True  # whether the connection's commits wait for the disk now
         self._where = where
-        self._queue: queue.SimpleQueue[Call | None] = queue.SimpleQueue()
-        self._urgent: deque[Call] = deque()
-        self._gate = threading.Lock()  # no call slips in behind the last one
+        self._queue: queue.SimpleQueue[QueuedCall | _Signal] = queue.SimpleQueue()
+        self._urgent: deque[QueuedCall] = deque()
+        self._lock = threading.Lock()  # no call is queued behind the signal to end
         self._closing = False
         self._closed = threading.Event()
         self._connection: Connection | None = None
@@ -113,42 +162,42 @@ class Lane:
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def open(self) -> Future[None]:
-        """Start the thread; the future tells when its connection works, or what went wrong."""
+        """Start the thread; the future completes when its connection works, or with the error that prevents it."""
         self._thread.start()
         return self._opened
 
-    def submit(self, call: Call, *, urgent: bool = False) -> None:
-        """Queue a call; an urgent one goes into the next commit, whatever else waits."""
-        with self._gate:
+    def submit(self, call: QueuedCall, *, urgent: bool = False) -> None:
+        """Queue a call; an urgent one goes into the next commit, ahead of all that wait."""
+        with self._lock:
             if self._closing:
                 raise NotStarted("the database is closed; start the scheduler, or open the database, first")
             if urgent:
                 self._urgent.append(call)
-            self._queue.put(_WAKE if urgent else call)
+            self._queue.put(_Signal.WAKE if urgent else call)
 
     def close(self) -> None:
         """Finish what is queued and end the thread; returns when its connection is closed."""
-        with self._gate:
+        with self._lock:
             self._closing = True
         if self._thread.ident is not None and self._thread is not threading.current_thread():
-            self._queue.put(None)
+            self._queue.put(_Signal.END)
             self._closed.wait()
             self._thread.join()
 
-    # ── the thread ────────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── on the thread ─────────────────────────────────────────────────────────────────────────────────────────────────
     def _run(self) -> None:
         try:
             try:
                 self._connect()
-            except BaseException as error:  # noqa: BLE001 - told to whoever opens
+            except BaseException as error:  # noqa: BLE001 - raised where the thread was opened
                 self._opened.set_exception(error)
                 return
             self._opened.set_result(None)
-            while calls := self._next():
-                self._serve([call for call in calls if call is not _WAKE and call.start()])
+            while (calls := self._next()) is not None:
+                self._serve([call for call in calls if not call.is_cancelled])
         finally:
             self._disconnect()
-            with self._gate:
+            with self._lock:
                 self._closing = True
             self._refuse_rest()
             self._closed.set()
@@ -168,27 +217,30 @@ class Lane:
         if connection is not None:
             connection.close()
 
-    def _next(self) -> list[Call]:
-        """What waits now, at least one call; empty when the lane is to end."""
-        first = self._queue.get()
-        if first is None:
-            return []
-        calls = [first]
-        while self._write and len(calls) < GROUP and not self._queue.empty():
-            call = self._queue.get()
-            if call is None:
-                self._queue.put(None)
+    def _next(self) -> list[QueuedCall] | None:
+        """Wait for a call, and return all that wait by then, urgent ones first; None when the thread is to end."""
+        calls: list[QueuedCall] = []
+        taken = self._queue.get()
+        if taken is _Signal.END:
+            return None
+        while True:
+            if isinstance(taken, QueuedCall):
+                calls.append(taken)
+            if not self._write or len(calls) >= GROUP or self._queue.empty():
                 break
-            calls.append(call)
+            taken = self._queue.get()
+            if taken is _Signal.END:
+                self._queue.put(taken)
+                break
         while self._urgent:
             calls.insert(0, self._urgent.popleft())
         return calls
 
-    def _serve(self, calls: list[Call]) -> None:
-        suspects: list[Call] = []
+    def _serve(self, calls: list[QueuedCall]) -> None:
+        suspects: list[QueuedCall] = []
         rest = calls
         while len(rest) > 1 and len(suspects) < SUSPECTS:
-            suspect = self._together(rest)
+            suspect = self._run_together(rest)
             if suspect is None:
                 break
             suspects.append(suspect)
@@ -196,36 +248,37 @@ class Lane:
         else:
             suspects.extend(rest)
         for call in suspects:
-            self._alone(call)
-        _tell(calls)
+            self._run_alone(call)
+        complete_all(calls)
 
-    def _together(self, calls: list[Call]) -> Call | None:
-        """Run all in one transaction; None: committed. Else all is undone, and the call is one that failed in it."""
-        ground, moment, call = self._ground, Moment(), calls[0]
+    def _run_together(self, calls: list[QueuedCall]) -> QueuedCall | None:
+        """Run all in one transaction; return None after the commit, else the call that failed: all is rolled back."""
+        transactions, moment, call = self._transactions, Moment(), calls[0]
         try:
-            connection = self._usable(calls)
-            ground.dialect.begin(connection, write=True)
+            connection = self._usable_connection(calls)
+            transactions.dialect.begin(connection, write=True)
         except Exception:  # noqa: BLE001
-            return call  # running it alone waits, tries again and finds the words
+            return call  # running it alone waits, tries again and explains the error
         try:
             for call in calls:
-                tx = ground.tx(connection, moment)
+                tx = transactions.tx(connection, moment)
                 tx.point("begin")
                 call.result = call.run(tx)
-            ground.commit(tx)
-        except BaseException:  # noqa: BLE001 - the call is run again alone and tells its own error
-            ground.undo(connection)
+            transactions.commit(tx)
+        except BaseException:  # noqa: BLE001 - the call runs again alone and raises its own error
+            transactions.roll_back(connection)
             return call
         self.commits += 1
         return None
 
-    def _alone(self, call: Call) -> None:
-        retries = Retries(self._ground.dialect, call.patience)
+    def _run_alone(self, call: QueuedCall) -> None:
+        retries = self._transactions.retries(call.patience)
         while True:
             try:
-                call.result = self._ground.transact(self._usable([call]), call.run, write=self._write)
+                connection = self._usable_connection([call])
+                call.result = self._transactions.run_transaction(connection, call.run, write=self._write)
                 self.commits += 1
-            except Exception as error:  # noqa: BLE001 - the caller's, told below
+            except Exception as error:  # noqa: BLE001 - raised in the caller, by `complete_all`
                 if retries.fault(error) is Fault.DISCONNECT:
                     self._disconnect()
                 pause = retries.pause(error)
@@ -233,141 +286,44 @@ class Lane:
                     call.error = retries.final(error, self._where)
                     return
                 time.sleep(pause)
-            except BaseException as error:  # noqa: BLE001 - the caller's, not this thread's
+            except BaseException as error:  # noqa: BLE001 - raised in the caller; it must not end this thread
                 call.error = error
                 return
             else:
                 return
 
-    def _usable(self, calls: list[Call]) -> Connection:
-        """The connection, waiting for the disk if one of the calls needs that."""
+    def _usable_connection(self, calls: list[QueuedCall]) -> Connection:
+        """Return the connection, whose commits wait for the disk if one of the calls needs that."""
         if self._connection is not None and self._connection.invalidated:
             self._disconnect()
         if self._connection is None:
             self._connect()
         assert self._connection is not None
         flushed = any(call.flushed for call in calls)
-        if flushed != self._flushed and self._flushing is not None:
-            self._flushing(self._connection.connection.driver_connection, flushed)
+        if flushed != self._flushed and self._set_flushing is not None:
+            self._set_flushing(self._connection.connection.driver_connection, flushed)
             self._flushed = flushed
         return self._connection
 
     def _refuse_rest(self) -> None:
         rest = list(self._urgent)
         while not self._queue.empty():
-            call = self._queue.get()
-            if call is not None and call is not _WAKE:
-                rest.append(call)
+            taken = self._queue.get()
+            if isinstance(taken, QueuedCall):
+                rest.append(taken)
         for call in rest:
             call.error = NotStarted("the database was closed before this call had its turn; nothing was written")
-        _tell([call for call in rest if call.start()])
+        complete_all(rest)
 
 
-_WAKE = Call(lambda tx: None, Future())
+# ── after a fork ──────────────────────────────────────────────────────────────────────────────────────────────────────
+_open_files: Counter[str] = Counter()  # in this process
+_inherited: set[str] = set()  # files that were open in the parent when this process was forked from it
 
 
-def _tell(calls: list[Call]) -> None:
-    """Tell all waiters, each event loop once: a wake-up costs as much as the call itself."""
-    loops: dict[asyncio.AbstractEventLoop, list[Call]] = {}
-    for call in calls:
-        if call.loop is None:
-            call.tell()
-        else:
-            loops.setdefault(call.loop, []).append(call)
-    for loop, theirs in loops.items():
-        try:
-            loop.call_soon_threadsafe(_tell_here, theirs)
-        except RuntimeError:  # the loop was closed while its calls ran; nobody is left to tell
-            continue
+def _remember_inherited() -> None:
+    _inherited.update(_open_files)
+    _open_files.clear()
 
 
-def _tell_here(calls: list[Call]) -> None:
-    for call in calls:
-        call.tell()
-
-
-class Lanes:
-    """Both threads of one file; what `Database` talks to on SQLite."""
-
-    def __init__(self, url: URL, ground: Ground, *, synchronous: str, allow_network: bool, where: str) -> None:
-        self._url = url
-        self._ground = ground
-        self._synchronous = synchronous
-        self._allow_network = allow_network
-        self._where = where
-        self._first = False
-        self._lanes: tuple[Lane, Lane] | None = None  # writer, reader
-        self._file: str | None = None  # counted as open
-
-    def urgent(self) -> Lanes:
-        """The same threads, ahead of whatever waits."""
-        twin = copy(self)
-        twin._first = True
-        return twin
-
-    async def open(self) -> list[str]:
-        """Open the file; cautions for the operator, or what went wrong."""
-        return await asyncio.to_thread(self._open)
-
-    def _open(self) -> list[str]:
-        sqlite_file.require_version(sqlite3.sqlite_version_info)
-        path = sqlite_file.file_of(self._url)
-        if path is not None:
-            sqlite_file.require_place(path, allow_network=self._allow_network)
-            file = os.path.realpath(path)
-            if file in _inherited:
-                raise NotStarted(
-                    f"{path} was open when this process was forked from its parent, and SQLite keeps state about open "
-                    "files that a fork makes wrong; start the scheduler after the fork, or start processes with spawn"
-                )
-            _open_files[file] += 1
-            self._file = file
-        lane = partial(Lane, engine=sqlite_file.open_engine(self._url), ground=self._ground, where=self._where)
-        prepare = partial(sqlite_file.prepare_writer, synchronous=self._synchronous)
-        flushing = partial(sqlite_file.set_flushing, synchronous=self._synchronous)
-        writer = lane("onebeat-writer", write=True, prepare=prepare, flushing=flushing)
-        writer.open().result()
-        self._lanes = (writer, writer)  # a database in memory belongs to one connection
-        if path is not None:
-            reader = lane("onebeat-reader", write=False, prepare=sqlite_file.prepare_reader)
-            self._lanes = (writer, reader)
-            reader.open().result()
-        return sqlite_file.cautions(sqlite3.sqlite_version_info)
-
-    async def close(self) -> None:
-        """End both threads, the reader first."""
-        lanes, self._lanes = self._lanes, None
-        for lane in reversed(lanes or ()):
-            await asyncio.to_thread(lane.close)
-        if self._file is not None:
-            file, self._file = self._file, None
-            _open_files[file] -= 1
-            if not _open_files[file]:
-                del _open_files[file]
-
-    async def run(
-        self,
-        call: Callable[[Tx], R],
-        *,
-        write: bool,
-        single: bool,
-        patience: float = PATIENCE,
-        limit: float | None = None,
-        flushed: bool = True,
-    ) -> R:
-        """Queue a call and wait for its commit; whether it is `single` and its `limit` matter to servers only."""
-        loop = asyncio.get_running_loop()
-        waiter: asyncio.Future[R] = loop.create_future()
-        self._lane(write).submit(Call(call, waiter, loop, patience=patience, flushed=flushed), urgent=self._first)
-        return await waiter
-
-    def run_blocking(self, call: Callable[[Tx], R], *, write: bool) -> R:
-        """The same for a thread."""
-        waiter: Future[R] = Future()
-        self._lane(write).submit(Call(call, waiter), urgent=self._first)
-        return waiter.result()
-
-    def _lane(self, write: bool) -> Lane:
-        if self._lanes is None:
-            raise NotStarted("the database is closed; start the scheduler, or open the database, first")
-        return self._lanes[0 if write else 1]
+after_fork_in_child(_remember_inherited)

@@ -29,16 +29,16 @@ class Target:
 
     @property
     def where(self) -> str:
-        """For people: the URL with a file's whole path, and without the password and the query, which may hold one."""
-        return _shown(self.url)
+        """The URL for people; see `describe_url`."""
+        return describe_url(self.url)
 
 
-def aim(target: str | URL | AsyncEngine | Callable[[], AsyncEngine]) -> Target:
-    """Read what the user gave; no I/O.
+def read_target(target: str | URL | AsyncEngine | Callable[[], AsyncEngine]) -> Target:
+    """Return the target that the user gave, without any I/O.
 
     Raises `ConfigurationError` for a URL that cannot be read, an unknown scheme or a driver that is not installed.
 
-    >>> aim("sqlite+aiosqlite:////srv/app.db").where
+    >>> read_target("sqlite+aiosqlite:////srv/app.db").where
     'sqlite+pysqlite:////srv/app.db'
     """
     if isinstance(target, AsyncEngine):
@@ -49,33 +49,34 @@ def aim(target: str | URL | AsyncEngine | Callable[[], AsyncEngine]) -> Target:
         raise ConfigurationError(
             f"database is a {type(target).__name__}; give a URL, an AsyncEngine, or a function that returns a new one"
         )
-    return _from_url(_read(target))
+    return _from_url(_parse_url(target))
 
 
 def told(target: str | URL | AsyncEngine | Callable[[], AsyncEngine]) -> str:
-    """The same for people, of whatever was given; calls no function and never raises.
+    """Return what the user gave as text for people; it calls no function and never raises.
 
     >>> told("postgresql://shop:secret@db/shop?sslpassword=secret")
     'postgresql://shop:***@db/shop'
     """
     if isinstance(target, AsyncEngine):
-        return _shown(target.url)
+        return describe_url(target.url)
     if callable(target):
         return f"the engine of {getattr(target, '__qualname__', type(target).__name__)}()"
     try:
-        return _shown(make_url(target))
+        return describe_url(make_url(target))
     except (ArgumentError, ValueError):
         return "a database URL that cannot be read"
 
 
-def _shown(url: URL) -> str:
+def describe_url(url: URL) -> str:
+    """Return a URL for people: with a file's whole path, without the password and the query, which may hold one."""
     with suppress(ConfigurationError):  # a scheme that onebeat does not know
         if dialect_for(url).one_writer and (file := file_of(url)) is not None:
             url = url.set(database=str(file))
     return url.set(query={}).render_as_string(hide_password=True)
 
 
-def _read(text: str | URL) -> URL:
+def _parse_url(text: str | URL) -> URL:
     try:
         url = make_url(text)
     except (ArgumentError, ValueError):

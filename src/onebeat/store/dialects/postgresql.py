@@ -41,6 +41,7 @@ class PostgreSQL(Dialect):
     module = "asyncpg"
     extra = "postgresql"
     arrays = True
+    error_aborts_transaction = True
 
     def clock_expression(self) -> ColumnElement[int]:
         """`statement_timestamp()` is stable, so an index can use it; `now()` stands still through a transaction."""

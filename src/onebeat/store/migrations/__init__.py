@@ -19,8 +19,9 @@ from sqlalchemy.schema import CreateSchema
 
 from onebeat.errors import ConfigurationError, SchemaOutOfDate
 from onebeat.store.connection.database import Database
+from onebeat.store.explain import database_message
 from onebeat.store.tables import SCHEMA_MAJOR, SCHEMA_VERSION, Tables
-from onebeat.store.tx import Tx, said
+from onebeat.store.tx import Tx
 
 PATIENCE = 60.0  # seconds to wait for another process that migrates the same tables
 _KEYS = ("instance_id", "schema_major", "app")
@@ -59,6 +60,7 @@ async def prepare(database: Database, *, migrate: bool = True, app: str | None =
             f"the tables {database.tables.prefix}* in {database.where} belong to the app {schema.app!r}, and this one "
             f"is {app!r}; give this one another table_prefix, or leave `app` out on both if they are one fleet"
         )
+    database.instance_id = schema.instance_id
     return schema
 
 
@@ -170,8 +172,8 @@ async def _upgrade(database: Database, app: str | None) -> Schema:
         return await database.exclusive(upgrade, patience=PATIENCE)
     except DBAPIError as error:  # what waiting, rights and room do not explain
         raise ConfigurationError(
-            f"onebeat's tables could not be made in {database.where} ({said(error)}); if tables of other origin have "
-            f"names that begin with {database.tables.prefix!r}, give onebeat another table_prefix"
+            f"onebeat's tables could not be made in {database.where} ({database_message(error)}); if tables of "
+            f"other origin have names that begin with {database.tables.prefix!r}, give onebeat another table_prefix"
         ) from error
 
 

@@ -1,0 +1,55 @@
+"""The protocol behind `Database`: how one kind of database opens, runs a call in a transaction, and closes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol, TypeVar
+
+from onebeat.store.retries import PATIENCE
+from onebeat.store.tx import Tx
+
+R = TypeVar("R")
+
+
+class Backend(Protocol):
+    """Runs store functions on the connections it owns.
+
+    `ServerPool` serves PostgreSQL, MySQL and MariaDB; `SQLiteThreads` serves a file. `Database` uses these four methods
+    and nothing else, so a simulation can be a third one.
+    """
+
+    async def open(self) -> list[str]:
+        """Connect once; return what an operator should know about this server.
+
+        Raises the driver's error when there is no connection, and `ConfigurationError` for a server or library that is
+        too old. `Database` tries again with a new backend; it closes this one first, also after a failure.
+        """
+
+    async def run(
+        self,
+        call: Callable[[Tx], R],
+        *,
+        write: bool,
+        single: bool,
+        patience: float = PATIENCE,
+        limit: float | None = None,
+        flushed: bool = True,
+    ) -> R:
+        """Run `call` in a transaction of its own, again after a passing fault; return its value after the commit.
+
+        Args:
+            call: a function without effects but its SQL; it may run more than once.
+            write: whether to commit; a read is rolled back.
+            single: whether the call writes with one statement at most, which may then commit by itself.
+            patience: seconds of trying again while others hold locks.
+            limit: seconds for one try; None means the backend's own limit.
+            flushed: whether the commit survives a power cut; a backend may always answer as if it were True.
+
+        Raises what `call` raised, `DatabaseUnavailable` when no try is left, `NotStarted` when closed.
+        """
+
+    async def close(self) -> None:
+        """Finish the calls under way and close every connection; harmless when nothing is open."""
+
+    def urgent(self) -> Backend:
+        """Return a view of this backend whose calls run ahead of all that wait; it owns nothing and is not closed."""
