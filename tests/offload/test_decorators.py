@@ -64,7 +64,7 @@ async def test_a_cpu_bound_function_runs_in_a_child_though_its_name_means_the_de
 
 
 def test_what_cannot_work_is_refused_where_it_is_written() -> None:
-    with pytest.raises(ConfigurationError, match="made inside a function"):
+    with pytest.raises(ConfigurationError, match="defined inside a function"):
 
         @cpu_bound
         def local() -> None: ...
@@ -83,9 +83,9 @@ def test_what_cannot_work_is_refused_where_it_is_written() -> None:
                 decorator(method)
         with pytest.raises(ConfigurationError, match="takes a function, not float"):
             decorator(5.0)  # type: ignore[call-overload]  # what the test is about
-    with pytest.raises(ValueError, match="on_timeout='kill' is none of 'abandon', 'wait'"):
+    with pytest.raises(ValueError, match="on_timeout='kill' is not one of 'abandon', 'wait'"):
         blocking(on_timeout="kill")  # type: ignore[call-overload]  # as above
-    with pytest.raises(ValueError, match="cancel='kill' is none of 'end', 'wait'"):
+    with pytest.raises(ValueError, match="cancel='kill' is not one of 'end', 'wait'"):
         cpu_bound(cancel="kill")  # type: ignore[call-overload]  # as above
 
 

@@ -160,7 +160,7 @@ async def test_the_same_call_made_directly_is_named_by_the_watchdog(server: Serv
     assert time.perf_counter() - before > 0.35, "the neighbour waited for it"
     await blocked
     await asyncio.sleep(0.3)  # the watchdog speaks when the stall is over
-    found = re.search(r"the event loop stood still for .*the mistake.*", server.stop())
+    found = re.search(r"the event loop was blocked for .*the mistake.*", server.stop())
     assert found is not None, server.log
     assert "GET /direct/{seconds}" in found[0]
     assert "tracking id who-blocks" in found[0]
@@ -174,7 +174,7 @@ async def test_a_full_lane_answers_503_and_sync_routes_go_on(server: Server) -> 
             await asyncio.sleep(0.01)
     answer = await server.get("/narrow")
     assert answer[0] == 503
-    assert "lane 'narrow' is full: 2 threads at work" in answer[1]
+    assert "lane 'narrow' is full: 2 threads are busy" in answer[1]
     assert (await server.get("/plain"))[0] == 200
     assert (await server.get("/thread/0.01"))[0] == 200
     await server.get("/open")

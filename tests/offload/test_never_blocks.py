@@ -28,7 +28,7 @@ def _no_blocking_call_on_the_loop() -> Iterator[BlockBuster]:
 
 
 @pytest.mark.usefixtures("_no_blocking_call_on_the_loop")
-async def test_nothing_in_this_room_makes_a_blocking_call_on_the_loop() -> None:
+async def test_offload_makes_no_blocking_call_on_the_loop() -> None:
     with pytest.raises(BlockingError):
         time.sleep(0.001)  # the guard is on
     setup_offload(processes=2, warm=True)
@@ -92,6 +92,6 @@ def test_the_guard_sees_a_wait_of_onebeat_and_no_other(tmp_path: Path) -> None:
 
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
-def test_nothing_in_onebeat_waits_on_a_loop_while_its_tests_run() -> None:
+def test_onebeat_never_waits_on_a_loop_while_its_tests_run() -> None:
     done = guarded("-m", "not soak", "--ignore", __file__, "tests")
     assert "blocking calls of onebeat on an event loop: 0\n" in done.stdout, done.stdout[-20_000:]

@@ -21,12 +21,12 @@ import pytest
 
 from onebeat.errors import Busy, ConfigurationError, RemoteError, Stopped, WorkerProcessDied
 from onebeat.offload import to_process, to_process_sync, to_thread
-from onebeat.offload.child.launch import Launcher, Seedbed, Spawner
+from onebeat.offload.child.launch import ForkLauncher, Launcher, SpawnLauncher
 from onebeat.offload.child.pipes import Pipes
 from onebeat.offload.child.process_tree import Process, descendants
 from onebeat.offload.limits import Limit
-from onebeat.offload.pool.breaker import Breaker
-from onebeat.offload.pool.calls import Awaited
+from onebeat.offload.pool.breaker import CircuitBreaker
+from onebeat.offload.pool.calls import AwaitedCall
 from onebeat.offload.pool.process_lane import ProcessLane
 from onebeat.offload.processes import close_processes, default_lane
 from onebeat.offload.runners import ProcessRunner
@@ -68,9 +68,9 @@ async def until(condition: Callable[[], bool], seconds: float = 30) -> None:
             await asyncio.sleep(0.005)
 
 
-def submit(lane: ProcessLane, function: Callable[..., Any], *args: Any) -> Awaited:
+def submit(lane: ProcessLane, function: Callable[..., Any], *args: Any) -> AwaitedCall:
     """A call on a lane of the test's own."""
-    call = Awaited(function, args, {}, Limit())
+    call = AwaitedCall(function, args, {}, Limit())
     lane.submit(call)
     return call
 
@@ -134,16 +134,16 @@ async def test_a_child_that_ignores_the_polite_signal_is_ended_after_the_grace(t
 
 
 async def test_what_the_child_started_ends_with_it_also_in_a_session_of_its_own(tmp_path: Path) -> None:
-    noted = tmp_path / "family"
+    noted = tmp_path / "tree"
     task = asyncio.create_task(to_process(work.with_grandchildren, str(noted)))
     await until(noted.exists)
-    family = [int(number) for number in noted.read_text().split()]
-    assert len(family) == 4
-    assert all(alive(number) for number in family)
+    tree = [int(number) for number in noted.read_text().split()]
+    assert len(tree) == 4
+    assert all(alive(number) for number in tree)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert not any(alive(number) for number in family)
+    assert not any(alive(number) for number in tree)
 
 
 async def test_cancelling_with_wait_lets_the_function_finish(tmp_path: Path) -> None:
@@ -214,26 +214,26 @@ async def test_a_group_is_ended_before_its_leaders_number_is_given_back(
     assert "gone" not in {state for _, state in states}, states
     ended = {leader for leader, state in states if state == "Z"}
     assert ended >= {died, int(noted.read_text())}, states
-    assert len(ended) == (2 if spawn else 3), "the children, and the seed"
+    assert len(ended) == (2 if spawn else 3), "the children, and the fork server"
 
 
-@pytest.mark.parametrize("launcher", [Seedbed(), Spawner()], ids=["forked", "spawned"])
+@pytest.mark.parametrize("launcher", [ForkLauncher(), SpawnLauncher()], ids=["forked", "spawned"])
 def test_a_number_that_is_anothers_by_now_is_left_alone(launcher: Launcher, tmp_path: Path) -> None:
     """What ends a child asks for its time of birth too: a process that got the same number later lives on."""
     child = launcher.start()
-    child.hang_up()
-    assert child.ended(30) is not None
+    child.close_input()
+    assert child.wait(30) is not None
     code = "import subprocess; subprocess.run(['sleep', '600'])"
     other = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
     try:
         own = Process.of(other.pid)
         while not (started := descendants(own)):
             time.sleep(0.01)
-        child.process = Process(other.pid, own.born - 1)  # as if the number had come round
+        child.process = Process(other.pid, own.start_time - 1)  # as if the number had come round
         assert descendants(child.process) == set()
-        child.end(0)
-        assert own.alive
-        assert all(process.alive for process in started)
+        child.terminate(0)
+        assert own.is_alive
+        assert all(process.is_alive for process in started)
         own.signal(signal.SIGTERM)
         assert other.wait(30) == -signal.SIGTERM, "the same signal reaches the one that is meant"
         assert descendants(own) == started, "and what it left in its session is still found"
@@ -304,9 +304,9 @@ async def test_arguments_and_values_that_cannot_be_sent_name_the_culprit(tmp_pat
 
     def local() -> None: ...
 
-    with pytest.raises(TypeError, match="local, made inside a function"):
+    with pytest.raises(TypeError, match="local, defined inside a function"):
         await to_process(local)
-    with pytest.raises(TypeError, match="what the function returned cannot be sent: its value is a lambda"):
+    with pytest.raises(TypeError, match="the value that the function returned cannot be sent: its value is a lambda"):
         await to_process(work.returns_lambda)
     with pytest.raises(RuntimeError, match="while rebuilding") as there:
         await to_process(work.identity, work.Bomb())
@@ -380,7 +380,7 @@ async def test_a_record_that_cannot_be_rebuilt_here_harms_no_call(caplog: pytest
     [record] = [record for record in caplog.records if record.name == "tests.offload.child"]
     assert "TwoArguments('corner shop has no bread')" in record.__dict__["shelf"], "as its repr"
     assert await to_process(work.logs_what_only_it_can_rebuild, "mine") == "mine"
-    assert "a log record of a child process is lost" in caplog.text
+    assert "a log record of a child process was lost" in caplog.text
     assert await to_process(work.identity, "another's") == "another's"
 
 
@@ -405,7 +405,7 @@ async def test_children_start_from_a_folder_that_is_gone(tmp_path: Path, monkeyp
 def test_a_fork_of_the_parent_holds_no_end_of_a_pipe() -> None:
     """Not even one that another thread is about to hand to a child: its end would hide the child's end."""
     pipes = Pipes()
-    ends = [*pipes.theirs, pipes.reader, pipes.writer, pipes.status]
+    ends = [*pipes.child_ends, pipes.reader, pipes.writer, pipes.status]
     forked = os.fork()
     if forked == 0:  # pragma: no cover - another process
         os._exit(sum(Path(f"/proc/self/fd/{end}").exists() for end in ends))
@@ -414,18 +414,18 @@ def test_a_fork_of_the_parent_holds_no_end_of_a_pipe() -> None:
     pipes.close()
 
 
-@pytest.mark.parametrize("launcher", [Seedbed(), Spawner()], ids=["forked", "spawned"])
+@pytest.mark.parametrize("launcher", [ForkLauncher(), SpawnLauncher()], ids=["forked", "spawned"])
 def test_children_that_come_and_go_leave_no_descriptor_open(launcher: Launcher) -> None:
     def one() -> None:
         child = launcher.start()
-        child.end(0)
+        child.terminate(0)
         child.close()
 
     one()
     before = os.listdir("/proc/self/fd")
     for _ in range(3):
         one()
-        if isinstance(launcher, Seedbed):
+        if isinstance(launcher, ForkLauncher):
             assert launcher._popen is not None
             os.kill(launcher._popen.pid, signal.SIGKILL)
             os.waitid(os.P_PID, launcher._popen.pid, os.WEXITED | os.WNOWAIT)
@@ -464,7 +464,7 @@ async def test_a_timer_that_comes_early_is_a_timeout_too(monkeypatch: pytest.Mon
 
 
 async def test_modes_that_cannot_be_meant_are_refused() -> None:
-    with pytest.raises(ValueError, match="cancel='kill' is none of 'end', 'wait'"):
+    with pytest.raises(ValueError, match="cancel='kill' is not one of 'end', 'wait'"):
         await to_process(work.pid, cancel="kill")  # type: ignore[arg-type]  # what the test is about
 
 
@@ -483,7 +483,7 @@ async def test_it_can_be_called_from_a_thread_and_from_a_sync_function_but_not_f
         await to_thread(to_process_sync, work.fail, "value")
     with pytest.raises(ConfigurationError, match="starts no further ones"):
         await to_process(work.again)
-    with pytest.raises(ConfigurationError, match="hold up this event loop"):
+    with pytest.raises(ConfigurationError, match="block this event loop"):
         to_process_sync(work.pid)
 
 
@@ -543,20 +543,20 @@ async def test_a_call_told_to_stop_before_its_child_is_there_never_runs(tmp_path
 
 def test_the_breaker_opens_after_five_deaths_in_a_minute_and_closes_again() -> None:
     now = 0.0
-    breaker = Breaker(clock=lambda: now)
+    breaker = CircuitBreaker(clock=lambda: now)
     for second in (0.0, 10.0, 20.0, 30.0):
         now = second
         breaker.check(work.segfault)
-        breaker.died(work.segfault)
+        breaker.record_death(work.segfault)
     now = 40.0
     breaker.check(work.segfault)
-    breaker.died(work.segfault)
+    breaker.record_death(work.segfault)
     with pytest.raises(Busy, match=r"work.segfault ended 5 processes within 60 s and is not started for another 20 s"):
         breaker.check(work.segfault)
     breaker.check(work.spin)
     now = 60.0
     breaker.check(work.segfault)
-    breaker.died(work.segfault)
+    breaker.record_death(work.segfault)
     with pytest.raises(Busy, match="another 10 s"):
         breaker.check(work.segfault)
 
@@ -581,7 +581,7 @@ def test_no_orphan_outlives_a_killed_parent(start: str, tmp_path: Path) -> None:
         f"setup_offload(start={start!r})\n"
         "asyncio.run(to_process(work.with_grandchildren, sys.argv[1]))\n"
     )
-    noted = tmp_path / "family"
+    noted = tmp_path / "tree"
     root = Path(__file__).resolve().parents[2]
     environment = os.environ | {"PYTHONPATH": f"{root}{os.pathsep}{root / 'src'}"}
     parent = subprocess.Popen([sys.executable, str(program), str(noted)], env=environment)
@@ -589,13 +589,13 @@ def test_no_orphan_outlives_a_killed_parent(start: str, tmp_path: Path) -> None:
     while not noted.exists():
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    family = {process.pid for process in descendants(Process.of(parent.pid))}
-    assert {int(number) for number in noted.read_text().split()} <= family
-    assert len(family) == (4 if start == "spawn" else 5), "the child, the three it started, and the seed"
+    tree = {process.pid for process in descendants(Process.of(parent.pid))}
+    assert {int(number) for number in noted.read_text().split()} <= tree
+    assert len(tree) == (4 if start == "spawn" else 5), "the child, the three it started, and the fork server"
     parent.kill()
     parent.wait()
     killed = time.monotonic()
-    while left := [number for number in family if alive(number)]:
+    while left := [number for number in tree if alive(number)]:
         assert time.monotonic() - killed < 2 + 3, f"2 s are promised; 3 more for a loaded machine: {left}"
         time.sleep(0.01)
     print(f"ended {time.monotonic() - killed:.2f} s after their parent")
@@ -654,7 +654,7 @@ def test_a_script_may_send_what_is_its_own_and_ctrl_c_prints_no_child_traceback(
 @pytest.mark.parametrize(
     ("guard", "words"),
     [
-        ("stdin", "the main program is no file"),
+        ("stdin", "the main program is not a file"),
         ("if True:", "importing the main program raised ConfigurationError. Protect what starts the program"),
     ],
     ids=["a prompt's", "unguarded"],
@@ -707,7 +707,7 @@ async def test_children_also_start_by_spawning() -> None:
     with pytest.raises(WorkerProcessDied, match="exit code 5"):
         await submit(lane, work.exit_with, 5).future
     spinning = submit(lane, work.spin)
-    while spinning.slot is None:
+    while spinning.terminator is None:
         await asyncio.sleep(0.001)
     spinning.stop("enough")
     with pytest.raises(Stopped):

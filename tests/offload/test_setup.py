@@ -17,10 +17,10 @@ import pytest
 from onebeat.errors import Busy, ConfigurationError, Stopped
 from onebeat.offload import Lane, close_offload, processes, setup_offload, to_process, to_thread
 from onebeat.offload.limits import Limit
-from onebeat.offload.pool import lanes, share
-from onebeat.offload.pool.calls import Awaited
+from onebeat.offload.pool import lanes, process_quota
+from onebeat.offload.pool.calls import AwaitedCall
 from onebeat.offload.pool.process_lane import ProcessLane
-from onebeat.offload.pool.share import Share
+from onebeat.offload.pool.process_quota import ProcessQuota
 from onebeat.offload.processes import close_processes, default_lane
 from onebeat.offload.runners import ProcessRunner
 from tests.offload import work
@@ -77,16 +77,16 @@ def loaded(name: str) -> bool:
 
 
 async def test_all_workers_of_a_server_share_the_number_of_children() -> None:
-    """Four workers on the same share of two: one child each, and two more together, whoever comes first."""
-    share = Share(2, family=f"test-{os.getpid()}")
-    lanes = [ProcessLane(f"worker {number}", 4, share=share) for number in range(4)]
+    """Four workers on the same quota of two: one child each, and two more together, whoever comes first."""
+    quota = ProcessQuota(2, server=f"test-{os.getpid()}")
+    lanes = [ProcessLane(f"worker {number}", 4, quota=quota) for number in range(4)]
     for lane in lanes:
-        lane.warm()
+        lane.start_children()
     counts = sorted(len(lane.threads()) for lane in lanes)
     assert counts == [1, 1, 1, 3]
     await asyncio.gather(*(to_thread(lane.close) for lane in lanes))
-    again = ProcessLane("later", 4, share=share)
-    again.warm()
+    again = ProcessLane("later", 4, quota=quota)
+    again.start_children()
     assert len(again.threads()) == 3, "what was given back can be taken again"
     await to_thread(again.close)
 
@@ -96,7 +96,7 @@ async def test_jobs_of_all_workers_share_the_number_of_children_too(
 ) -> None:
     """Four workers with jobs: each has one process, two more go to whoever asks first; `free` is never too much."""
     monkeypatch.setattr(processes, "PROCESSORS", 3)
-    monkeypatch.setattr(share, "_family", lambda: f"test-{os.getpid()}-jobs")
+    monkeypatch.setattr(process_quota, "_server_key", lambda: f"test-{os.getpid()}-jobs")
     setup_offload()
     runners = [ProcessRunner() for _ in range(4)]
     started: list[int] = []
@@ -131,11 +131,11 @@ async def test_jobs_take_the_number_and_the_start_of_children_from_the_settings(
 
 
 def test_a_token_ends_with_its_holder_however_that_ends() -> None:
-    family = f"test-{os.getpid()}-killed"
+    server = f"test-{os.getpid()}-killed"
     code = (
         "import sys, time\n"
-        "from onebeat.offload.pool.share import Share\n"
-        f"token = Share(1, family={family!r}).take()\n"
+        "from onebeat.offload.pool.process_quota import ProcessQuota\n"
+        f"token = ProcessQuota(1, server={server!r}).acquire()\n"
         "print(token is not None, flush=True)\n"
         "time.sleep(600)\n"
     )
@@ -144,10 +144,10 @@ def test_a_token_ends_with_its_holder_however_that_ends() -> None:
     )
     assert holder.stdout is not None
     assert holder.stdout.readline() == "True\n"
-    assert Share(1, family=family).take() is None
+    assert ProcessQuota(1, server=server).acquire() is None
     holder.kill()
     holder.communicate()
-    token = Share(1, family=family).take()
+    token = ProcessQuota(1, server=server).acquire()
     assert token is not None
     token.close()
 
@@ -161,8 +161,8 @@ def test_two_servers_started_by_one_parent_have_their_own_number() -> None:
     """Who starts a server puts it into a group of its own; the workers of one server are in one."""
     code = (
         "import sys\n"
-        "from onebeat.offload.pool.share import Share\n"
-        "token = Share(1).take()\n"
+        "from onebeat.offload.pool.process_quota import ProcessQuota\n"
+        "token = ProcessQuota(1).acquire()\n"
         "print(token is not None, flush=True)\n"
         "sys.stdin.read()\n"
     )
@@ -189,10 +189,10 @@ def test_two_servers_started_by_one_parent_have_their_own_number() -> None:
 
 
 async def test_a_fork_of_a_worker_does_not_keep_the_tokens_of_its_parent() -> None:
-    share = Share(1, family=f"test-{os.getpid()}-forked")
-    lane = ProcessLane("forking", 2, share=share)
-    lane.warm()
-    assert share.take() is None
+    quota = ProcessQuota(1, server=f"test-{os.getpid()}-forked")
+    lane = ProcessLane("forking", 2, quota=quota)
+    lane.start_children()
+    assert quota.acquire() is None
     reader, writer = os.pipe()
     forked = os.fork()
     if forked == 0:  # pragma: no cover - another process
@@ -201,7 +201,7 @@ async def test_a_fork_of_a_worker_does_not_keep_the_tokens_of_its_parent() -> No
         os._exit(0)
     os.close(reader)
     await to_thread(lane.close)
-    token = share.take()
+    token = quota.acquire()
     assert token is not None, "given back, although the fork lives"
     token.close()
     os.close(writer)
@@ -209,10 +209,10 @@ async def test_a_fork_of_a_worker_does_not_keep_the_tokens_of_its_parent() -> No
 
 
 async def test_calls_that_wait_for_a_token_start_in_their_order_when_there_is_one_again(tmp_path: Path) -> None:
-    share = Share(1, family=f"test-{os.getpid()}-order")
-    elsewhere = share.take()
+    quota = ProcessQuota(1, server=f"test-{os.getpid()}-order")
+    elsewhere = quota.acquire()
     assert elsewhere is not None
-    lane = ProcessLane("waiting", 4, share=share)
+    lane = ProcessLane("waiting", 4, quota=quota)
     await submit(lane, work.pid).future  # a process being started has every descriptor, and so the token, for a moment
     calls = [submit(lane, work.wait_for, str(tmp_path / name)) for name in ("first", "second", "third")]
     assert (lane.running, lane.waiting) == (1, 2), "no token: they wait for the one child"
@@ -230,10 +230,10 @@ async def test_calls_that_wait_for_a_token_start_in_their_order_when_there_is_on
 
 async def test_a_call_that_waited_does_not_wait_for_the_next_call_to_use_a_token(tmp_path: Path) -> None:
     """A thread that takes the next waiting call looks whether a second one can start beside it."""
-    share = Share(1, family=f"test-{os.getpid()}-later")
-    elsewhere = share.take()
+    quota = ProcessQuota(1, server=f"test-{os.getpid()}-later")
+    elsewhere = quota.acquire()
     assert elsewhere is not None
-    lane = ProcessLane("later", 4, share=share)
+    lane = ProcessLane("later", 4, quota=quota)
     await submit(lane, work.pid).future
     calls = [submit(lane, work.wait_for, str(tmp_path / name)) for name in ("first", "second", "third")]
     elsewhere.close()
@@ -248,22 +248,22 @@ async def test_a_call_that_waited_does_not_wait_for_the_next_call_to_use_a_token
 
 async def test_the_child_that_stays_needs_no_token(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of two children that have nothing to do one ends, whichever it is; the token is free for another worker."""
-    monkeypatch.setattr(lanes, "IDLE", 0.05)
-    share = Share(1, family=f"test-{os.getpid()}-stays")
-    lane = ProcessLane("stays", 2, share=share)
-    lane.warm()
+    monkeypatch.setattr(lanes, "IDLE_TIMEOUT", 0.05)
+    quota = ProcessQuota(1, server=f"test-{os.getpid()}-stays")
+    lane = ProcessLane("stays", 2, quota=quota)
+    lane.start_children()
     async with asyncio.timeout(30):
         while len(lane.threads()) > 1:
             await asyncio.sleep(0.01)
-    token = share.take()
+    token = quota.acquire()
     assert token is not None
     token.close()
     assert await submit(lane, work.identity, 1).future == 1
     await to_thread(lane.close)
 
 
-def submit(lane: ProcessLane, function: Callable[..., Any], *args: Any) -> Awaited:
-    call = Awaited(function, args, {}, Limit())
+def submit(lane: ProcessLane, function: Callable[..., Any], *args: Any) -> AwaitedCall:
+    call = AwaitedCall(function, args, {}, Limit())
     lane.submit(call)
     return call
 
@@ -299,7 +299,7 @@ def test_an_idle_program_with_children_ends_at_once_and_without_noise(tmp_path: 
         "    try:\n"
         "        await to_thread(time.sleep, 600, timeout=0.05)\n"
         "    except TimeoutError:\n"
-        "        print('left behind', flush=True)\n"
+        "        print('abandoned', flush=True)\n"
         "asyncio.run(main())\n"
     )
     done = subprocess.run(
@@ -310,7 +310,7 @@ def test_an_idle_program_with_children_ends_at_once_and_without_noise(tmp_path: 
         timeout=30,
         check=True,
     )
-    child, left = done.stdout.split("\n")[:2]
-    assert left == "left behind", "the stuck thread does not hold up the end"
+    child, second = done.stdout.split("\n")[:2]
+    assert second == "abandoned", "the stuck thread does not hold up the end"
     assert not Path(f"/proc/{child}").exists()
-    assert done.stderr.startswith("left time.sleep running") or done.stderr == "", done.stderr
+    assert done.stderr.startswith("abandoned time.sleep") or done.stderr == "", done.stderr

@@ -33,7 +33,7 @@ INSTALLED = {version: python for version in VERSIONS if (python := interpreter(v
 @pytest.mark.soak
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("version", INSTALLED)
-def test_this_room_holds_on_the_other_pythons(version: str, tmp_path: Path) -> None:
+def test_offload_works_on_the_other_pythons(version: str, tmp_path: Path) -> None:
     if sys.version_info[:2] == tuple(map(int, version.split("."))):
         return  # this is the one that runs
     home = tmp_path / "venv"

@@ -22,8 +22,8 @@ import uvloop
 
 from onebeat.model.protocols import Unit
 from onebeat.offload import Watchdog, to_thread
-from onebeat.offload.watchdog.stalls import Spent, Stall
-from onebeat.offload.watchdog.watchdog import _Watch
+from onebeat.offload.watchdog.stalls import Stall, TimeSpent
+from onebeat.offload.watchdog.watchdog import _LoopMonitor
 from onebeat.tracking import tracking
 from onebeat.tracking.carrier import ContextCarrier
 
@@ -199,36 +199,36 @@ def stress(processes: int) -> Any:
 @pytest.mark.parametrize(
     ("lost", "spent", "guilty"),
     [
-        (0.0, Spent(), True),
-        (0.06, Spent(), False),
-        (0.0, Spent(delayed=0.06), False),
-        (0.03, Spent(delayed=0.03), False),
-        (0.03, Spent(delayed=0.01), True),
-        (0.14, Spent(computed=0.12), True),
+        (0.0, TimeSpent(), True),
+        (0.06, TimeSpent(), False),
+        (0.0, TimeSpent(delayed=0.06), False),
+        (0.03, TimeSpent(delayed=0.03), False),
+        (0.03, TimeSpent(delayed=0.01), True),
+        (0.14, TimeSpent(computed=0.12), True),
     ],
     ids=["blocked", "the watchdog came late", "no processor", "some of both", "blocked all the same", "computing"],
 )
-async def test_time_without_a_processor_is_not_the_loops_own(lost: float, spent: Spent, guilty: bool) -> None:
+async def test_time_without_a_processor_is_not_the_loops_own(lost: float, spent: TimeSpent, guilty: bool) -> None:
     """After 0.15 s without an answer, with a limit of 0.1 s."""
-    watch = _Watch(Watchdog(0.1), asyncio.get_running_loop(), threading.get_ident(), threading.get_native_id())
-    watch._lost = lost
-    assert watch._guilty(0.15, spent) is guilty
+    watch = _LoopMonitor(Watchdog(0.1), asyncio.get_running_loop(), threading.get_ident(), threading.get_native_id())
+    watch._own_lateness = lost
+    assert watch._is_blocked(0.15, spent) is guilty
 
 
 async def test_where_a_system_tells_no_times_of_threads_a_late_answer_alone_is_no_stall(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The time its thread has computed since it was made once counted as that of one stall."""
-    monkeypatch.setattr("onebeat.offload.watchdog.stalls._schedstat", lambda thread: None)
+    monkeypatch.setattr("onebeat.offload.watchdog.stalls._open_schedstat", lambda thread: None)
     stalls: list[Stall] = []
-    watch = _Watch(
+    watch = _LoopMonitor(
         Watchdog(0.1, on_stall=stalls.append), asyncio.get_running_loop(), threading.get_ident(), os.getpid()
     )
     with watch._meter as meter:
         watch._ping(meter.read())
-        watch._answered(watch._sent + 0.15, computed=3.0)
+        watch._handle_answer(watch._sent + 0.15, computed=3.0)
         assert stalls == []
-        assert watch._guilty(0.15, meter.read()), "and a look while it lasts still finds it"
+        assert watch._is_blocked(0.15, meter.read()), "and a look while it lasts still finds it"
 
 
 def under_load(seconds: float) -> Callable[[], Coroutine[Any, Any, None]]:
@@ -270,14 +270,14 @@ def test_a_stall_that_goes_on_is_said_before_it_is_over(
 ) -> None:
     from onebeat.offload.watchdog import watchdog
 
-    monkeypatch.setattr(watchdog, "STILL", 0.4)
+    monkeypatch.setattr(watchdog, "ONGOING", 0.4)
 
     async def main() -> None:
         time.sleep(1)
 
     [stall] = watched(main)
     said = [record.getMessage() for record in caplog.records if record.name == "onebeat.offload.watchdog"]
-    assert [("has stood still" in words) for words in said] == [True, False]
+    assert [("has been blocked" in words) for words in said] == [True, False]
     assert stall.seconds >= 0.9
 
 

@@ -1,4 +1,4 @@
-"""Notes for each signal to a group in which state its leader is; for the seed too, which imports this (`preload`)."""
+"""Record the state of the leader for each signal to a process group; the fork server imports this too (`preload`)."""
 
 from __future__ import annotations
 

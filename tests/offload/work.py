@@ -56,13 +56,13 @@ def with_grandchildren(path: str) -> None:
         "-c",
         "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)",
     ]
-    family = [subprocess.Popen(sleep), subprocess.Popen(sleep, start_new_session=True)]
+    tree = [subprocess.Popen(sleep), subprocess.Popen(sleep, start_new_session=True)]
     forked = os.fork()
     if forked == 0:
         time.sleep(600)
         os._exit(0)
     temporary = Path(path + ".part")
-    temporary.write_text(" ".join(str(number) for number in (os.getpid(), forked, *(p.pid for p in family))))
+    temporary.write_text(" ".join(str(number) for number in (os.getpid(), forked, *(p.pid for p in tree))))
     temporary.rename(path)
     spin()
 

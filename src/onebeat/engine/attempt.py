@@ -122,7 +122,7 @@ class Run:
             await asyncio.wait({future})
             if not future.cancelled():
                 future.exception()  # it came too late to count, and must not be reported as never retrieved
-        elif self.stop_reason is not None or not limit.over or not isinstance(future.exception(), Stopped):
+        elif self.stop_reason is not None or not limit.expired or not isinstance(future.exception(), Stopped):
             return future.result()  # else it left at a `checkpoint()` just before this loop's own timer
         self._timed_out = True
         raise TimeoutError

@@ -1,4 +1,4 @@
-"""Blocking functions off the event loop: thread lanes, processes, the loop watchdog"""
+"""Run blocking functions off the event loop, on thread lanes or in processes, and watch the loop for stalls."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""@blocking and @cpu_bound: a plain function becomes one that is awaited, on a thread or in a process."""
+"""`@blocking` and `@cpu_bound`: turn a plain function into one that is awaited, on a thread or in a process."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from typing import Any, Literal, ParamSpec, TypeVar, overload
 
 from onebeat.errors import ConfigurationError
 from onebeat.offload.limits import in_seconds
-from onebeat.offload.pool.calls import later, name_of
+from onebeat.offload.pool.calls import deferred_kind, name_of
 from onebeat.offload.pool.lanes import Lane
 from onebeat.offload.processes import to_process
-from onebeat.offload.threads import one_of, to_thread
+from onebeat.offload.threads import check_choice, to_thread
 
 P = ParamSpec("P")
 R = TypeVar("R")
-Asynchronous = Callable[P, Coroutine[Any, Any, R]]
+AwaitableFunction = Callable[P, Coroutine[Any, Any, R]]
 
 
 @overload
-def blocking(function: Callable[P, R], /) -> Asynchronous[P, R]: ...
+def blocking(function: Callable[P, R], /) -> AwaitableFunction[P, R]: ...
 @overload
 def blocking(
     *,
     lane: Lane | None = None,
     timeout: float | timedelta | None = None,
     on_timeout: Literal["abandon", "wait"] = "abandon",
-) -> Callable[[Callable[P, R]], Asynchronous[P, R]]: ...
+) -> Callable[[Callable[P, R]], AwaitableFunction[P, R]]: ...
 def blocking(
     function: Callable[..., Any] | None = None,
     /,
@@ -36,10 +36,10 @@ def blocking(
     timeout: float | timedelta | None = None,
     on_timeout: Literal["abandon", "wait"] = "abandon",
 ) -> Any:
-    """Make a blocking function one that is awaited: each call runs on a thread, as with `to_thread`.
+    """Turn a blocking function into one that is awaited: each call runs on a thread, as with `to_thread`.
 
-    Keyword arguments of the call are the function's own. The plain function is `__wrapped__`. Under a route decorator
-    it gives a ``def`` route a lane of its own instead of Starlette's forty shared threads.
+    Keyword arguments of the call go to the function. The plain function is `__wrapped__`. Under a route decorator it
+    gives a ``def`` route a lane of its own instead of Starlette's forty shared threads.
 
     >>> @blocking(timeout=5)
     ... def read(text: str, *, upper: bool = False) -> str:
@@ -48,8 +48,7 @@ def blocking(
     >>> asyncio.run(read("hi", upper=True))
     'HI'
     """
-
-    one_of("on_timeout", on_timeout, ("abandon", "wait"))
+    check_choice("on_timeout", on_timeout, ("abandon", "wait"))
     timeout = in_seconds(timeout)
 
     def decorate(plain: Callable[..., Any]) -> Callable[..., Any]:
@@ -66,11 +65,11 @@ def blocking(
 
 
 @overload
-def cpu_bound(function: Callable[P, R], /) -> Asynchronous[P, R]: ...
+def cpu_bound(function: Callable[P, R], /) -> AwaitableFunction[P, R]: ...
 @overload
 def cpu_bound(
     *, timeout: float | timedelta | None = None, cancel: Literal["end", "wait"] = "end"
-) -> Callable[[Callable[P, R]], Asynchronous[P, R]]: ...
+) -> Callable[[Callable[P, R]], AwaitableFunction[P, R]]: ...
 def cpu_bound(
     function: Callable[..., Any] | None = None,
     /,
@@ -78,10 +77,11 @@ def cpu_bound(
     timeout: float | timedelta | None = None,
     cancel: Literal["end", "wait"] = "end",
 ) -> Any:
-    """Make a computing function one that is awaited: each call runs in a child process, as with `to_process`.
+    """Turn a CPU-bound function into one that is awaited: each call runs in a child process, as with `to_process`.
 
-    The function must stand in a module under its own name, so that a child finds it; one made inside a function is
-    refused here (`ConfigurationError`) rather than at its first call. The plain function is `__wrapped__`.
+    The function must be defined at the top of a module or in a class there, so that a child finds it by name. A lambda
+    or a function defined inside another is refused here with `ConfigurationError`, not at its first call. The plain
+    function is `__wrapped__`.
 
     >>> @cpu_bound(timeout=30)
     ... def add(a: int, b: int) -> int:
@@ -89,16 +89,15 @@ def cpu_bound(
     >>> add.__wrapped__(1, 2)
     3
     """
-
-    one_of("cancel", cancel, ("end", "wait"))
+    check_choice("cancel", cancel, ("end", "wait"))
     timeout = in_seconds(timeout)
 
     def decorate(plain: Callable[..., Any]) -> Callable[..., Any]:
         _refuse("cpu_bound", plain)
         if "<" in getattr(plain, "__qualname__", "<"):
             raise ConfigurationError(
-                f"@cpu_bound: {name_of(plain)} is made inside a function or is a lambda, so a child process cannot "
-                "find it: define it at the top of a module"
+                f"@cpu_bound: {name_of(plain)} is defined inside a function or is a lambda, so a child process cannot "
+                "find it. Define it at the top of a module."
             )
 
         @functools.wraps(plain)
@@ -119,5 +118,5 @@ def _refuse(decorator: str, plain: Callable[..., Any]) -> None:
         )
     if not callable(plain):
         raise ConfigurationError(f"@{decorator} takes a function, not {type(plain).__name__}; its options are keywords")
-    if (kind := later(plain)) is not None:
+    if (kind := deferred_kind(plain)) is not None:
         raise ConfigurationError(f"@{decorator} takes a plain function; {name_of(plain)} is {kind}")

@@ -1,4 +1,4 @@
-"""What a function off the event loop may ask: has it been told to stop, and how much time is left."""
+"""Time limits of functions that run off the event loop: `checkpoint()`, `remaining()` and the limits behind them."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import timedelta
 
-OVER = "its time is over"  # the reason of a limit that its time has reached
+EXPIRED = "its time is over"  # the stop reason of a limit whose deadline has passed
 
 
 def checkpoint() -> None:
-    """Return at once, or leave the function when it has been told to stop or its time is over.
+    """Return at once, or leave the function when it was told to stop or its time is over.
 
-    Leaving is `asyncio.CancelledError`, which ``except Exception`` does not swallow; whoever awaits the call sees a
-    `TimeoutError` or its own cancellation. Outside any limited call nothing happens.
+    Leaving raises `asyncio.CancelledError`, which ``except Exception`` does not catch. The caller that awaits the
+    function sees a `TimeoutError` or its own cancellation. Outside a call with a limit nothing happens.
 
     >>> checkpoint()
     >>> with within(0):
@@ -31,9 +31,9 @@ def checkpoint() -> None:
 
 
 def remaining() -> float | None:
-    """Seconds left before the timeout of the running call; 0 once it should stop; None when it has no timeout.
+    """Return the seconds left before the running call's timeout, 0 once it should stop, None without a timeout.
 
-    Pass it on, so that a library gives up before its caller does: ``requests.get(url, timeout=remaining())``.
+    Pass the value to a library, so that it gives up before the caller does: ``requests.get(url, timeout=remaining())``.
 
     >>> remaining() is None
     True
@@ -51,7 +51,7 @@ def remaining() -> float | None:
 
 @contextmanager
 def within(seconds: float | None) -> Iterator[Limit]:
-    """Limit what runs inside: `checkpoint()` and `remaining()` there know this time, or an earlier one outside."""
+    """Limit the block to `seconds`: `checkpoint()` and `remaining()` inside use this limit or an earlier outer one."""
     limit = Limit(seconds)
     token = _current.set(limit)
     try:
@@ -61,7 +61,9 @@ def within(seconds: float | None) -> Iterator[Limit]:
 
 
 def in_seconds(value: float | timedelta | None, name: str = "timeout") -> float | None:
-    """A duration in seconds, or None for none, which infinity is too; `TypeError` or `ValueError` for anything else.
+    """Return a duration in seconds; None and infinity mean no limit and give None.
+
+    Raises `TypeError` for a value that is neither a number nor a `timedelta`, and `ValueError` for NaN.
 
     >>> in_seconds(timedelta(minutes=1)), in_seconds(0.5), in_seconds(math.inf)
     (60.0, 0.5, None)
@@ -71,14 +73,17 @@ def in_seconds(value: float | timedelta | None, name: str = "timeout") -> float 
     if isinstance(value, timedelta):
         return value.total_seconds()
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name}={value!r:.80} is no duration; give seconds as a number, or a timedelta")
+        raise TypeError(f"{name}={value!r:.80} is not a duration. Give seconds as a number, or a timedelta.")
     if math.isnan(value):
-        raise ValueError(f"{name}=nan is no duration; give seconds as a number, or a timedelta")
+        raise ValueError(f"{name}=nan is not a duration. Give seconds as a number, or a timedelta.")
     return None if value == math.inf else value
 
 
 class Limit:
-    """A deadline and a stop flag; the limit in force where it is made limits it too."""
+    """A deadline and a stop flag for one call.
+
+    A limit also ends with the limit that was active where it was created.
+    """
 
     __slots__ = ("_outer", "_reason", "deadline")
 
@@ -92,39 +97,39 @@ class Limit:
 
     @property
     def reason(self) -> str | None:
-        """Why the function should stop; None while it may go on."""
+        """Why the function should stop; None while it may continue."""
         if self._reason is None and self._outer is not None:
             return self._outer.reason
         return self._reason
 
     @property
-    def over(self) -> bool:
-        """Whether its time is over, or it was stopped because it is: a timer may come a moment early."""
-        return self.reason == OVER or self._past
+    def expired(self) -> bool:
+        """True when the deadline has passed, or the call was stopped because of it: a timer may fire slightly early."""
+        return self.reason == EXPIRED or self._is_past_deadline
 
     @property
-    def _past(self) -> bool:
+    def _is_past_deadline(self) -> bool:
         return self.deadline is not None and time.monotonic() >= self.deadline
 
     def stop(self, reason: str) -> None:
-        """Let the next `checkpoint()` leave the function; the first reason stays."""
+        """Make the next `checkpoint()` leave the function; only the first reason is kept."""
         if self._reason is None:
             self._reason = reason
 
     def check(self) -> None:
         """Raise `asyncio.CancelledError` if the function should stop."""
         reason = self.reason
-        if reason is None and self._past:
-            reason = OVER
+        if reason is None and self._is_past_deadline:
+            reason = EXPIRED
         if reason is not None:
             raise asyncio.CancelledError(reason)
 
-    def patience(self, most: float) -> float:
-        """Seconds to wait before looking again: `most`, or less when the deadline comes first."""
-        return most if self.deadline is None else min(most, max(0.001, self.deadline - time.monotonic()))
+    def bounded(self, seconds: float) -> float:
+        """Return `seconds`, or the time until the deadline when that is shorter (at least 1 ms)."""
+        return seconds if self.deadline is None else min(seconds, max(0.001, self.deadline - time.monotonic()))
 
-    def enter(self) -> None:
-        """Make this the limit in force for the rest of the present context."""
+    def activate(self) -> None:
+        """Make this the active limit for the rest of the current context."""
         _current.set(self)
 
 

@@ -1,4 +1,4 @@
-"""The runners of jobs: ThreadRunner and ProcessRunner, behind the protocol the executor uses."""
+"""The runners of synchronous jobs: `ThreadRunner` and `ProcessRunner`, for the protocol that the executor uses."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from onebeat.errors import Busy
 from onebeat.offload.limits import Limit
-from onebeat.offload.pool.calls import Awaited
+from onebeat.offload.pool.calls import AwaitedCall
 from onebeat.offload.pool.lanes import Lane
 from onebeat.offload.pool.process_lane import ProcessLane
 from onebeat.offload.processes import process_settings
@@ -16,10 +16,10 @@ from onebeat.offload.threads import to_thread
 
 
 class ThreadRunner:
-    """Runs synchronous jobs on a lane of its own, as wide as the worker has slots.
+    """Run synchronous jobs on a lane of its own, which is as wide as the worker has slots.
 
-    A thread cannot be killed: `stop` sets the flag that `checkpoint()` and `remaining()` read. The time limit in
-    force where `start` is called (``offload.limits.within``) is the function's own.
+    A thread cannot be killed: `stop` sets the flag that `checkpoint()` and `remaining()` read. The limit that is
+    active where `start` is called (``offload.limits.within``) is the limit of the function.
 
     >>> async def main():
     ...     runner = ThreadRunner(2)
@@ -35,48 +35,49 @@ class ThreadRunner:
 
     @property
     def free(self) -> int:
-        """How many calls could start at once; a function that ignores its stop holds its place until it returns."""
+        """Number of calls that could start at once; a function that ignores a stop keeps its thread."""
         return 0 if self._closed else self._lane.free
 
     def start(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> RunningThread:
-        """Start the call on a thread with the caller's context variables; `Busy` when none is free."""
+        """Start the call on a thread, with the caller's context variables; raise `Busy` when no thread is free."""
         if self._closed:
             raise Busy("this runner is closed")
-        call = Awaited(function, args, kwargs, Limit())
+        call = AwaitedCall(function, args, kwargs, Limit())
         self._lane.submit(call)
         return RunningThread(call)
 
     async def close(self) -> None:
-        """Start nothing more and ask what still runs to end; it is left behind as daemon threads."""
+        """Start nothing more, and tell running calls to end; their daemon threads are not awaited."""
         self._closed = True
-        for call in self._lane.shut():
+        for call in self._lane.shut_down():
             call.stop("the worker is closing")
 
 
 class RunningThread:
     """A call on a thread; `future` completes when the function has really ended."""
 
-    def __init__(self, call: Awaited) -> None:
+    def __init__(self, call: AwaitedCall) -> None:
         self._call = call
 
     @property
     def future(self) -> asyncio.Future[Any]:
-        """The value, the exception, or `Stopped` when the function left at a `checkpoint()`."""
+        """Completes with the value, the exception, or `Stopped` when the function left at a `checkpoint()`."""
         return self._call.future
 
     def stop(self, reason: str) -> bool:
-        """Set the flag that `checkpoint()` and `remaining()` read; always False, for a thread is only asked."""
+        """Set the flag that `checkpoint()` and `remaining()` read; return False, because a thread cannot be ended."""
         self._call.stop(reason)
         return False
 
 
 class ProcessRunner:
-    """Runs synchronous jobs in child processes of its own, at most `width` at once; each can be ended.
+    """Run synchronous jobs in child processes of its own, at most `width` at once; each can be ended.
 
-    Without `width`: as `setup_offload` says; by default one, and more while the workers of this server have some left.
+    Without `width` the settings of `setup_offload` apply. By default that is one child, and more while the quota of
+    this server has tokens.
 
-    A call is sent as module and qualified name, so a decorated function (a task) works: its wrapper's ``__wrapped__``
-    leads to it. Children start on first use.
+    A function is sent by module and qualified name, so a decorated one (a task) works too: its wrapper's
+    ``__wrapped__`` leads to it. Children start on first use.
 
     >>> async def main():
     ...     runner = ProcessRunner(1)
@@ -96,12 +97,12 @@ class ProcessRunner:
 
     @property
     def free(self) -> int:
-        """How many calls could start at once."""
+        """Number of calls that could start at once."""
         return 0 if self._closed else self._lane.free
 
     def start(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> RunningProcess:
-        """Start the call in a child that knows the caller's tracking id; `Busy` when none is free."""
-        call = Awaited(function, args, kwargs, Limit())
+        """Start the call in a child, with the caller's tracking id; raise `Busy` when no child is free."""
+        call = AwaitedCall(function, args, kwargs, Limit())
         self._lane.submit(call)
         return RunningProcess(call)
 
@@ -110,21 +111,21 @@ class ProcessRunner:
         self._closed = True
         closing = Lane("closing", width=1)
         await to_thread(self._lane.close, lane=closing)
-        closing.shut()  # else each start and stop of a scheduler would leave a thread
+        closing.shut_down()  # else each start and stop of a scheduler would leave a thread
 
 
 class RunningProcess:
     """A call in a child; `future` completes when the function, or its child, has really ended."""
 
-    def __init__(self, call: Awaited) -> None:
+    def __init__(self, call: AwaitedCall) -> None:
         self._call = call
 
     @property
     def future(self) -> asyncio.Future[Any]:
-        """The value, the exception, `WorkerProcessDied`, or `Stopped` when `stop` ended it."""
+        """Completes with the value, the exception, `WorkerProcessDied`, or `Stopped` after `stop`."""
         return self._call.future
 
     def stop(self, reason: str) -> bool:
-        """End the child and what it started: asked first, ended after half a second. Always True."""
+        """End the child and its process tree: SIGTERM first, SIGKILL after half a second. Return True."""
         self._call.stop(reason)
         return True

@@ -1,4 +1,4 @@
-"""The room's settings for one process, before first use, and its orderly end."""
+"""Configure the offload pools of this process, and close them."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from onebeat.errors import ConfigurationError
 from onebeat.offload.pool.calls import Held, log
 from onebeat.offload.pool.lanes import Lane, all_lanes
 from onebeat.offload.pool.process_lane import ProcessLane
-from onebeat.offload.pool.share import PROCESSORS
-from onebeat.offload.processes import close_processes, default_lane, default_settings, set_processes
+from onebeat.offload.pool.process_quota import PROCESSORS
+from onebeat.offload.processes import close_processes, default_lane, default_settings, set_process_settings
 from onebeat.offload.threads import DEFAULT_LANE, to_thread
 
 
@@ -31,38 +31,38 @@ def setup_offload(
     Call it before the first `to_process` and before the scheduler starts.
 
     `threads`: width of the default lane. `processes`: how many children this process may have for `to_process`, and
-    as many again for jobs with ``run_in="process"``; None: one for each of both, and all beyond these, as many as
-    processors less one, shared with the other workers of the server. `queue`: calls that may wait for `to_thread`
-    or `to_process`. `recycle`: a child is replaced after so many calls. `preload`: modules imported once, before
-    children are forked (they must start no threads). `warm=True` starts the children now instead of on first use, so
-    call it in the application's lifespan then. `start="spawn"`: a new interpreter for each child instead of a fork
-    of the seed, which is what happens anyway outside Linux.
+    as many again for jobs with ``run_in="process"``. None: one for each of both; all further ones, as many as
+    processors less one, are shared with the other workers of the server. `queue`: calls that may wait for `to_thread`
+    or `to_process`. `recycle`: a child is replaced after so many calls. `preload`: modules that are imported once,
+    before children are forked; they must not start threads. `warm=True`: start the children now instead of on first
+    use; call it in the application's lifespan then. `start="spawn"`: start each child as a new interpreter instead
+    of a fork of the fork server; outside Linux that is always so.
 
-    Raises `ConfigurationError` when it comes too late or a number is below 1.
+    Raises `ConfigurationError` when it is called too late or a number is below 1.
 
     >>> setup_offload(threads=32, processes=2, recycle=1000)
     >>> setup_offload()
     """
     for name, value in (("threads", threads), ("processes", processes), ("recycle", recycle)):
         if value is not None and value < 1:
-            raise ConfigurationError(f"setup_offload({name}={value}): at least 1")
+            raise ConfigurationError(f"setup_offload({name}={value}): {name} must be at least 1")
     if queue < 0:
-        raise ConfigurationError(f"setup_offload(queue={queue}): at least 0")
+        raise ConfigurationError(f"setup_offload(queue={queue}): queue must be at least 0")
     settings = default_settings(processes)
     settings |= {"queue": queue, "recycle": recycle, "preload": tuple(preload)}
     if start == "spawn":
         settings["spawn"] = True
-    set_processes(settings)
+    set_process_settings(settings)
     DEFAULT_LANE.width, DEFAULT_LANE.queue = threads, queue
-    log.info("threads: at most %d here; child processes: %s", threads, said(processes))
+    log.info("threads: at most %d here; child processes: %s", threads, describe_processes(processes))
     if warm:
-        default_lane().warm()
+        default_lane().start_children()
 
 
-def said(processes: int | None) -> str:
-    """How many children there can be over all workers of a server, in words.
+def describe_processes(processes: int | None) -> str:
+    """Return a text for the log that says how many children there can be over all workers of a server.
 
-    >>> said(3)
+    >>> describe_processes(3)
     'at most 3 for to_process and 3 for jobs, in each worker of this server'
     """
     if processes is not None:
@@ -73,10 +73,10 @@ def said(processes: int | None) -> str:
 
 
 async def close_offload(timeout: float | timedelta = 5.0) -> list[Held]:
-    """Wait for what runs on open lanes, at most `timeout`, then end the child processes of `to_process`.
+    """Wait at most `timeout` for the calls on open lanes, then end the child processes of `to_process`.
 
-    Threads that do not end are named in the log and returned; they are daemons and hold up nothing. What comes later
-    starts anew.
+    Calls that do not end are logged and returned; their threads are daemons and delay nothing. A later call starts
+    new threads and children.
 
     >>> asyncio.run(close_offload())
     []
@@ -88,8 +88,6 @@ async def close_offload(timeout: float | timedelta = 5.0) -> list[Held]:
         if not isinstance(lane, ProcessLane) and not lane.closed:
             left += await lane.drain(max(0.0, until - loop.time()))
     for held in left:
-        log.warning(
-            "%s still runs after %.1f s and is left behind, now at:\n%s", held.function, held.seconds, held.stack
-        )
+        log.warning("%s still runs after %.1f s and is abandoned, now at:\n%s", held.function, held.seconds, held.stack)
     await to_thread(close_processes, lane=Lane("closing", width=1))
     return left

@@ -1,1 +1,1 @@
-"""Child processes: how they are started, fed, watched and ended."""
+"""Child processes: how they are started, called, watched and ended."""

@@ -1,4 +1,4 @@
-"""How a child process ended: by exit code or by signal, in words, with the most memory it had."""
+"""The exit status of a child process: its exit code or signal, and its peak memory."""
 
 from __future__ import annotations
 
@@ -7,24 +7,25 @@ import signal
 import struct
 from dataclasses import dataclass
 
-STATUS = struct.Struct("!iQ")  # what the seed tells of a child: what waitpid says, and the most memory it had, in KiB
+WAIT_RECORD = struct.Struct("!iQ")  # the fork server's report: waitpid's status, and the peak memory in KiB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class End:
-    """How a child ended: by exit code or by signal, and the most memory it had."""
+class ExitStatus:
+    """How a child ended: its exit code or signal (both None when unknown), and its peak memory in bytes."""
 
     exit_code: int | None = None
     signal: int | None = None
-    peak: int | None = None  # bytes
+    peak_memory: int | None = None
 
     def __str__(self) -> str:
-        words = "an unknown end" if self.exit_code is None else f"exit code {self.exit_code}"
         if self.signal is not None:
-            words = f"signal {_signal_name(self.signal)} ({self.signal})"
+            text = f"signal {_signal_name(self.signal)} ({self.signal})"
+        else:
+            text = "an unknown exit status" if self.exit_code is None else f"exit code {self.exit_code}"
         if self.signal == getattr(signal, "SIGKILL", None):
-            words += " (the kernel sends it when memory runs out)"
-        return words if self.peak is None else f"{words}, at most {self.peak / 2**20:.0f} MiB used"
+            text += " (the kernel sends it when memory runs out)"
+        return text if self.peak_memory is None else f"{text}, at most {self.peak_memory / 2**20:.0f} MiB used"
 
 
 def _signal_name(number: int) -> str:
@@ -34,14 +35,16 @@ def _signal_name(number: int) -> str:
         return "without a name"
 
 
-def from_status(data: bytes) -> End:
-    """What the seed tells."""
-    if len(data) < STATUS.size:
-        return End()  # the seed went first
-    status, peak = STATUS.unpack(data)
-    return from_code(os.waitstatus_to_exitcode(status), peak * 1024)
+def from_wait_record(data: bytes) -> ExitStatus:
+    """Return the exit status that the fork server reported; an unknown one when the server ended first."""
+    if len(data) < WAIT_RECORD.size:
+        return ExitStatus()
+    status, peak_kib = WAIT_RECORD.unpack(data)
+    return from_exit_code(os.waitstatus_to_exitcode(status), peak_kib * 1024)
 
 
-def from_code(code: int, peak: int | None = None) -> End:
-    """What `subprocess` and `os.waitstatus_to_exitcode` give: a signal is a negative number."""
-    return End(signal=-code, peak=peak) if code < 0 else End(exit_code=code, peak=peak)
+def from_exit_code(code: int, peak_memory: int | None = None) -> ExitStatus:
+    """Return the exit status for a code of `subprocess` or `os.waitstatus_to_exitcode`, where signals are negative."""
+    if code < 0:
+        return ExitStatus(signal=-code, peak_memory=peak_memory)
+    return ExitStatus(exit_code=code, peak_memory=peak_memory)

@@ -1,4 +1,4 @@
-"""Starting and ending child processes: forked by the seed on Linux, spawned elsewhere; whole groups are ended."""
+"""Launchers start child processes: forked by the fork server on Linux, as new interpreters elsewhere."""
 
 from __future__ import annotations
 
@@ -15,86 +15,90 @@ from collections.abc import Collection
 from contextlib import suppress
 
 from onebeat.errors import ConfigurationError
-from onebeat.offload.child.exit_status import STATUS, End, from_code, from_status
-from onebeat.offload.child.fork_server import BORN
-from onebeat.offload.child.pipes import UNFORKED, Pipes
-from onebeat.offload.child.process_tree import Process, descendants, end_group
+from onebeat.offload.child.exit_status import WAIT_RECORD, ExitStatus, from_exit_code, from_wait_record
+from onebeat.offload.child.fork_server import START_RECORD
+from onebeat.offload.child.pipes import FORK_LOCK, Pipes
+from onebeat.offload.child.process_tree import Process, descendants, signal_group
 
-GRACE = 0.5  # seconds between asking a group to end and ending it
+GRACE = 0.5  # seconds between SIGTERM and SIGKILL
+FORK_TIMEOUT = 60.0  # seconds that the fork server may take to start and to fork a child
 
 
-class Child:
-    """A started child: its pipes, its process id, and how it ends."""
+class ChildProcess:
+    """A started child: its pipes, its process id and its exit status."""
 
     def __init__(self, pipes: Pipes, process: Process, popen: subprocess.Popen[bytes] | None = None) -> None:
         self.process, self.pipes = process, pipes
-        self.alone = popen is not None
-        """Whether it must look by itself whether its parent lives."""
+        self.must_watch_parent = popen is not None
+        """Whether the child itself must notice the end of its parent, because no fork server does."""
         self._popen = popen
-        self._waiting = threading.Lock()
-        self._end: End | None = None
+        self._wait_lock = threading.Lock()
+        self._status: ExitStatus | None = None
 
     @property
     def pid(self) -> int:
-        """Its number, for people: after its end it may be another's."""
+        """The process id, for messages: after the child's end another process may have it."""
         return self.process.pid
 
-    def ended(self, within: float) -> End | None:
-        """How it ended, waiting at most `within` seconds for that; None while it runs. Its group has ended then too."""
-        with self._waiting:
-            if self._end is not None:
-                return self._end
-            if self._popen is not None:
-                if (code := _wait(self._popen, within)) is not None:
-                    self._end = from_code(code)
-            elif self.pipes.status in self.pipes and _readable(self.pipes.status, within):
-                self._end = from_status(os.read(self.pipes.status, STATUS.size))
-            return self._end
+    def wait(self, timeout: float) -> ExitStatus | None:
+        """Return the exit status, or None if the child still runs after `timeout` seconds.
 
-    def end(self, grace: float = GRACE) -> None:
-        """End the child and every process it started: asked first, ended after `grace` seconds. From any thread."""
-        family = descendants(self.process)
-        self._signal(family, signal.SIGTERM)
+        Once there is an exit status, the child's process group has been killed too.
+        """
+        with self._wait_lock:
+            if self._status is not None:
+                return self._status
+            if self._popen is not None:
+                if (code := _wait(self._popen, timeout)) is not None:
+                    self._status = from_exit_code(code)
+            elif self.pipes.status in self.pipes and _is_readable(self.pipes.status, timeout):
+                self._status = from_wait_record(os.read(self.pipes.status, WAIT_RECORD.size))
+            return self._status
+
+    def terminate(self, grace: float = GRACE) -> None:
+        """End the child and its process tree: SIGTERM first, SIGKILL after `grace` seconds. From any thread."""
+        tree = descendants(self.process)
+        self._signal(tree, signal.SIGTERM)
         deadline = time.monotonic() + grace
         while (left := deadline - time.monotonic()) > 0:
-            gone = self.ended(min(left, 0.01) if family else left) is not None
-            if gone and not any(process.alive for process in family):
+            has_ended = self.wait(min(left, 0.01) if tree else left) is not None
+            if has_ended and not any(process.is_alive for process in tree):
                 break
-            if gone:
-                time.sleep(0.01)  # what it started has the same grace
-        family |= descendants(self.process)
-        self._signal(family, signal.SIGKILL)
-        self.ended(5)
+            if has_ended:
+                time.sleep(0.01)  # its descendants get the rest of the grace period
+        tree |= descendants(self.process)
+        self._signal(tree, signal.SIGKILL)
+        self.wait(5)
         deadline = time.monotonic() + 5
-        while any(process.alive for process in family) and time.monotonic() < deadline:
+        while any(process.is_alive for process in tree) and time.monotonic() < deadline:
             time.sleep(0.002)  # the kernel needs a moment
 
-    def says_something(self, within: float) -> bool:
-        """Whether there is something to read from it, waiting at most `within` seconds."""
-        return _readable(self.pipes.reader, within)
+    def wait_readable(self, timeout: float) -> bool:
+        """Return whether the child has sent something, waiting at most `timeout` seconds."""
+        return _is_readable(self.pipes.reader, timeout)
 
     def close(self) -> None:
-        """Give back the descriptors."""
+        """Close all descriptors."""
         self.pipes.close()
 
-    def hang_up(self) -> None:
-        """Close the pipe to the child: an idle one ends by itself then."""
+    def close_input(self) -> None:
+        """Close the pipe to the child, which makes an idle child exit."""
         self.pipes.close(self.pipes.writer)
 
-    def _signal(self, family: set[Process], number: int) -> None:
-        """To a group only by whoever waits for its leader, and before: the seed does that for the children it forks."""
+    def _signal(self, tree: set[Process], number: int) -> None:
+        """Signal the child and its tree; only who waits for the child may signal its group, here or the fork server."""
         if self._popen is None:
             self.process.signal(number)
         else:
-            with self._waiting:
-                if self._end is None:
-                    end_group(self.pid, number)
-        for process in family:
+            with self._wait_lock:
+                if self._status is None:
+                    signal_group(self.pid, number)
+        for process in tree:
             process.signal(number)
 
 
-class Seedbed:
-    """Starts children through one seed process per process, which is itself started on first use."""
+class ForkLauncher:
+    """Start children through a fork server of this process, which is itself started on first use."""
 
     def __init__(self, preload: tuple[str, ...] = ()) -> None:
         self._preload = preload
@@ -103,137 +107,138 @@ class Seedbed:
         self._popen: subprocess.Popen[bytes] | None = None
         self._closed = False
 
-    def start(self) -> Child:
-        """A new child; the seed is started again when it is gone. After `close`: `ConnectionError`."""
+    def start(self) -> ChildProcess:
+        """Return a new child; a fork server that has ended is replaced once. After `close`: `ConnectionError`."""
         with self._lock:
             if self._closed:
-                raise ConnectionError("closed: no more child processes are started here")
-            for again in (True, False):
-                control = self._control or self._plant()
+                raise ConnectionError("this launcher is closed and starts no more child processes")
+            for may_retry in (True, False):
+                control = self._control or self._start_server()
                 try:
-                    return _fork(control)
+                    return _request_child(control)
                 except OSError:
-                    self._uproot()
-                    if not again:
+                    self._stop_server()
+                    if not may_retry:
                         raise
         raise AssertionError("unreachable")
 
     def close(self) -> None:
-        """End the seed; its children end with it."""
+        """End the fork server, which kills its children."""
         with self._lock:
             self._closed = True
-            self._uproot()
+            self._stop_server()
 
-    def _plant(self) -> socket.socket:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
-            told = f"{theirs.fileno()}, {os.getpid()}, {[*self._preload]!r}"
-            self._popen = _python(
-                f"from onebeat.offload.child.fork_server import main; main({told})", [theirs.fileno()]
+    def _start_server(self) -> socket.socket:
+        control, server_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with server_end:
+            arguments = f"{server_end.fileno()}, {os.getpid()}, {[*self._preload]!r}"
+            self._popen = _start_python(
+                f"from onebeat.offload.child.fork_server import main; main({arguments})", [server_end.fileno()]
             )
-        self._control = ours
-        return ours
+        self._control = control
+        return control
 
-    def _uproot(self) -> None:
+    def _stop_server(self) -> None:
         if self._control is not None:
-            with suppress(OSError):  # it is gone already
-                self._control.shutdown(socket.SHUT_RDWR)  # a fork of this process may hold the socket open
+            with suppress(OSError):  # the other end is closed already
+                self._control.shutdown(socket.SHUT_RDWR)  # a fork of this process may keep the socket open
             self._control.close()
             self._control = None
         if self._popen is not None:
             if _wait(self._popen, 2) is None:
-                end_group(self._popen.pid, signal.SIGKILL)
+                signal_group(self._popen.pid, signal.SIGKILL)
                 self._popen.wait()
             self._popen = None
 
 
-class Spawner:
-    """Starts each child as a new interpreter: slower, and right everywhere."""
+class SpawnLauncher:
+    """Start each child as a new interpreter: slower than a fork, and available on every POSIX system."""
 
     def __init__(self, preload: tuple[str, ...] = ()) -> None:
         self._preload = preload
 
-    def start(self) -> Child:
-        """A new child."""
+    def start(self) -> ChildProcess:
+        """Return a new child."""
         pipes = Pipes()
         try:
-            reader, writer, _ = pipes.theirs
-            told = f"{reader}, {writer}, {[*self._preload]!r}"
-            popen = _python(f"from onebeat.offload.child.main import alone; alone({told})", (reader, writer))
-            pipes.close(*pipes.theirs)
+            reader, writer, _ = pipes.child_ends
+            arguments = f"{reader}, {writer}, {[*self._preload]!r}"
+            code = f"from onebeat.offload.child.main import main_spawned; main_spawned({arguments})"
+            popen = _start_python(code, (reader, writer))
+            pipes.close(*pipes.child_ends)
         except OSError:
             pipes.close()
             raise
-        return Child(pipes, Process.of(popen.pid), popen)
+        return ChildProcess(pipes, Process.of(popen.pid), popen)
 
     def close(self) -> None:
-        """Nothing is kept."""
+        """Do nothing: a spawn launcher holds no resources."""
 
 
-Launcher = Seedbed | Spawner
-FORKS = sys.platform == "linux" and os.path.exists("/proc/self/stat")
-"""Whether children are forked here: a process of one's child is told from a later one by what /proc says of it."""
+Launcher = ForkLauncher | SpawnLauncher
+CAN_FORK = sys.platform == "linux" and os.path.exists("/proc/self/stat")
+"""Whether the fork server works here: it reads start times from /proc to tell a process from a later one."""
 
 
-def launcher(preload: tuple[str, ...] = (), *, spawn: bool = not FORKS) -> Launcher:
-    """The way to start children here; `ConfigurationError` where there is none."""
+def launcher(preload: tuple[str, ...] = (), *, spawn: bool = not CAN_FORK) -> Launcher:
+    """Return a launcher for this system; raise `ConfigurationError` on Windows, which has none."""
     if sys.platform == "win32":
         raise ConfigurationError(
-            "to_process needs pipes and signals of POSIX, which Windows has not: use to_thread, or run in WSL"
+            "to_process needs POSIX pipes and signals, which Windows does not have. Use to_thread, or run in WSL."
         )
-    return Spawner(preload) if spawn else Seedbed(preload)
+    return SpawnLauncher(preload) if spawn else ForkLauncher(preload)
 
 
-def _fork(control: socket.socket) -> Child:
-    """Ask the seed for a child."""
+def _request_child(control: socket.socket) -> ChildProcess:
+    """Ask the fork server for a child."""
     pipes = Pipes()
     try:
-        control.sendmsg([b"+"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", pipes.theirs))])
-        pipes.close(*pipes.theirs)
-        data = os.read(pipes.status, BORN.size) if _readable(pipes.status, 60) else b""
-        if len(data) < BORN.size:
-            raise ConnectionError("the seed process ended or did not answer within 60 s")
+        control.sendmsg([b"+"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", pipes.child_ends))])
+        pipes.close(*pipes.child_ends)
+        data = os.read(pipes.status, START_RECORD.size) if _is_readable(pipes.status, FORK_TIMEOUT) else b""
+        if len(data) < START_RECORD.size:
+            raise ConnectionError(f"the fork server ended or did not answer within {FORK_TIMEOUT:g} s")
     except OSError:
         pipes.close()
         raise
-    return Child(pipes, Process(*BORN.unpack(data)))
+    return ChildProcess(pipes, Process(*START_RECORD.unpack(data)))
 
 
-def folder() -> str:
-    """This process's working directory; ``/`` when it has been removed: Python 3.13.0 does not start in such a one."""
+def working_directory() -> str:
+    """Return this process's working directory, or ``/`` when it was removed: Python 3.13.0 does not start in one."""
     try:
         return os.getcwd()
     except FileNotFoundError:
         return "/"
 
 
-def _python(code: str, inherited: Collection[int]) -> subprocess.Popen[bytes]:
-    """An interpreter like this one, in a session of its own, with this import path."""
+def _start_python(code: str, inherited: Collection[int]) -> subprocess.Popen[bytes]:
+    """Start an interpreter like this one, in a session of its own, with this import path and these descriptors."""
     code = f"import sys; sys.path[:] = {sys.path!r}; {code}"
     flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]  # what multiprocessing uses too
-    with UNFORKED:  # Popen waits until nobody holds its own pipe to the new process any more
+    with FORK_LOCK:  # Popen returns when its internal pipe to the new process is closed, which a fork would keep open
         return subprocess.Popen(  # noqa: S603 - our own interpreter and code
             [sys.executable, *flags, "-c", code],
             pass_fds=inherited,
             stdin=subprocess.DEVNULL,
-            cwd=folder(),
+            cwd=working_directory(),
             start_new_session=True,
         )
 
 
-def _wait(popen: subprocess.Popen[bytes], within: float) -> int | None:
-    """How a group's leader ended, within so many seconds; its group is ended before its number is given back.
+def _wait(popen: subprocess.Popen[bytes], timeout: float) -> int | None:
+    """Return a group leader's exit code, or None after `timeout` seconds; its group is killed before its id is free.
 
-    macOS can look without waiting since Python 3.13; before, what the leader left running there is left alone.
+    macOS has `os.waitid` since Python 3.13. With an older Python there, the rest of the group is left alone.
     """
-    deadline = time.monotonic() + within
+    deadline = time.monotonic() + timeout
     pause = 0.0005
     while hasattr(os, "waitid") and popen.returncode is None:
         try:
             if os.waitid(os.P_PID, popen.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
-                end_group(popen.pid, signal.SIGKILL)
+                signal_group(popen.pid, signal.SIGKILL)
                 break
-        except ChildProcessError:  # somebody in this process waits for all children: the number is given back already
+        except ChildProcessError:  # other code in this process has waited for it, so its id may be reused already
             break
         if time.monotonic() >= deadline:
             return None
@@ -245,7 +250,7 @@ def _wait(popen: subprocess.Popen[bytes], within: float) -> int | None:
         return None
 
 
-def _readable(fd: int, within: float) -> bool:
+def _is_readable(fd: int, timeout: float) -> bool:
     poll = select.poll()
     poll.register(fd, select.POLLIN)
-    return bool(poll.poll(within * 1000))
+    return bool(poll.poll(timeout * 1000))

@@ -1,4 +1,4 @@
-"""What runs in a child process: one call after another from its pipe, each in the tracking context of its caller."""
+"""The main loop of a child process: it runs one call after another, each in its caller's tracking context."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import runpy
 import signal
 import sys
 import threading
+import time
 import traceback
 import types
 from collections.abc import Callable
@@ -20,67 +21,67 @@ from typing import Any
 
 from onebeat.errors import Stopped
 from onebeat.offload.child import remote_error, wire
-from onebeat.offload.child.process_tree import end_family
-from onebeat.offload.child.reference import Reference, culprit, resolve
-from onebeat.offload.child.wire import Channel, Closed, Packed, Unreadable
+from onebeat.offload.child.process_tree import kill_tree
+from onebeat.offload.child.reference import FunctionReference, describe_unpicklable, resolve
+from onebeat.offload.child.wire import Channel, ChannelClosed, Frame, UnreadableFrame
 from onebeat.offload.limits import Limit
 from onebeat.tracking import carrying
 from onebeat.tracking.context import VARIABLE, Tracking
 
-serving = False
+is_child = False
 """True in a child process of onebeat."""
 
 
-def main(reader: int, writer: int) -> None:
+def serve(reader: int, writer: int) -> None:
     """Answer calls until the parent closes the pipe."""
-    global serving
-    serving = True
+    global is_child
+    is_child = True
     channel = Channel(reader, writer)
-    os.register_at_fork(after_in_child=partial(_let_go, reader, writer))
+    os.register_at_fork(after_in_child=partial(_close_inherited_pipes, reader, writer))
     try:
-        _, hello = channel.receive()
-        _settle_in(hello, channel)
-        channel.send(Packed(wire.READY, os.getpid()))
+        _, state = channel.receive()
+        _apply_parent_state(state, channel)
+        channel.send(Frame(wire.READY, os.getpid()))
         while True:
-            _answer(channel)
-    except Closed:
+            _serve_call(channel)
+    except ChannelClosed:
         return
 
 
-def alone(reader: int, writer: int, preload: list[str]) -> None:
-    """`main` in an interpreter of its own."""
+def main_spawned(reader: int, writer: int, preload: list[str]) -> None:
+    """Run `serve` in a new interpreter, after importing the modules to preload."""
     signal.signal(signal.SIGINT, lambda *_: None)
     for name in preload:
         import_module(name)
     for fd in (reader, writer):
         os.set_inheritable(fd, False)
-    main(reader, writer)
+    serve(reader, writer)
 
 
-def _let_go(*pipes: int) -> None:
-    """In a process that a function forked: the pipes are not its own, and its parent's end must be noticed."""
+def _close_inherited_pipes(*pipes: int) -> None:
+    """Close the pipes in a process that a function forked, so that the parent notices the child's end."""
     for fd in pipes:
         os.close(fd)
 
 
-def _answer(channel: Channel) -> None:
-    """Read one call, run it, send what it came to."""
+def _serve_call(channel: Channel) -> None:
+    """Read one call, run it, and send its value or exception."""
     try:
         kind, call = channel.receive()
-        if kind == wire.HELLO:  # the main module, sent only when a call needs it
-            return _adopt_main(*call)
-    except Unreadable as unreadable:
+        if kind == wire.MAIN:  # sent only when a call needs the main program
+            return _import_main_program(*call)
+    except UnreadableFrame as unreadable:
         cause = unreadable.__cause__ or unreadable
         cause.add_note("(while the child process rebuilt the function and its arguments)")
-        if _no_main and "__main__" in str(cause):
-            cause.add_note(_no_main)
-        return channel.send(_failure(cause, skip=1))
+        if _main_missing_because and "__main__" in str(cause):
+            cause.add_note(_main_missing_because)
+        return channel.send(_error_frame(cause, skip=1))
     try:
         value = contextvars.Context().run(_run, *call)
     except BaseException as error:  # noqa: BLE001 - SystemExit too: it ends the call, not the process
-        answer = _failure(error, skip=2)
+        answer = _error_frame(error, skip=2)
     else:
-        answer = _value(value)
+        answer = _value_frame(value)
     call = value = None
     _flush()
     channel.send(answer)
@@ -88,102 +89,103 @@ def _answer(channel: Channel) -> None:
 
 
 def _run(where: Any, args: tuple[Any, ...], kwargs: dict[str, Any], carried: str | None, seconds: float | None) -> Any:
-    """Call the function in its caller's unit; its module is imported first, for it registers what is propagated."""
-    global _arrived
-    function = _resolved(where) if isinstance(where, tuple) else where
+    """Call the function in its caller's tracking context; the import comes first, for it may call `propagate`."""
+    global _received
+    function = _resolve_cached(where) if isinstance(where, tuple) else where
     if carried is None and seconds is None:
-        _arrived = (None, None)
+        _received = (None, None)
         return function(*args, **kwargs)
     with carrying.unpacked(carried):
         unit = VARIABLE.get()
-        _arrived = (unit, None if unit is None else unit.fields)
+        _received = (unit, None if unit is None else unit.fields)
         limit = Limit(seconds)
-        limit.enter()
+        limit.activate()
         try:
             return function(*args, **kwargs)
-        except asyncio.CancelledError as left:
-            if not limit.over:
+        except asyncio.CancelledError as cancelled:
+            if not limit.expired:
                 raise
-            raise Stopped(str(left)) from None  # left at a checkpoint: its caller is told that its time is over
+            raise Stopped(str(cancelled)) from None  # the function left at a checkpoint
 
 
-def _resolved(where: Reference) -> Callable[..., Any]:
-    """Looked up once; a name in a child's modules does not change its meaning."""
+def _resolve_cached(where: FunctionReference) -> Callable[..., Any]:
+    """Return the function of a reference, which is resolved once: the modules of a child do not change."""
     found = _functions.get(where)
     if found is None:
         try:
             found = _functions[where] = resolve(where)
         except AttributeError as error:
-            if where[0] != "__main__" or not _no_main:
+            if where[0] != "__main__" or not _main_missing_because:
                 raise
-            raise TypeError(f"__main__.{where[1]} cannot be found in a child process: {_no_main}") from error
+            message = f"__main__.{where[1]} cannot be found in a child process: {_main_missing_because}"
+            raise TypeError(message) from error
     return found
 
 
 log = logging.getLogger("onebeat.offload")
-_functions: dict[Reference, Callable[..., Any]] = {}
-_arrived: tuple[Tracking | None, Any] = (None, None)  # the unit of the call, and its fields as they came
-_no_main = ""  # why the main program's own functions and classes are not known here
+_functions: dict[FunctionReference, Callable[..., Any]] = {}
+_received: tuple[Tracking | None, Any] = (None, None)  # the call's tracking context, and its fields at arrival
+_main_missing_because = ""  # why the functions and classes of the main program are not known here
 
 
-def _value(value: Any) -> Packed:
+def _value_frame(value: Any) -> Frame:
     try:
-        small = wire.plain(value)
-        return Packed(wire.PLAIN if small else wire.VALUE, value, small=small)
+        plain = wire.is_plain(value)
+        return Frame(wire.PLAIN if plain else wire.VALUE, value, plain=plain)
     except Exception as error:  # noqa: BLE001 - pickle raises whatever a __reduce__ raises
-        refused = TypeError(f"what the function returned cannot be sent: {culprit(value, 'its value')}")
+        found = describe_unpicklable(value, "its value")
+        refused = TypeError(f"the value that the function returned cannot be sent: {found}")
         refused.__cause__ = error
-        return _failure(refused, skip=0)
+        return _error_frame(refused, skip=0)
 
 
-def _failure(error: BaseException, skip: int) -> Packed:
-    return Packed(wire.ERROR, remote_error.pack(error, skip))
+def _error_frame(error: BaseException, skip: int) -> Frame:
+    return Frame(wire.ERROR, remote_error.pack(error, skip))
 
 
 def _flush() -> None:
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
-        except (OSError, ValueError, AttributeError):  # closed, or none at all: nothing to flush
+        except (OSError, ValueError, AttributeError):  # the stream is closed or does not exist
             continue
 
 
-def _settle_in(hello: dict[str, Any], channel: Channel) -> None:
-    """Look like the parent: import path, folder, environment, arguments, log levels."""
-    sys.path[:] = hello["path"]
-    sys.argv[:] = hello["argv"]
+def _apply_parent_state(state: dict[str, Any], channel: Channel) -> None:
+    """Copy the parent's import path, arguments, environment, log levels and working directory."""
+    sys.path[:] = state["path"]
+    sys.argv[:] = state["argv"]
     os.environ.clear()
-    os.environ.update(hello["environ"])
+    os.environ.update(state["environ"])
     root = logging.getLogger()
-    root.handlers[:] = [Forward(channel)]
-    for name, level in hello["levels"].items():
+    root.handlers[:] = [ForwardingHandler(channel)]
+    for name, level in state["levels"].items():
         logging.getLogger(name).setLevel(level)
     try:
-        os.chdir(hello["cwd"])
+        os.chdir(state["cwd"])
     except OSError as error:
-        log.warning("a child process cannot enter its parent's folder: %s", error)
-    if hello["watch"]:
-        threading.Thread(target=_leave_with, args=(os.getppid(),), daemon=True).start()
+        log.warning("a child process cannot enter its parent's working directory: %s", error)
+    if state["watch_parent"]:
+        threading.Thread(target=_exit_with_parent, args=(os.getppid(),), daemon=True).start()
 
 
-def _leave_with(parent: int) -> None:
-    """End this process and all it started when its parent is gone, where no seed does that."""
-    import time
-
+def _exit_with_parent(parent: int) -> None:
+    """End this process and its process tree when its parent has ended; used where no fork server does that."""
     while os.getppid() == parent:
         time.sleep(1)
-    end_family(os.getpid())
+    kill_tree(os.getpid())
     os._exit(1)
 
 
-def _adopt_main(name: str | None, path: str | None) -> None:
-    """Make the parent's main module importable here, without running what its `__main__` guard protects."""
-    global _no_main
+def _import_main_program(name: str | None, path: str | None) -> None:
+    """Import the parent's main program as `__main__`, without running what its `__main__` guard protects."""
+    global _main_missing_because
     if "__mp_main__" in sys.modules:
         return
     if name is None and path is None:
-        _no_main = (
-            "the main program is no file (a notebook, a prompt, `python -c`). Put it into a module and import that."
+        _main_missing_because = (
+            "the main program is not a file (it is a notebook, a prompt or `python -c`). "
+            "Move the function to a module and import that."
         )
         return
     module = types.ModuleType("__mp_main__")
@@ -193,18 +195,18 @@ def _adopt_main(name: str | None, path: str | None) -> None:
         else:
             content = runpy.run_path(path or "", run_name="__mp_main__")
     except BaseException as error:
-        log.warning("the main module cannot be imported by a child", exc_info=True)
-        _no_main = (
+        log.warning("a child process could not import the main program", exc_info=True)
+        _main_missing_because = (
             f"importing the main program raised {type(error).__name__}. Protect what starts the program with "
-            "`if __name__ == '__main__':`, or put the function into a module and import that."
+            "`if __name__ == '__main__':`, or move the function to a module and import that."
         )
         return
     module.__dict__.update(content)
     sys.modules["__main__"] = sys.modules["__mp_main__"] = module
 
 
-class Forward(logging.Handler):
-    """Sends each record to the parent, whose own logging decides what becomes of it."""
+class ForwardingHandler(logging.Handler):
+    """Send each log record to the parent, whose own logging configuration handles it."""
 
     def __init__(self, channel: Channel) -> None:
         super().__init__()
@@ -212,27 +214,27 @@ class Forward(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            self._channel.send(_packed(record))
-        except Closed:
-            return  # the parent is gone, and this process is about to be
-        except Exception:  # noqa: BLE001 - logging's own rule: a record never breaks its caller
+            self._channel.send(_record_frame(record))
+        except ChannelClosed:
+            return  # the parent has ended, and this process is about to end
+        except Exception:  # noqa: BLE001 - logging's own rule: a record never fails the code that logs
             self.handleError(record)
 
 
-def _packed(record: logging.LogRecord) -> Packed:
+def _record_frame(record: logging.LogRecord) -> Frame:
     fields = dict(record.__dict__)
     fields["msg"], fields["args"] = record.getMessage(), None
     if record.exc_info and not record.exc_text:
         fields["exc_text"] = "".join(traceback.format_exception(*record.exc_info)).rstrip("\n")
     fields["exc_info"] = None
     unit = VARIABLE.get()
-    known = unit is None or (unit is _arrived[0] and unit.fields is _arrived[1])
-    carried = None if known else carrying.pack()  # the function opened a unit of its own, or bound fields
-    return Packed(wire.LOG, ({name: _sendable(value) for name, value in fields.items()}, carried))
+    is_callers = unit is None or (unit is _received[0] and unit.fields is _received[1])
+    carried = None if is_callers else carrying.pack()  # the function opened a context of its own, or bound fields
+    return Frame(wire.LOG, ({name: _sendable(value) for name, value in fields.items()}, carried))
 
 
 def _sendable(value: Any) -> Any:
-    """An extra as it is if it survives the journey, proved here once; else its repr."""
+    """Return an extra field unchanged if a round trip through pickle works here; otherwise its repr."""
     if type(value) in (str, int, float, bool, type(None)):
         return value
     try:

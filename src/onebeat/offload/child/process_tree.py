@@ -1,4 +1,4 @@
-"""A process with what descends from it, and signals that reach it alone, never a later process of the same number."""
+"""The process tree below a process, and signals that never reach a later process with the same id."""
 
 from __future__ import annotations
 
@@ -12,43 +12,44 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """A process that cannot be mistaken for a later one of the same number. Linux only."""
+    """A process, identified by id and start time, so that a later one with the same id differs. Linux only."""
 
     pid: int
-    born: int  # clock ticks after boot
+    start_time: int  # clock ticks after boot
 
     @classmethod
     def of(cls, pid: int) -> Process:
-        """The one that has this number now; for processes that the caller has yet to wait for, or itself."""
+        """Return the process that has this id now; the caller has not waited for it yet, or is the process itself."""
         found = _stat(pid)
-        return cls(pid, 0 if found is None else found.born)
+        return cls(pid, 0 if found is None else found.start_time)
 
     @property
-    def alive(self) -> bool:
-        """Whether it still runs; one that has ended and was not yet waited for does not."""
+    def is_alive(self) -> bool:
+        """True while it runs; a zombie, which has ended and was not waited for, is not alive."""
         found = _stat(self.pid)
-        return found is not None and found.born == self.born and found.state != "Z"
+        return found is not None and found.start_time == self.start_time and found.state != "Z"
 
     def signal(self, number: int) -> None:
-        """Send the signal if it still runs. A descriptor holds on to the process between the look and the signal."""
+        """Send the signal if the process is alive; a pidfd keeps its id from being reused between check and signal."""
         with suppress(ProcessLookupError, PermissionError):
-            pinned = _pin(self.pid)
+            pidfd = _open_pidfd(self.pid)
             try:
-                if not self.alive:
+                if not self.is_alive:
                     return
-                if pinned is None:
+                if pidfd is None:
                     os.kill(self.pid, number)
                 else:
-                    signal.pidfd_send_signal(pinned, number)
+                    signal.pidfd_send_signal(pidfd, number)
             finally:
-                if pinned is not None:
-                    os.close(pinned)
+                if pidfd is not None:
+                    os.close(pidfd)
 
 
 def descendants(root: Process) -> set[Process]:
-    """What a process started, directly or not, or within its session; found on Linux only, else empty.
+    """Return the processes that `root` started, directly or not, or that live in its session; empty outside Linux.
 
-    Also after its end: what it left in its session. Empty when its number belongs to another process by now.
+    After the end of `root` these are the processes left in its session. The set is empty when another process has
+    taken over the id.
     """
     if sys.platform != "linux":
         return set()
@@ -56,26 +57,26 @@ def descendants(root: Process) -> set[Process]:
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit() and (stat := _stat(int(folder.name))) is not None:
             found[int(folder.name)] = stat
-    family = {root.pid}
-    while grown := {p for p, s in found.items() if p not in family and (s.parent in family or s.session == root.pid)}:
-        family |= grown
-    owner = _stat(root.pid)  # looked at last: until here the number was nobody else's
-    if owner is not None and owner.born != root.born:
+    tree = {root.pid}
+    while grown := {p for p, s in found.items() if p not in tree and (s.parent in tree or s.session == root.pid)}:
+        tree |= grown
+    owner = _stat(root.pid)  # read last: if the id still belongs to `root`, it did so during the whole scan
+    if owner is not None and owner.start_time != root.start_time:
         return set()
-    return {Process(p, found[p].born) for p in family - {root.pid} if found[p].state != "Z"}
+    return {Process(p, found[p].start_time) for p in tree - {root.pid} if found[p].state != "Z"}
 
 
-def end_group(leader: int, number: int) -> None:
-    """Send the signal to the group of a leader that nobody has waited for yet: only so long is the number its own."""
+def signal_group(leader: int, number: int) -> None:
+    """Send the signal to a leader's process group; its id may be reused once somebody has waited for the leader."""
     with suppress(ProcessLookupError, PermissionError):  # macOS refuses it when the group's last process has ended
         os.killpg(leader, number)
 
 
-def end_family(leader: int) -> None:
-    """End what a group's leader started, also in sessions of its own, and the group; nobody has waited for it yet."""
+def kill_tree(leader: int) -> None:
+    """Kill a group leader, its group and its descendants in other sessions; nobody may have waited for it before."""
     for process in descendants(Process.of(leader)):
         process.signal(signal.SIGKILL)
-    end_group(leader, signal.SIGKILL)  # last: the leader may be who calls this
+    signal_group(leader, signal.SIGKILL)  # last, because the caller may be the leader
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,11 +84,11 @@ class _Stat:
     state: str
     parent: int
     session: int
-    born: int
+    start_time: int
 
 
 def _stat(pid: int) -> _Stat | None:
-    """proc_pid_stat(5); the name in brackets may hold anything, so what counts begins behind the last bracket."""
+    """Read /proc/<pid>/stat (proc_pid_stat(5)); the name in brackets may hold anything, so skip its last bracket."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text("ascii", "replace").rpartition(")")[2].split()
     except OSError:
@@ -95,8 +96,8 @@ def _stat(pid: int) -> _Stat | None:
     return _Stat(fields[0], int(fields[1]), int(fields[3]), int(fields[19]))
 
 
-def _pin(pid: int) -> int | None:
-    """A descriptor of the process; None where the kernel (before Linux 5.3) or a sandbox has none."""
+def _open_pidfd(pid: int) -> int | None:
+    """Return a pidfd of the process; None where the kernel (before Linux 5.3) or a sandbox has none."""
     if sys.platform != "linux" or not hasattr(signal, "pidfd_send_signal"):
         return None
     try:

@@ -1,4 +1,4 @@
-"""How a function is named to a child process, also a decorated one, and which part of a call pickle cannot take."""
+"""References by which a child process finds a function, and the search for the part of a call that pickle refuses."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from functools import partial
 from importlib import import_module
 from typing import Any
 
-Reference = tuple[str, str, int]
-"""Module, qualified name, and how many times `__wrapped__` leads from what stands there to the function."""
+FunctionReference = tuple[str, str, int]
+"""Module, qualified name, and how many `__wrapped__` attributes to follow from the object there to the function."""
 
 
-def reference(function: Callable[..., Any]) -> Reference | None:
-    """Where a child finds this very function; None when it is not reachable by name.
+def reference(function: Callable[..., Any]) -> FunctionReference | None:
+    """Return where a child finds this function; None when it cannot be reached by name.
 
-    A decorator leaves its own object under the function's name, so pickle refuses the function. Its wrappers' own
-    `__wrapped__` leads to it.
+    A decorator binds its own object to the function's name, so pickle refuses the function itself. The wrappers'
+    `__wrapped__` attributes lead to it.
 
     >>> import json
     >>> reference(json.dumps)
@@ -42,8 +42,8 @@ def reference(function: Callable[..., Any]) -> Reference | None:
     return module, name, depth
 
 
-def resolve(where: Reference) -> Callable[..., Any]:
-    """The function a reference names, imported here."""
+def resolve(where: FunctionReference) -> Callable[..., Any]:
+    """Import the module of a reference and return the function that it names."""
     module, name, depth = where
     found: Any = import_module(module)
     for part in name.split("."):
@@ -53,28 +53,28 @@ def resolve(where: Reference) -> Callable[..., Any]:
     return found  # type: ignore[no-any-return]  # a reference is only made for callables
 
 
-def culprit(value: Any, path: str) -> str:
-    """One sentence that names the innermost part pickle refuses, by the path that leads to it from the call.
+def describe_unpicklable(value: Any, path: str) -> str:
+    """Return a sentence that names the innermost part which pickle refuses, by its path from the call.
 
-    >>> culprit({"rows": [1, open]}, "argument 1")
+    >>> describe_unpicklable({"rows": [1, open]}, "argument 1")
     'argument 1 can be pickled'
-    >>> culprit({"rows": [1, lambda: 2]}, "argument 1")
+    >>> describe_unpicklable({"rows": [1, lambda: 2]}, "argument 1")
     "argument 1['rows'][1] is a lambda: ..."
     """
-    error = _refusal(value)
+    error = _pickle_error(value)
     if error is None:
         return f"{path} can be pickled"
     seen: set[int] = set()
     while id(value) not in seen:
         seen.add(id(value))
         for step, part in _parts(value):
-            if (inner := _refusal(part)) is not None:
+            if (inner := _pickle_error(part)) is not None:
                 value, path, error = part, path + step, inner
                 break
-    return f"{path} is {_kind(value)}: {error}"
+    return f"{path} is {_describe_kind(value)}: {error}"
 
 
-def _refusal(value: Any) -> Exception | None:
+def _pickle_error(value: Any) -> Exception | None:
     try:
         pickle.dumps(value, 5)
     except Exception as error:  # noqa: BLE001 - pickle raises anything a __reduce__ raises
@@ -83,7 +83,7 @@ def _refusal(value: Any) -> Exception | None:
 
 
 def _parts(value: Any) -> Iterator[tuple[str, Any]]:
-    """What a value holds, each with the text that leads to it."""
+    """Yield the parts of a value, each with the text that leads to it."""
     if isinstance(value, dict):
         for key, part in list(value.items()):
             yield f"'s key {key!r:.60}", key
@@ -101,19 +101,19 @@ def _parts(value: Any) -> Iterator[tuple[str, Any]]:
         for name, part in list(getattr(value, "__dict__", {}).items()):
             yield f".{name}", part
         for owner in type(value).__mro__:
-            for name in _slots(owner):
+            for name in _slot_names(owner):
                 if hasattr(value, name):
                     yield f".{name}", getattr(value, name)
 
 
-def _slots(owner: type) -> tuple[str, ...]:
+def _slot_names(owner: type) -> tuple[str, ...]:
     slots = owner.__dict__.get("__slots__", ())
     return (slots,) if isinstance(slots, str) else tuple(slots)
 
 
-def _kind(value: Any) -> str:
+def _describe_kind(value: Any) -> str:
     if callable(value) and getattr(value, "__name__", "") == "<lambda>":
         return "a lambda"
     if callable(value) and "<locals>" in getattr(value, "__qualname__", ""):
-        return f"{value.__qualname__}, made inside a function"
+        return f"{value.__qualname__}, defined inside a function"
     return f"of type {type(value).__module__}.{type(value).__qualname__}"

@@ -1,9 +1,9 @@
-"""Frames between a process and its own child over two pipes: pickled, large buffers by reference, never copied.
+"""The wire format between a process and its child: pickled frames over two pipes; large buffers are never copied.
 
-Pickle is used here and nowhere else, between two processes of one user over pipes without a name; nothing of it is ever
-stored. A frame is one byte of kind, eight of length, and a pickle. What pickle can hand on by reference (bytes,
-arrays, buffers above 64 KiB) goes from its own memory into the pipe and from the pipe into its final place, with
-the interpreter lock released meanwhile: a hundred megabytes do not hold up the event loop.
+Pickle is used here and nowhere else: between two processes of one user, over unnamed pipes, and never for storage.
+A frame is one byte of kind, eight bytes of length, and a pickle. Pickle hands on large bytes, arrays and buffers
+(above 64 KiB) by reference. They go from their own memory into the pipe, and from the pipe into their final place.
+The interpreter lock is released meanwhile, so that a hundred megabytes do not block the event loop.
 """
 
 from __future__ import annotations
@@ -16,171 +16,176 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-HELLO, CALL, LOG, VALUE, ERROR, READY, PLAIN = range(7)  # PLAIN: a value that is `plain`
+HELLO, MAIN, CALL, LOG, VALUE, ERROR, READY, PLAIN = range(8)
+"""The kinds of frames. To the child: the parent's state, its main program, a call. From the child: a log record, a
+value, an exception, its readiness, and a value for which `is_plain` is true."""
 
-HEAD = struct.Struct("!BQ")
+HEADER = struct.Struct("!BQ")
 SMALL = 64 * 1024  # bytes; a frame up to this size is read and written in one piece
-SHORT = 1024  # characters or bytes of a text that is plain
-FEW = 128  # parts of a value that is plain, its lists' and dictionaries' included
+PLAIN_TEXT = 1024  # characters or bytes of a plain text, at most
+PLAIN_PARTS = 128  # parts of a plain value at most, including the parts of its lists and dictionaries
 
 
-class Closed(Exception):
-    """The other side is gone."""
+class ChannelClosed(Exception):
+    """The process at the other end has ended or closed its pipe."""
 
 
-class Unreadable(Exception):
-    """A frame arrived whole, but its pickle could not be rebuilt; the cause says why, and the channel is in step."""
+class UnreadableFrame(Exception):
+    """A whole frame arrived, but its pickle could not be rebuilt; the cause says why. The channel stays usable."""
 
     def __init__(self, kind: int) -> None:
         self.kind = kind
 
 
-def plain(value: Any) -> bool:
-    """Whether it is pickled and rebuilt in next to no time, running nobody's code.
+def is_plain(value: Any) -> bool:
+    """Return whether the value is pickled and rebuilt within microseconds and without calling user code.
 
-    Numbers, short texts and None, and lists, tuples and dictionaries of a few of these.
+    That holds for numbers, short texts and None, and for lists, tuples and dictionaries with few such values.
 
-    >>> plain("name"), plain({"sizes": [1, 2]}), plain(2**100), plain([None] * 200)
+    >>> is_plain("name"), is_plain({"sizes": [1, 2]}), is_plain(2**100), is_plain([None] * 200)
     (True, True, False, False)
     """
-    held = [value]
-    for one in held:  # which grows meanwhile
-        kind = type(one)
+    parts = [value]
+    for part in parts:  # the loop appends to the list
+        kind = type(part)
         if kind is int:
-            if not -(1 << 63) <= one < 1 << 63:
+            if not -(1 << 63) <= part < 1 << 63:
                 return False
         elif kind is str or kind is bytes:
-            if len(one) > SHORT:
+            if len(part) > PLAIN_TEXT:
                 return False
         elif kind is list or kind is tuple or kind is dict:
-            if len(held) + len(one) > FEW:
+            if len(parts) + len(part) > PLAIN_PARTS:
                 return False
-            held += one if kind is not dict else (*one, *one.values())
-        elif one is not None and kind is not float and kind is not bool:
+            parts += part if kind is not dict else (*part, *part.values())
+        elif part is not None and kind is not float and kind is not bool:
             return False
     return True
 
 
-class Packed:
-    """An object made ready for sending; holds what it refers to until it is sent."""
+class Frame:
+    """A pickled object that is ready to send; it keeps the memory of its large buffers alive."""
 
-    def __init__(self, kind: int, value: Any, *, small: bool = False) -> None:
+    def __init__(self, kind: int, value: Any, *, plain: bool = False) -> None:
         self.parts: list[Any] = []
-        if small:  # and without large buffers: in one piece
+        if plain:  # small and without large buffers, so one piece
             body = pickle.dumps(value, 5)
-            self.parts.append(HEAD.pack(kind, len(body)) + body)
+            self.parts.append(HEADER.pack(kind, len(body)) + body)
             return
-        self._pickler = pickle.Pickler(_Sink(self.parts.append), 5)
-        self._pickler.dump(value)  # kept: the pickler's memo owns the strings whose memory the parts show
+        self._pickler = pickle.Pickler(_PartCollector(self.parts.append), 5)
+        self._pickler.dump(value)  # the pickler is kept: its memo owns the strings that the parts refer to
         if len(self.parts) == 1:
             size = len(self.parts[0])
         else:
             self.parts = [memoryview(part).cast("B") for part in self.parts]
             size = sum(map(len, self.parts))
-        head = HEAD.pack(kind, size)
+        header = HEADER.pack(kind, size)
         if size <= SMALL:
-            self.parts = [head + self.parts[0] if len(self.parts) == 1 else head + b"".join(self.parts)]
+            self.parts = [header + self.parts[0] if len(self.parts) == 1 else header + b"".join(self.parts)]
         else:
-            self.parts.insert(0, head)
+            self.parts.insert(0, header)
 
     def __len__(self) -> int:
         return sum(map(len, self.parts))
 
     def mentions(self, name: bytes) -> bool:
-        """Whether one of the small parts holds this text."""
-        return any(name in bytes(part) for part in self.parts if len(part) <= SMALL + HEAD.size)
+        """Return whether one of the small parts contains this text."""
+        return any(name in bytes(part) for part in self.parts if len(part) <= SMALL + HEADER.size)
 
 
 class Channel:
-    """One end of the two pipes; it blocks until the other side has done its part or is gone."""
+    """One end of the two pipes; sending and receiving block until the other end has done its part or is closed."""
 
     def __init__(self, reader: int, writer: int) -> None:
         self.reader, self._writer = reader, writer
-        self._buffer = memoryview(bytearray(SMALL + HEAD.size))
+        self._buffer = memoryview(bytearray(SMALL + HEADER.size))
         self._start = self._end = 0
-        self._sending = threading.Lock()  # a child's threads log while its main thread answers
+        self._send_lock = threading.Lock()  # threads of a child log while its main thread sends the answer
 
-    def send(self, packed: Packed) -> None:
-        """Send one frame whole; `Closed` when the other side is gone."""
-        with self._sending:
+    def send(self, frame: Frame) -> None:
+        """Send one whole frame; raise `ChannelClosed` when the other end is closed."""
+        with self._send_lock:
             try:
-                for part in packed.parts:
+                for part in frame.parts:
                     sent = os.write(self._writer, part)
                     while sent < len(part):
                         sent += os.write(self._writer, memoryview(part)[sent:])
             except BrokenPipeError:
-                raise Closed from None
+                raise ChannelClosed from None
 
-    def send_now(self, packed: Packed) -> None:
-        """`send` for a frame of at most `select.PIPE_BUF` and an empty pipe: it never waits."""
+    def send_without_waiting(self, frame: Frame) -> None:
+        """Send a frame of at most `select.PIPE_BUF` bytes into an empty pipe, which never blocks."""
         try:
-            os.writev(self._writer, packed.parts)
+            os.writev(self._writer, frame.parts)
         except BrokenPipeError:
-            raise Closed from None
+            raise ChannelClosed from None
 
     def receive(self) -> tuple[int, Any]:
-        """The next frame's kind and value; `Closed` at the end, `Unreadable` for a pickle that does not rebuild."""
-        self._fill(HEAD.size)
-        kind, size = HEAD.unpack_from(self._buffer, self._start)
-        self._start += HEAD.size
+        """Return the next frame's kind and value.
+
+        Raises `ChannelClosed` at the end of the pipe, and `UnreadableFrame` for a pickle that cannot be rebuilt.
+        """
+        self._fill(HEADER.size)
+        kind, size = HEADER.unpack_from(self._buffer, self._start)
+        self._start += HEADER.size
         if size <= SMALL:
             self._fill(size)
             body = self._buffer[self._start : self._start + size]
             self._start += size
             try:
-                return kind, pickle.loads(body)  # noqa: S301 - from our own child or parent, over an unnamed socket
+                return kind, pickle.loads(body)  # noqa: S301 - from our own child or parent, over an unnamed pipe
             except Exception as error:
-                raise Unreadable(kind) from error
-        stream = _Body(self, size)
+                raise UnreadableFrame(kind) from error
+        stream = _FrameBody(self, size)
         try:
             return kind, pickle.Unpickler(stream).load()  # noqa: S301 - as above
-        except Closed:
+        except ChannelClosed:
             raise
         except Exception as error:
             stream.skip()
-            raise Unreadable(kind) from error
+            raise UnreadableFrame(kind) from error
 
-    def arrived(self, kind: int) -> bool:
-        """Whether a whole small frame of this kind is there, after one read of a pipe that is known to be readable."""
-        self._shift()
-        self._end += os.readv(self.reader, [self._buffer[self._end :]])  # nothing at its end, which `receive` tells
-        if self._end < HEAD.size:
+    def has_received(self, kind: int) -> bool:
+        """Read once from a readable pipe, and return whether a whole small frame of this kind has arrived."""
+        self._move_to_front()
+        self._end += os.readv(self.reader, [self._buffer[self._end :]])  # 0 bytes at the end, which `receive` reports
+        if self._end < HEADER.size:
             return False
-        found, size = HEAD.unpack_from(self._buffer)
-        return bool(found == kind and self._end >= HEAD.size + size)
+        found, size = HEADER.unpack_from(self._buffer)
+        return bool(found == kind and self._end >= HEADER.size + size)
 
-    def _shift(self) -> None:
-        """What is in the buffer begins at its front."""
+    def _move_to_front(self) -> None:
+        """Move the unread bytes to the front of the buffer."""
         if self._start:
-            have = self._end - self._start
-            self._buffer[:have] = self._buffer[self._start : self._end]
-            self._start, self._end = 0, have
+            count = self._end - self._start
+            self._buffer[:count] = self._buffer[self._start : self._end]
+            self._start, self._end = 0, count
 
     def _fill(self, size: int) -> None:
-        """Have at least `size` (at most `SMALL`) bytes in the buffer."""
+        """Read until at least `size` (at most `SMALL`) bytes are in the buffer."""
         if self._end - self._start >= size:
             return
-        self._shift()
+        self._move_to_front()
         while self._end < size:
             self._end += self._read(self._buffer[self._end :])
 
     def _read(self, into: memoryview) -> int:
         count = os.readv(self.reader, [into])
         if count == 0:
-            raise Closed
+            raise ChannelClosed
         return count
 
-    def take(self, into: memoryview) -> None:
-        """Fill `into` from the buffer first, then straight from the pipe."""
-        have = min(len(into), self._end - self._start)
-        into[:have] = self._buffer[self._start : self._start + have]
-        self._start += have
-        while have < len(into):
-            have += self._read(into[have:])
+    def read_into(self, into: memoryview) -> None:
+        """Fill `into`, first from the buffer and then directly from the pipe."""
+        count = min(len(into), self._end - self._start)
+        into[:count] = self._buffer[self._start : self._start + count]
+        self._start += count
+        while count < len(into):
+            count += self._read(into[count:])
 
 
-class _Sink:
-    """Collects what the pickler writes: its own small frames, and large buffers as they are."""
+class _PartCollector:
+    """The file that a pickler writes to: it collects small pickled parts, and large buffers without copying them."""
 
     __slots__ = ("write",)
 
@@ -188,8 +193,8 @@ class _Sink:
         self.write = write
 
 
-class _Body(io.RawIOBase):
-    """The rest of one frame, as the file an unpickler reads; it cannot read beyond."""
+class _FrameBody(io.RawIOBase):
+    """The rest of one frame as a file for an unpickler, which cannot read beyond the frame."""
 
     def __init__(self, channel: Channel, size: int) -> None:
         self._channel, self._left = channel, size
@@ -201,11 +206,11 @@ class _Body(io.RawIOBase):
         view = memoryview(into).cast("B")
         view = view[: self._left]
         self._left -= len(view)
-        self._channel.take(view)
+        self._channel.read_into(view)
         return len(view)
 
     def skip(self) -> None:
-        """Read what is left, so that the next frame begins where it should."""
+        """Read the rest of the frame, so that the next read starts at the next frame."""
         waste = memoryview(bytearray(SMALL))
         while self._left:
             self.readinto(waste)

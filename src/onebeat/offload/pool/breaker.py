@@ -1,4 +1,4 @@
-"""The breaker: a function that ended five of its processes within a minute is not started for a while."""
+"""The circuit breaker: a function that ended five child processes within a minute is refused for a while."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from onebeat.errors import Busy
 from onebeat.offload.pool.calls import name_of
 
 
-class Breaker:
-    """Refuses a function that ended `limit` children within `window` seconds, until the oldest of them is that old."""
+class CircuitBreaker:
+    """Refuse a function that ended `limit` children within `window` seconds, until the oldest death is that old."""
 
     def __init__(self, limit: int = 5, window: float = 60.0, clock: Callable[[], float] = time.monotonic) -> None:
         self._limit, self._window, self._clock = limit, window, clock
         self._deaths: dict[str, deque[float]] = {}
 
-    def died(self, function: Callable[..., Any]) -> None:
-        """A child ended by itself while it ran this function."""
+    def record_death(self, function: Callable[..., Any]) -> None:
+        """Record that a child process died while it ran this function."""
         self._deaths.setdefault(name_of(function), deque(maxlen=self._limit)).append(self._clock())
 
     def check(self, function: Callable[..., Any]) -> None:
@@ -31,5 +31,5 @@ class Breaker:
         if left > 0:
             raise Busy(
                 f"{name_of(function)} ended {self._limit} processes within {self._window:g} s and is not started for "
-                f"another {left:.0f} s; other functions go on. Look for WorkerProcessDied in the log."
+                f"another {left:.0f} s. Other functions are not affected. Look for WorkerProcessDied in the log."
             )

@@ -1,4 +1,4 @@
-"""One call of a synchronous function off the event loop: its context, its limit, what it came to, and who is told."""
+"""One blocking call off the event loop: its context, its limit, its result, and the callbacks that report its end."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from onebeat.offload.limits import Limit
 log = logging.getLogger("onebeat.offload")
 
 
-class Call:
-    """One call of a synchronous function on its way through a lane."""
+class BlockingCall:
+    """One call of a synchronous function, from its submission to a lane until its result is known."""
 
     __slots__ = (
-        "abandoned", "args", "context", "ended", "error", "function", "kwargs", "limit", "slot", "started", "thread",
-        "value", "watchers",
+        "abandoned", "args", "context", "done_callbacks", "ended", "error", "function", "kwargs", "limit", "started",
+        "terminator", "thread", "value",
     )  # fmt: skip
 
     def __init__(
@@ -39,51 +39,51 @@ class Call:
         self.started = 0.0
         self.thread = 0
         self.ended = self.abandoned = False
-        self.watchers: list[Callable[[], object]] = []
-        self.slot: Ends | None = None  # what can end the function, where it cannot only be asked
+        self.done_callbacks: list[Callable[[], object]] = []
+        self.terminator: Terminator | None = None  # ends the child process of the call; a thread has none
 
-    def run(self, enter: Callable[[], Any]) -> None:
-        """Run the function here, in the caller's context; its value or exception is kept."""
+    def run(self, execute: Callable[[], Any]) -> None:
+        """Run the function on this thread in the caller's context, and keep its value or exception."""
         self.started, self.thread = self.started or time.monotonic(), threading.get_ident()
         try:
-            self.value = self.context.run(enter)
-        except asyncio.CancelledError as left:
-            reason = self.limit.reason or (str(left) if self.limit.deadline is not None else None)
-            self.error = Stopped(reason) if reason else _harmless(self, left)
+            self.value = self.context.run(execute)
+        except asyncio.CancelledError as cancelled:
+            reason = self.limit.reason or (str(cancelled) if self.limit.deadline is not None else None)
+            self.error = Stopped(reason) if reason else _as_runtime_error(self, cancelled)
         except Exception as error:  # noqa: BLE001 - it belongs to whoever awaits the call
-            self.error = error if not isinstance(error, StopIteration) else _harmless(self, error)
+            self.error = error if not isinstance(error, StopIteration) else _as_runtime_error(self, error)
         except BaseException as error:  # noqa: BLE001 - sys.exit() in a thread must not end the server
-            self.error = _harmless(self, error)
+            self.error = _as_runtime_error(self, error)
 
     def stop(self, reason: str) -> None:
-        """Tell the function to end."""
+        """Tell the function to end, and end its child process if it has one."""
         self.limit.stop(reason)
-        if (slot := self.slot) is not None:
-            slot.end(self)
+        if (terminator := self.terminator) is not None:
+            terminator.terminate(self)
 
     def deliver(self) -> None:
-        """Let everybody know that the function has ended; what an abandoned call came to is said in the log."""
+        """Report that the function has ended; the error of an abandoned call is logged."""
         if self.abandoned and self.error is not None and not isinstance(self.error, Stopped):
             self.context.run(log.warning, "abandoned call of %s failed", name_of(self.function), exc_info=self.error)
         self.ended = True
-        self._tell()
+        self._run_done_callbacks()
 
-    def when_ended(self, tell: Callable[[], object]) -> None:
-        """Call `tell` once the function has ended, on whatever thread knows."""
-        self.watchers.append(tell)
+    def add_done_callback(self, callback: Callable[[], object]) -> None:
+        """Call `callback` once the function has ended, on whichever thread learns of it."""
+        self.done_callbacks.append(callback)
         if self.ended:
-            self._tell()
+            self._run_done_callbacks()
 
-    def _tell(self) -> None:
+    def _run_done_callbacks(self) -> None:
         while True:
             try:
-                tell = self.watchers.pop()
-            except IndexError:  # told, or being told by the other thread that may be here
+                callback = self.done_callbacks.pop()
+            except IndexError:  # none is left: two threads may run this method at once, and each callback runs once
                 return
-            tell()
+            callback()
 
 
-class Awaited(Call):
+class AwaitedCall(BlockingCall):
     """A call made on an event loop; its future completes there."""
 
     __slots__ = ("future", "loop")
@@ -97,12 +97,12 @@ class Awaited(Call):
 
     def deliver(self) -> None:
         super().deliver()
-        on_loop(self.loop, self._complete)
+        call_on_loop(self.loop, self._complete)
 
-    def deliver_here(self, value: Any) -> None:
-        """`deliver` a value on the call's own event loop."""
+    def deliver_on_loop(self, value: Any) -> None:
+        """Deliver a value directly; the caller is on the call's own event loop."""
         self.value, self.ended = value, True
-        self._tell()
+        self._run_done_callbacks()
         self._complete()
 
     def _complete(self) -> None:
@@ -114,15 +114,15 @@ class Awaited(Call):
         self.error = self.value = None  # a traceback holds the frames of the call
 
 
-class Ends(Protocol):
-    """What can end a call that runs elsewhere."""
+class Terminator(Protocol):
+    """Something that can end a call which runs in another process."""
 
-    def end(self, call: Call) -> None: ...
+    def terminate(self, call: BlockingCall) -> None: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Held:
-    """A call that holds a thread: whose, for how long, and what it is doing now."""
+    """A call that occupies a thread: its function, its running time in seconds, and its current stack."""
 
     function: str
     seconds: float
@@ -131,7 +131,8 @@ class Held:
     stack: str
 
     @classmethod
-    def of(cls, call: Call, now: float, frame: FrameType | None) -> Held:
+    def of(cls, call: BlockingCall, now: float, frame: FrameType | None) -> Held:
+        """Describe `call` at the instant `now` of `time.monotonic`, with the thread's current frame."""
         stack = "".join(traceback.format_stack(frame)) if frame is not None else ""
         return cls(
             function=name_of(call.function),
@@ -143,17 +144,17 @@ class Held:
 
 
 def name_of(function: Callable[..., Any]) -> str:
-    """A function's name for people: module and qualified name, also behind `functools.partial`."""
-    while isinstance(function, partial):  # by its type: a mock has every attribute
+    """Return a function's module and qualified name for messages, also of one inside `functools.partial`."""
+    while isinstance(function, partial):  # checked by type, because a mock has every attribute
         function = function.func
     name = getattr(function, "__qualname__", None) or type(function).__qualname__
     return f"{getattr(function, '__module__', None) or 'builtins'}.{name}"
 
 
-def later(function: Callable[..., Any]) -> str | None:
-    """What it is if calling it only returns something that does the work later, where it is awaited or iterated.
+def deferred_kind(function: Callable[..., Any]) -> str | None:
+    """Return the kind of a function whose call only creates a coroutine or a generator; None for a plain function.
 
-    >>> later(len), later(partial(asyncio.sleep, 1))
+    >>> deferred_kind(len), deferred_kind(partial(asyncio.sleep, 1))
     (None, 'a coroutine function')
     """
     while isinstance(function, partial):
@@ -161,38 +162,38 @@ def later(function: Callable[..., Any]) -> str | None:
     plain: Any = function.__func__ if type(function) is MethodType else function
     if type(plain) is BuiltinFunctionType or (
         type(plain) is FunctionType
-        and not plain.__code__.co_flags & _LATER
-        and (not plain.__dict__ or plain.__dict__.keys() == {"__wrapped__"})  # inspect's marks are kept there
+        and not plain.__code__.co_flags & _DEFERRED
+        and (not plain.__dict__ or plain.__dict__.keys() == {"__wrapped__"})  # inspect keeps its marks in __dict__
     ):
-        return None  # nearly always, and at a tenth of the cost
+        return None  # the usual case, at a tenth of the cost of the checks below
     called = getattr(type(function), "__call__", None)  # noqa: B004 - what the call would run
-    for one in (function, called):
-        if inspect.iscoroutinefunction(one):
+    for candidate in (function, called):
+        if inspect.iscoroutinefunction(candidate):
             return "a coroutine function"
-        if inspect.isgeneratorfunction(one) or inspect.isasyncgenfunction(one):
+        if inspect.isgeneratorfunction(candidate) or inspect.isasyncgenfunction(candidate):
             return "a generator function"
     return None
 
 
-_LATER = inspect.CO_COROUTINE | inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR
+_DEFERRED = inspect.CO_COROUTINE | inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR
 
 
-def _harmless(call: Call, error: BaseException) -> RuntimeError:
-    """An exception that would end the event loop, as one that does not."""
-    said = RuntimeError(f"{name_of(call.function)}() raised {type(error).__name__}({error}) in a thread")
-    said.__cause__ = error
-    return said
+def _as_runtime_error(call: BlockingCall, error: BaseException) -> RuntimeError:
+    """Wrap an exception that would end the event loop in one that does not."""
+    wrapped = RuntimeError(f"{name_of(call.function)}() raised {type(error).__name__}({error}) in a thread")
+    wrapped.__cause__ = error
+    return wrapped
 
 
-def on_loop(loop: asyncio.AbstractEventLoop, function: Callable[..., None], *args: Any) -> None:
-    """Have an event loop call this soon; a closed one has nobody left who could ask."""
+def call_on_loop(loop: asyncio.AbstractEventLoop, function: Callable[..., None], *args: Any) -> None:
+    """Schedule a callback on an event loop from any thread; on a closed loop it is only noted in the debug log."""
     try:
         loop.call_soon_threadsafe(function, *args)
     except RuntimeError:
         log.debug("a call ended after its event loop")
 
 
-def settle(future: asyncio.Future[Any]) -> None:
-    """Complete a future that only says that something has happened."""
+def set_done(future: asyncio.Future[Any]) -> None:
+    """Complete a future whose value does not matter, unless it is done already."""
     if not future.done():
         future.set_result(None)

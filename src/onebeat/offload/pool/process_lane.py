@@ -1,4 +1,4 @@
-"""A lane of processes: each thread holds one child, started on first use; all workers of a server share a number."""
+"""Process lanes: each thread owns one child process, and the workers of a server share a quota of children."""
 
 from __future__ import annotations
 
@@ -8,22 +8,23 @@ from typing import Any
 
 from onebeat.errors import Busy
 from onebeat.offload.child.launch import launcher
-from onebeat.offload.child.process_worker import Slot
+from onebeat.offload.child.process_worker import ProcessWorker
 from onebeat.offload.limits import Limit
 from onebeat.offload.pool import fast_path
-from onebeat.offload.pool.calls import Call, log
-from onebeat.offload.pool.lanes import Lane, Worker
-from onebeat.offload.pool.share import Share
+from onebeat.offload.pool.calls import BlockingCall, log
+from onebeat.offload.pool.lanes import Lane, PoolThread
+from onebeat.offload.pool.process_quota import ProcessQuota
 
 
 class ProcessLane(Lane):
-    """A lane whose threads each hold one child process.
+    """A lane whose threads own one child process each.
 
-    With `share` it may always have one child, and each further one takes a token that all workers of this server share.
+    With a `quota` the lane may always have one child. Each further child takes a token, and all workers of this
+    server share the tokens.
     """
 
-    places = "processes"
-    kept = 1
+    unit = "processes"
+    min_threads = 1
 
     def __init__(
         self,
@@ -34,118 +35,118 @@ class ProcessLane(Lane):
         recycle: int | None = None,
         preload: tuple[str, ...] = (),
         spawn: bool | None = None,
-        share: Share | None = None,
+        quota: ProcessQuota | None = None,
     ) -> None:
-        self._share = share
-        self._said = False
+        self._quota = quota
+        self._limit_logged = False
         self._recycle = recycle
-        self._launch = partial(launcher, preload) if spawn is None else partial(launcher, preload, spawn=spawn)
+        self._new_launcher = partial(launcher, preload) if spawn is None else partial(launcher, preload, spawn=spawn)
         super().__init__(name, width, queue)
 
     @property
     def free(self) -> int:
-        """How many calls could start at once: in idle children, and in one more if it may be started."""
-        if self._share is None:
+        """Number of calls that could start at once: in idle children, and in one more child if it may be started."""
+        if self._quota is None:
             return super().free
         with self._lock:
-            idle, workers = len(self._idle), len(self._workers)
-        if idle == 0 and workers < self.width and (workers == 0 or self._share.left()):
+            idle, threads = len(self._idle), len(self._threads)
+        if idle == 0 and threads < self.width and (threads == 0 or self._quota.has_free_token()):
             return 1
         return idle
 
-    def submit(self, call: Call) -> None:
+    def submit(self, call: BlockingCall) -> None:
         super().submit(call)
-        if self._queue:  # what it waits for may wait itself, for an event loop that has ended
-            self._leave_to_threads(stranded=True)
+        if self._queue:  # the call before it may never end by itself: its event loop may have stopped
+            self._hand_over_fast_calls(only_stranded=True)
 
-    def warm(self) -> None:
+    def start_children(self) -> None:
         """Start every child now."""
         for _ in range(self.width - len(self.threads())):
             try:
-                self.submit(Call(_start_only, (), {}, Limit()))
+                self.submit(BlockingCall(_start_child, (), {}, Limit()))
             except Busy:
                 return
 
     def close(self, timeout: float = 2.0) -> None:
-        """Start nothing more and end every child, busy ones too; returns when they have ended, or after `timeout`."""
+        """Start nothing more and end every child, busy ones too; wait at most `timeout` seconds for their ends."""
         deadline = time.monotonic() + timeout
-        running = self.shut()
-        self._leave_to_threads()
+        running = self.shut_down()
+        self._hand_over_fast_calls()
         for call in running:
             call.stop("the process lane is closing")
         for thread in self.threads():
             thread.join(max(0.0, deadline - time.monotonic()))
         self._launcher.close()
 
-    def admit(self, worker: Worker) -> bool:
-        """The first may always be; each further one needs a token."""
-        if self._share is None or not self._workers:
+    def may_add(self, thread: PoolThread) -> bool:
+        """Return True for the first thread; each further thread needs a token of the quota."""
+        if self._quota is None or not self._threads:
             return True
-        worker.token = self._share.take()
-        return worker.token is not None
+        thread.token = self._quota.acquire()
+        return thread.token is not None
 
-    def begin(self, call: Call, worker: Worker) -> bool:
-        return fast_path.begin(call, worker, self)
+    def try_fast_path(self, call: BlockingCall, thread: PoolThread) -> bool:
+        return fast_path.try_fast_path(call, thread, self)
 
-    def enter(self, call: Call, worker: Worker) -> Any:
-        if worker.slot is None:
-            self._say()
-            worker.slot = Slot(self._launcher, self._recycle)
-        if call.function is _start_only:
-            return worker.slot.warm()
-        return worker.slot.run(call)
+    def execute(self, call: BlockingCall, thread: PoolThread) -> Any:
+        if thread.process_worker is None:
+            self._log_limit()
+            thread.process_worker = ProcessWorker(self._launcher, self._recycle)
+        if call.function is _start_child:
+            return thread.process_worker.start_child()
+        return thread.process_worker.run(call)
 
-    def tidy(self, worker: Worker) -> None:
-        if worker.slot is not None and not self.closed:
-            worker.slot.tidy()
+    def before_idle(self, thread: PoolThread) -> None:
+        if thread.process_worker is not None and not self.closed:
+            thread.process_worker.replace_if_needed()
 
-    def leave(self, worker: Worker) -> None:
-        """End its child; then give a token back, its own or another's: the one without a token may be the last."""
+    def on_thread_end(self, thread: PoolThread) -> None:
+        """End the child, then give back a token: the thread's own or another's, for the last thread needs none."""
         try:
-            if worker.slot is not None:
-                worker.slot.close()
+            if thread.process_worker is not None:
+                thread.process_worker.close()
         finally:
             with self._lock:
-                holder = next((one for one in (worker, *self._workers) if one.token is not None), None)
+                holder = next((one for one in (thread, *self._threads) if one.token is not None), None)
                 if holder is not None:
                     holder.token.close()
                     holder.token = None
 
-    def forget(self) -> None:
-        """As new: a forked process holds none of its parent's tokens, and starts children of its own."""
-        for worker in getattr(self, "_workers", ()):
-            if worker.token is not None:
-                worker.token.close()
-        super().forget()
-        self._launcher = self._launch()
+    def reset(self) -> None:
+        """Return to the initial state; a forked process gives up its parent's tokens and starts its own children."""
+        for thread in getattr(self, "_threads", ()):
+            if thread.token is not None:
+                thread.token.close()
+        super().reset()
+        self._launcher = self._new_launcher()
 
-    def _leave_to_threads(self, stranded: bool = False) -> None:
-        """Calls that are under way without their threads, all of them or the stranded, go on with them."""
-        for worker in list(self._workers):
-            if (call := worker.express) is not None and (not stranded or call.stranded):
-                call.leave()
+    def _hand_over_fast_calls(self, only_stranded: bool = False) -> None:
+        """Let the pool threads finish the calls on the fast path, all or only those whose event loop has stopped."""
+        for thread in list(self._threads):
+            if (call := thread.fast_call) is not None and (not only_stranded or call.is_stranded):
+                call.hand_over()
 
-    def _say(self) -> None:
-        """Say once, with the first child, how many there can be."""
+    def _log_limit(self) -> None:
+        """Log once, with the first child, how many children there can be."""
         with self._lock:
-            said, self._said = self._said, True
-        if not said:
-            log.info("%s: %s", self.name, bound(self.width, self._share))
+            logged, self._limit_logged = self._limit_logged, True
+        if not logged:
+            log.info("%s: %s", self.name, describe_limit(self.width, self._quota))
 
 
-def bound(width: int, share: Share | None) -> str:
-    """How many children there can be, in words.
+def describe_limit(width: int, quota: ProcessQuota | None) -> str:
+    """Return a text for the log that says how many children there can be.
 
-    >>> bound(3, None)
+    >>> describe_limit(3, None)
     'at most 3 child processes here, as many in each other worker of this server'
     """
-    if share is None or not share.common:
-        most = width if share is None else min(width, 1 + len(share))
+    if quota is None or not quota.is_shared:
+        most = width if quota is None else min(width, 1 + len(quota))
         return f"at most {most} child processes here, as many in each other worker of this server"
     return (
-        f"one child process here, as in each other worker of this server, and {len(share)} more that all workers share"
+        f"one child process here, as in each other worker of this server, and {len(quota)} more that all workers share"
     )
 
 
-def _start_only() -> None:
-    """Not called: a slot that gets it only starts its child."""
+def _start_child() -> None:
+    """Never runs: a process worker that receives it only starts its child."""

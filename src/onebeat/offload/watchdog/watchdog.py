@@ -1,4 +1,4 @@
-"""The watchdog: a thread that notices a blocked event loop and names the line, the route or job, the tracking id."""
+"""The watchdog: a thread that notices a blocked event loop, and reports the line, the route or job, the tracking id."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from typing import Self
 
 from onebeat.offload.limits import in_seconds
 from onebeat.offload.pool.lanes import all_lanes
-from onebeat.offload.watchdog.stalls import Meter, Spent, Stall, in_words, look
+from onebeat.offload.watchdog.stalls import Stall, TimeMeter, TimeSpent, describe_stall, find_stall
 
 log = logging.getLogger("onebeat.offload.watchdog")
 
-HELD = 0.5  # seconds another thread keeps the interpreter lock in one go; a crowd takes turns of 5 ms, but on a loaded
-# machine whoever has the turn may have no processor, and this thread got none of them for 0.3 s
-STILL = 10.0  # seconds after which a stall that goes on is said before it is over
+LOCK_HELD = 0.5  # seconds for which another thread must hold the interpreter lock without a break to be reported.
+# Python threads take turns of 5 ms; on a loaded machine a thread with the lock may have no processor for 0.3 s.
+ONGOING = 10.0  # seconds after which a stall is reported before it is over
 
 
 class Watchdog:
-    """Watches one event loop and says once per stall what blocked it, and for how long.
+    """Watch one event loop, and log once per stall what blocked it and for how long.
 
-    A loop counts as blocked when it has not answered for `limit` (seconds, or a `timedelta`) that it spent itself:
-    computing, or waiting in a blocking call. Time in which other processes had the processor, or other threads the
-    interpreter, is not its own, so a loaded machine raises no alarm. C code that keeps the interpreter lock is reported
-    late and without a stack. The cost is one callback on the loop every quarter of `limit`.
+    A loop is blocked when it does not answer for `limit` (seconds, or a `timedelta`) because it computes or waits in a
+    blocking call. Time in which other processes had the processor, or other threads the interpreter, does not count,
+    so a loaded machine raises no alarm. C code that holds the interpreter lock is reported late and without a stack.
+    The cost is one callback on the loop every quarter of `limit`.
 
-    `stalls` counts them, `worst` is the longest in seconds; `on_stall` is called on the watchdog's thread.
+    `stalls` is the number of stalls, `worst` the longest in seconds; `on_stall` is called on the watchdog's thread.
 
     >>> async def main():
     ...     with Watchdog(limit=0.05) as watchdog:
@@ -54,16 +54,16 @@ class Watchdog:
         self._stopped = threading.Event()
 
     def start(self) -> None:
-        """Begin to watch the running loop; called on it."""
+        """Begin to watch the running loop; must be called on that loop."""
         if self._thread is not None:
-            raise RuntimeError("this watchdog watches already")
+            raise RuntimeError("this watchdog is already started")
         self._stopped.clear()
-        watch = _Watch(self, asyncio.get_running_loop(), threading.get_ident(), threading.get_native_id())
-        self._thread = threading.Thread(target=watch.run, args=(self._stopped,), name="onebeat-watchdog", daemon=True)
+        monitor = _LoopMonitor(self, asyncio.get_running_loop(), threading.get_ident(), threading.get_native_id())
+        self._thread = threading.Thread(target=monitor.run, args=(self._stopped,), name="onebeat-watchdog", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
-        """Watch no longer; returns at once."""
+        """Stop watching; returns at once."""
         self._stopped.set()
         self._thread = None
 
@@ -75,117 +75,119 @@ class Watchdog:
         self.stop()
 
     def report(self, stall: Stall, context: contextvars.Context | None) -> None:
-        """Count a stall that is over and say it, in the context of what blocked the loop."""
+        """Count and log a stall that is over, in the context of the code that blocked the loop."""
         self.stalls += 1
         self.worst = max(self.worst, stall.seconds)
-        say(stall, context, "stood still for")
+        log_stall(stall, context, "was blocked for")
         if self._on_stall is not None:
             self._on_stall(stall)
 
 
-def say(stall: Stall, context: contextvars.Context | None, how: str) -> None:
-    """One record, so that it carries the tracking id of the culprit."""
+def log_stall(stall: Stall, context: contextvars.Context | None, verb: str) -> None:
+    """Log one record in this context, so that it carries the tracking id of the code that blocked the loop."""
     around = contextvars.Context() if context is None else context.copy()
     extra = {"stall_seconds": round(stall.seconds, 3), "stall_where": stall.where, "stall_stack": stall.stack}
-    around.run(log.warning, "%s", in_words(stall, how), extra=extra)
+    around.run(log.warning, "%s", describe_stall(stall, verb), extra=extra)
 
 
-class _Watch:
-    """One loop being watched. Everything but `_pong` happens on the watchdog's thread."""
+class _LoopMonitor:
+    """The state of one watched loop. Everything but `_pong` runs on the watchdog's thread."""
 
-    def __init__(self, dog: Watchdog, loop: asyncio.AbstractEventLoop, ident: int, native: int) -> None:
-        self._dog, self._loop, self._ident = dog, loop, ident
-        self._meter = Meter(ident, native)
-        self._number = 0
+    def __init__(self, watchdog: Watchdog, loop: asyncio.AbstractEventLoop, ident: int, native: int) -> None:
+        self._watchdog, self._loop, self._ident = watchdog, loop, ident
+        self._meter = TimeMeter(ident, native)
+        self._pings = 0
         self._answer: tuple[float, float] | None = None  # when the loop answered, and its CPU time then
-        self._sent = self._lost = 0.0
-        self._before = self._last = Spent()
+        self._sent = self._own_lateness = 0.0
+        self._before = self._last = TimeSpent()
         self._stall: Stall | None = None
         self._context: contextvars.Context | None = None
-        self._said = self._away = False
+        self._is_logged = self._was_stopped = False
 
     def run(self, stopped: threading.Event) -> None:
-        """Ask the loop for a sign of life every quarter of the limit."""
-        interval = self._dog.limit / 4
+        """Ping the loop every quarter of the limit until `stopped` is set or the loop is closed."""
+        interval = self._watchdog.limit / 4
         try:
             with self._meter:
                 self._last = self._meter.read()
                 self._ping(self._last)
                 while not stopped.wait(interval):
-                    self._look(max(0.0, self._meter.read().at - self._last.at - interval))
+                    self._check(max(0.0, self._meter.read().at - self._last.at - interval))
         except RuntimeError:  # call_soon_threadsafe: the loop is closed
             log.debug("the watched event loop is closed")
 
-    def _look(self, late: float) -> None:
-        """One look; `late` is how much later than meant this thread came to it."""
+    def _check(self, late: float) -> None:
+        """Check the loop once; `late` is how many seconds after the planned time this thread woke up."""
         spent, last = self._meter.read(), self._last
         self._last = spent
-        self._lost += late
-        if not self._loop.is_running():  # it has ended, or is between two runs: nobody waits for it
+        self._own_lateness += late
+        if not self._loop.is_running():  # it has ended or is between two runs, so it blocks nothing
             if self._loop.is_closed():
                 raise RuntimeError("the loop is closed")
-            self._away = True
-        elif self._away or (self._stall is None and self._lock_kept(late, last, spent)):
+            self._was_stopped = True
+        elif self._was_stopped or (self._stall is None and self._report_held_lock(late, last, spent)):
             self._ping(spent)
         elif self._answer is None:
-            self._unanswered(spent)
+            self._handle_missing_answer(spent)
         else:
-            self._answered(*self._answer)
+            self._handle_answer(*self._answer)
             self._ping(spent)
 
-    def _ping(self, spent: Spent) -> None:
+    def _ping(self, spent: TimeSpent) -> None:
         self._answer, self._stall, self._context = None, None, None
-        self._lost, self._said, self._away = 0.0, False, False
+        self._own_lateness, self._is_logged, self._was_stopped = 0.0, False, False
         self._before, self._sent = spent, time.monotonic()
-        self._number += 1
-        self._loop.call_soon_threadsafe(self._pong, self._number)
+        self._pings += 1
+        self._loop.call_soon_threadsafe(self._pong, self._pings)
 
     def _pong(self, number: int) -> None:
-        if number == self._number:
+        if number == self._pings:
             self._answer = (time.monotonic(), time.thread_time())
 
-    def _unanswered(self, spent: Spent) -> None:
+    def _handle_missing_answer(self, spent: TimeSpent) -> None:
         waited = spent.at - self._sent
         if self._stall is not None:
-            if not self._said and waited > STILL:
-                self._said = True
-                say(self._stall.lasting(waited), self._context, "has stood still for")
+            if not self._is_logged and waited > ONGOING:
+                self._is_logged = True
+                log_stall(self._stall.lasting(waited), self._context, "has been blocked for")
             return
-        if waited < self._dog.limit or not self._guilty(waited, spent):
+        if waited < self._watchdog.limit or not self._is_blocked(waited, spent):
             return
         frame = sys._current_frames().get(self._ident)
-        if frame is not None and self._answer is None and (found := look(frame, self._loop)) is not None:
+        if frame is not None and self._answer is None and (found := find_stall(frame, self._loop)) is not None:
             self._stall, self._context = found
 
-    def _guilty(self, waited: float, spent: Spent) -> bool:
-        """Whether the loop itself spent the time: computing, or waiting in a call while it could have run."""
-        limit = self._dog.limit
+    def _is_blocked(self, waited: float, spent: TimeSpent) -> bool:
+        """Return whether the loop itself spent the time: it computed, or it waited in a call."""
+        limit = self._watchdog.limit
         if spent.computed - self._before.computed >= limit:
             return True
-        return waited - self._lost - (spent.delayed - self._before.delayed) >= limit
+        return waited - self._own_lateness - (spent.delayed - self._before.delayed) >= limit
 
-    def _answered(self, at: float, computed: float) -> None:
+    def _handle_answer(self, at: float, computed: float) -> None:
         waited = at - self._sent
-        if waited < self._dog.limit:
+        if waited < self._watchdog.limit:
             return
         if self._stall is not None:
-            self._dog.report(self._stall.lasting(waited), self._context)
-        elif computed - self._before.computed >= self._dog.limit:
-            self._dog.report(Stall(seconds=waited, where="a computation that was over before anybody could look"), None)
+            self._watchdog.report(self._stall.lasting(waited), self._context)
+        elif computed - self._before.computed >= self._watchdog.limit:
+            self._watchdog.report(
+                Stall(seconds=waited, where="a computation that ended before the watchdog could read its stack"), None
+            )
 
-    def _lock_kept(self, late: float, last: Spent, spent: Spent) -> bool:
-        """Report that the interpreter lock was kept in one go: this thread came late, with a processor at hand."""
-        kept = late - (spent.own_delay - last.own_delay)
-        if kept < self._dog.limit:
+    def _report_held_lock(self, late: float, last: TimeSpent, spent: TimeSpent) -> bool:
+        """Report that the interpreter lock was held without a break: this thread was late though it had a processor."""
+        held = late - (spent.own_delay - last.own_delay)
+        if held < self._watchdog.limit:
             return False
-        if spent.computed - last.computed >= self._dog.limit:
-            where = "C code that kept the interpreter lock; such work belongs in a process"
-        elif kept >= HELD and spent.process - last.process >= HELD:
-            where = "C code on another thread that kept the interpreter lock; such work belongs in a process"
-            if calls := [call for lane in all_lanes() for call in lane.held(self._dog.limit)]:
+        if spent.computed - last.computed >= self._watchdog.limit:
+            where = "C code that held the interpreter lock; such work belongs in a process"
+        elif held >= LOCK_HELD and spent.process - last.process >= LOCK_HELD:
+            where = "C code on another thread that held the interpreter lock; such work belongs in a process"
+            if calls := [call for lane in all_lanes() for call in lane.held(self._watchdog.limit)]:
                 names = ", ".join(f"{call.function} for {call.seconds:.1f} s" for call in calls[:5])
-                where += f"; on lanes now: {names}"
+                where += f"; running on lanes now: {names}"
         else:
             return False
-        self._dog.report(Stall(seconds=kept, where=where), None)
+        self._watchdog.report(Stall(seconds=held, where=where), None)
         return True

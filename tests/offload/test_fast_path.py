@@ -18,8 +18,8 @@ import uvloop
 
 from onebeat.errors import Stopped, WorkerProcessDied
 from onebeat.offload.limits import Limit
-from onebeat.offload.pool.calls import Awaited
-from onebeat.offload.pool.lanes import Lane, Worker
+from onebeat.offload.pool.calls import AwaitedCall
+from onebeat.offload.pool.lanes import Lane, PoolThread
 from onebeat.offload.pool.process_lane import ProcessLane
 from tests.offload import work
 
@@ -41,9 +41,9 @@ def woken(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     calls: list[object] = []
     wake = Lane.wake
 
-    def noting(self: Lane, worker: Worker, call: Any = None) -> None:
+    def noting(self: Lane, thread: PoolThread, call: Any = None) -> None:
         calls.append(call)
-        wake(self, worker, call)
+        wake(self, thread, call)
 
     monkeypatch.setattr(Lane, "wake", noting)
     return calls
@@ -51,13 +51,13 @@ def woken(monkeypatch: pytest.MonkeyPatch) -> list[object]:
 
 @pytest.fixture
 def lane() -> Iterator[ProcessLane]:
-    lane = ProcessLane("express", 1)
+    lane = ProcessLane("fast path", 1)
     yield lane
     lane.close()
 
 
-def submit(lane: ProcessLane, function: Callable[..., Any], *args: Any, seconds: float | None = None) -> Awaited:
-    call = Awaited(function, args, {}, Limit(seconds))
+def submit(lane: ProcessLane, function: Callable[..., Any], *args: Any, seconds: float | None = None) -> AwaitedCall:
+    call = AwaitedCall(function, args, {}, Limit(seconds))
     lane.submit(call)
     return call
 
@@ -125,7 +125,7 @@ async def test_a_call_that_is_told_to_stop_ends_and_gives_its_place_back(lane: P
 
 
 async def test_children_are_replaced_after_their_number_of_calls() -> None:
-    lane = ProcessLane("recycled express", 1, recycle=3)
+    lane = ProcessLane("recycled", 1, recycle=3)
     pids = [await idle(lane) for _ in range(9)]
     assert [pids.count(pid) for pid in pids] == [3] * 9
     await asyncio.to_thread(lane.close)
