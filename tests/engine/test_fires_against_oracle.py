@@ -17,7 +17,7 @@ from tests.guarantees.arrange import OPTIONS, added, fired
 from tests.support import rows
 from tests.support.databases import Shelf
 from tests.support.virtual import VirtualClock
-from tests.timing.years import Plan, instants, plans
+from tests.timing.random_rules import Plan, instants, plans
 
 
 def definition(number: int, item: Plan) -> Definition:
