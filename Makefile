@@ -4,7 +4,11 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format soak bench databases clean
+
+# With this variable every child process of a test would compile onebeat anew.
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: help demo test test-all lint format soak bench databases clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1 — /'
@@ -25,9 +29,12 @@ help:  ## this list
 demo: .venv/.demo  ## the example shop on SQLite with four uvicorn workers
 	@$(BIN)/python -m examples.shop
 
-test: .venv/.dev  ## everything, on SQLite and on each database server that can be reached
-	$(BIN)/python -m pytest -m "not soak and not alone" -n 3 --dist worksteal < /dev/null
-	$(BIN)/python -m pytest -m "not soak and alone" < /dev/null
+test: .venv/.dev  ## whether a change is safe, on SQLite and on each database server that can be reached
+	$(BIN)/python -m pytest -n 4 --dist worksteal < /dev/null
+
+test-all: .venv/.dev  ## the rest: campaigns with killed processes, long fuzzers, matrices
+	$(BIN)/python -m pytest -m "campaign and not alone and not soak" -n 2 --dist worksteal < /dev/null
+	$(BIN)/python -m pytest -m "alone and not soak" < /dev/null
 
 lint: .venv/.dev  ## ruff and mypy, strict
 	$(BIN)/ruff check .
@@ -38,7 +45,7 @@ format: .venv/.dev  ## let ruff rewrite the layout
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-soak: .venv/.dev  ## the long campaigns
+soak: .venv/.dev  ## hours: large campaigns, and other versions of Python
 	$(BIN)/python -m pytest -m soak
 
 bench: .venv/.dev  ## measure, beside the raw limits, in one run

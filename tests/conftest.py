@@ -1,4 +1,4 @@
-"""Fixtures that all rooms share: a database of each kind that can be reached, and its name at the end."""
+"""Fixtures that all tests share: a database of each kind that can be reached, and the order and marks of tests."""
 
 from __future__ import annotations
 
@@ -15,29 +15,19 @@ from tests.support.databases import KINDS, RAN, SQL, Shelf, create_database, dro
 
 SERVERS = find_servers()  # kind → version
 HERE = Path(__file__).parent
-ALONE = (
-    "logs/test_console.py",
-    "logs/test_processes.py",
-    "logs/test_server.py",
-    "logs/test_setup.py",
-    "logs/test_story.py",
-    "logs/test_writer.py",
-    "offload/",
-    "fastapi/",
-    "examples/",
-    "cluster/",
-    "engine/test_blocked_loop.py",
-    "locks/test_campaign.py",
+LAST = ("store", "engine", "guarantees", "cli", "examples", "cluster", "locks")  # other directories come before them
+
+# Campaigns by the name of the test: each has a smaller one beside it, named in the comment, that `make test` runs.
+CAMPAIGNS = (
+    "test_a_back_end_without_one_of_its_rules_does_not_pass",  # the contract suite itself; its own rules are tested
+    "test_a_forked_child_neither_releases_nor_renews_its_parents_lock[postgresql]",  # [file]
+    "test_a_forked_child_neither_releases_nor_renews_its_parents_lock[redis]",  # [file]
+    "test_no_history_of_eight_processes_is_wrong[file]",  # [sqlite]
+    "test_no_history_of_eight_processes_is_wrong[mariadb]",
+    "test_no_history_of_eight_processes_is_wrong[postgresql]",
+    "test_no_history_of_eight_processes_is_wrong[redis]",
+    "test_a_blocked_event_loop_keeps_its_lease_and_others_go_on[sqlite]",  # [postgresql]
 )
-SLOW = (
-    "store",
-    "engine",
-    "guarantees",
-    "locks",
-    "cli",
-    "examples",
-    "cluster",
-)  # what is not named comes first
 
 MakeDatabase = Callable[..., Awaitable[Database]]
 
@@ -56,14 +46,14 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` chooses by the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Quick rooms first, whole processes last: a mistake shows early. What measures or fills the machine is `alone`."""
-    items.sort(key=lambda item: SLOW.index(room) + 1 if (room := _room(item)) in SLOW else 0)
+    """Mark campaigns by name, and put quick tests first, so that a mistake shows early."""
+    items.sort(key=lambda item: LAST.index(part) + 1 if (part := _directory(item)) in LAST else 0)
     for item in items:
-        if item.path.relative_to(HERE).as_posix().startswith(ALONE):
-            item.add_marker("alone")
+        if item.name.startswith(CAMPAIGNS):
+            item.add_marker("campaign")
 
 
-def _room(item: pytest.Item) -> str:
+def _directory(item: pytest.Item) -> str:
     return item.path.relative_to(HERE).parts[0]
 
 

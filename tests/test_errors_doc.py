@@ -1,4 +1,4 @@
-"""docs/errors.md names every error and every bad day, and each row's test exists."""
+"""docs/errors.md names every error and every fault, and each row's test exists."""
 
 from __future__ import annotations
 

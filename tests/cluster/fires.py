@@ -1,4 +1,4 @@
-"""Twenty schedules of one second behind `uvicorn --workers 4`, for the tests and for `python -m bench.fires`."""
+"""Twenty schedules of one second behind `uvicorn --workers N`, for the tests and for `python -m bench.fires`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tests.support import rows
 from tests.support.checker import SECOND, Facts, lateness, percentile
-from tests.support.cluster import UVICORN, Cluster
+from tests.support.cluster import Cluster, uvicorn
 from tests.support.ledger import wall_us
 
 STRICT: Mapping[str, object] = {"overlap": "allow", "catch_up": "all"}
@@ -20,7 +20,7 @@ STOOD_STILL = 5 * SECOND  # a watermark that far behind the stop is no lateness 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What a run left behind; from `ready` to `stopped` (wall, µs) all four workers were up and undisturbed."""
+    """What a run left behind; from `ready` to `stopped` (wall, µs) all workers were up and undisturbed."""
 
     facts: Facts
     ready: int
@@ -43,11 +43,11 @@ class Run:
         return dict(Counter(row.decision for row in self.facts.fires))
 
 
-async def run(url: str, folder: Path, seconds: float, policies: Mapping[str, object]) -> Run:
+async def run(url: str, folder: Path, seconds: float, policies: Mapping[str, object], workers: int = 4) -> Run:
     """Let the schedules fire for so long; a worker without schedules then ends what is left of the jobs."""
     schedules = [{"seconds": 1, "id": f"each-second-{n}", **policies} for n in range(20)]
-    with Cluster(url, folder, count=1, command=UVICORN, settings=SETTINGS, schedules=schedules) as cluster:
-        await cluster.ready(children=4)
+    with Cluster(url, folder, count=1, command=uvicorn(workers), settings=SETTINGS, schedules=schedules) as cluster:
+        await cluster.ready(children=workers)
         ready = wall_us()
         await asyncio.sleep(seconds)  # the length of the run, waiting for nothing
         stopped = wall_us()
@@ -62,8 +62,8 @@ async def run(url: str, folder: Path, seconds: float, policies: Mapping[str, obj
     assert len(watermarks) == 20
     assert min(mark or 0 for mark in watermarks) > stopped - STOOD_STILL, "a schedule stood still"
     assert len(due) >= 20 * (seconds - 1)
-    workers = {line.pid for line in made.facts.lines if line.event == "worker"}
-    assert len(workers) == 5, "four workers, and the one that ended what was left"
+    pids = {line.pid for line in made.facts.lines if line.event == "worker"}
+    assert len(pids) == workers + 1, "the workers of uvicorn, and the one that ended what was left"
     return made
 
 

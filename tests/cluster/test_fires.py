@@ -1,4 +1,4 @@
-"""Four real uvicorn workers, twenty schedules of one second: each due instant has one verdict, each start one job."""
+"""Real uvicorn workers, twenty schedules of one second: each due instant has one verdict, each start one job."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from tests.support.cluster import judge
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(120)]
 
 
-async def exactly_once(url: str, folder: Path, seconds: float) -> None:
-    made = await run(url, folder, seconds, STRICT)
+async def exactly_once(url: str, folder: Path, seconds: float, workers: int = 4) -> None:
+    made = await run(url, folder, seconds, STRICT, workers)
     facts = made.facts
     print(f"{url.partition(':')[0]}: {made.verdicts}; verdicts late by {words(made.decided_late)}")
     judge(facts)
@@ -25,6 +25,11 @@ async def exactly_once(url: str, folder: Path, seconds: float) -> None:
 
 
 async def test_each_due_instant_has_one_verdict_and_each_start_one_finished_job(url: str, tmp_path: Path) -> None:
+    await exactly_once(url, tmp_path, 3, workers=2)
+
+
+@pytest.mark.campaign
+async def test_each_due_instant_of_twelve_seconds_has_one_verdict_with_four_workers(url: str, tmp_path: Path) -> None:
     await exactly_once(url, tmp_path, 12)
 
 

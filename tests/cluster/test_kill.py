@@ -13,6 +13,7 @@ from tests.cluster.work import Mix, enqueue, seeded
 from tests.support import rows
 from tests.support.checker import Facts
 from tests.support.cluster import LEASE, Cluster, judge
+from tests.support.ledger import until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
 
@@ -29,6 +30,22 @@ def report(name: str, facts: Facts, faults: int) -> None:
         f"{name}: {len(facts.jobs)} jobs, {faults} faults, {outages} outages, {again} ran more than once, "
         f"{refused} stale settlements refused, {quarantined} quarantined"
     )
+
+
+async def test_the_jobs_of_a_killed_worker_are_run_by_another(url: str, tmp_path: Path) -> None:
+    mix = Mix(count=60, shortest=0.2, longest=0.5)
+    await enqueue(url, mix, seeded("one kill"))
+    with Cluster(url, tmp_path, count=2) as cluster:
+        await cluster.ready()
+        until(cluster.ledger, lambda lines: any(line.pid == cluster.workers[0].pid for line in lines if line.job), 30)
+        cluster.kill(0)
+        await cluster.quiet(60)  # starts another in its place
+        await cluster.ready()
+        assert await cluster.terminate() == [0, 0]
+        facts = await cluster.facts()
+    judge(facts)
+    assert len(facts.jobs) == mix.count
+    assert any(row.outcome == "lost" for row in facts.attempts), "the kill hit no running job"
 
 
 async def killed(url: str, folder: Path, mix: Mix, name: str) -> None:
@@ -72,14 +89,17 @@ async def paused(url: str, folder: Path, mix: Mix, name: str, rounds: int) -> No
     assert any(line.event == "refused" for line in facts.lines), "no worker came back with a stale settlement"
 
 
+@pytest.mark.campaign
 async def test_every_job_ends_and_no_start_is_unexplained_while_workers_are_killed(url: str, tmp_path: Path) -> None:
     await killed(url, tmp_path, JOBS, "kill")
 
 
+@pytest.mark.campaign
 async def test_a_worker_paused_beyond_its_lease_settles_nothing_it_lost(url: str, tmp_path: Path) -> None:
     await paused(url, tmp_path, PAUSABLE, "pause", rounds=2)
 
 
+@pytest.mark.campaign
 async def test_a_job_that_kills_its_worker_is_quarantined_after_three_deaths(sqlite_url: str, tmp_path: Path) -> None:
     await enqueue(sqlite_url, Mix(count=50, shortest=0.01, longest=0.1), seeded("poison"))
     async with app.build(sqlite_url, role="client"):
@@ -107,6 +127,7 @@ async def test_soak_two_hundred_seconds_of_pauses(url: str, tmp_path: Path) -> N
     await paused(url, tmp_path, Mix(count=20_000, shortest=0.05, longest=0.5, threads=0.4), "soak pause", rounds=40)
 
 
+@pytest.mark.campaign
 async def test_a_process_stopped_while_it_holds_the_write_lock_is_noticed_as_an_outage(
     sqlite_url: str, tmp_path: Path
 ) -> None:
@@ -120,6 +141,7 @@ async def test_a_process_stopped_while_it_holds_the_write_lock_is_noticed_as_an_
         assert [fault.kind for fault in cluster.faults] == ["stop", "stop", "outage"]
 
 
+@pytest.mark.campaign
 async def test_the_rows_of_an_idle_cluster_say_so(sqlite_url: str, tmp_path: Path) -> None:
     """The harness itself: workers that had nothing to do leave alive rows, then stopped ones, and no violation."""
     with Cluster(sqlite_url, tmp_path, count=2) as cluster:

@@ -86,6 +86,7 @@ async def drained(cluster: Cluster, timeout: float) -> None:
         await asyncio.sleep(0.3)
 
 
+@pytest.mark.campaign
 async def test_a_killed_database_server_costs_time_and_nothing_else(kind: str, tmp_path: Path) -> None:
     await survived(kind, tmp_path, Mix(count=800, shortest=0.05, longest=0.4), 1, "outage")
 

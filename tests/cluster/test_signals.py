@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT drain; a second signal stops a worker at once; `uvicorn --workers 4` loses nothing."""
+"""SIGTERM and SIGINT drain; a second signal stops a worker at once; uvicorn with several workers loses nothing."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from tests.cluster import app
 from tests.cluster.work import Mix, enqueue, seeded
 from tests.support import rows
-from tests.support.cluster import UVICORN, Cluster, judge
+from tests.support.cluster import Cluster, judge, uvicorn
 from tests.support.ledger import Line, until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(150)]
@@ -21,6 +21,7 @@ def started(count: int) -> Callable[[list[Line]], bool]:
     return lambda lines: sum(line.event == "start" for line in lines) >= count
 
 
+@pytest.mark.campaign
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
 async def test_a_signal_drains_a_worker(number: signal.Signals, sqlite_url: str, tmp_path: Path) -> None:
     """What runs is ended and settled, what waits keeps waiting, and the worker says goodbye."""
@@ -41,6 +42,7 @@ async def test_a_signal_drains_a_worker(number: signal.Signals, sqlite_url: str,
     assert [job.attempt for job in facts.jobs] == [1] * 20
 
 
+@pytest.mark.campaign
 async def test_a_second_signal_stops_a_worker_at_once(sqlite_url: str, tmp_path: Path) -> None:
     async with app.build(sqlite_url, role="client"):
         await app.work.enqueue(60, True)
@@ -70,16 +72,24 @@ async def test_a_drain_that_takes_too_long_gives_the_job_back(sqlite_url: str, t
     assert [(row.id, row.state, row.errors, row.crashes) for row in left] == [(job.id, "queued", 0, 0)]
 
 
+async def test_sigterm_to_uvicorn_with_two_workers_loses_nothing(sqlite_url: str, tmp_path: Path) -> None:
+    await terminated(sqlite_url, tmp_path, Mix(count=60, shortest=0.1, longest=0.5), workers=2)
+
+
+@pytest.mark.campaign
 async def test_sigterm_to_uvicorn_with_four_workers_loses_nothing(url: str, tmp_path: Path) -> None:
-    mix = Mix(count=300, shortest=0.1, longest=0.5)
+    await terminated(url, tmp_path, Mix(count=300, shortest=0.1, longest=0.5), workers=4)
+
+
+async def terminated(url: str, folder: Path, mix: Mix, workers: int) -> None:
     await enqueue(url, mix, seeded("uvicorn"))
-    with Cluster(url, tmp_path, count=1, command=UVICORN) as cluster:
-        await cluster.ready(children=4)
-        until(cluster.ledger, started(60), 30)
+    with Cluster(url, folder, count=1, command=uvicorn(workers)) as cluster:
+        await cluster.ready(children=workers)
+        until(cluster.ledger, started(mix.count // 5), 30)
         await cluster.terminate()
     running = [job for job in (await rows.read(url)).jobs if job.state == "running"]
     assert running == [], "a drained worker holds nothing"
-    with Cluster(url, tmp_path, count=1, settings={"slots": 50}) as rest:
+    with Cluster(url, folder, count=1, settings={"slots": 50}) as rest:
         await rest.quiet(60)
         await rest.terminate()
         facts = await cluster.facts()

@@ -10,7 +10,7 @@ import pytest
 from onebeat.scheduler.scheduler import Scheduler
 from onebeat.timing.clock import HOUR
 from tests.conftest import MakeDatabase
-from tests.support.days import Days
+from tests.support.simulated_worker import SimulatedWorker
 from tests.support.virtual import START, VirtualClock
 
 Make = Callable[..., Scheduler]
@@ -32,7 +32,7 @@ async def make(database_url: str) -> AsyncIterator[Make]:
 
 
 @pytest.fixture
-async def days(database_url: str, make_database: MakeDatabase) -> Days:
+async def simulated(database_url: str, make_database: MakeDatabase) -> SimulatedWorker:
     """Every database in turn, with a virtual clock that shows a full hour."""
     clock = VirtualClock(START - START % HOUR)
-    return Days(await make_database(database_url, database_clock=clock), database_url, clock)
+    return SimulatedWorker(await make_database(database_url, database_clock=clock), database_url, clock)

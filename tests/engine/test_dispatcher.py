@@ -12,7 +12,7 @@ from onebeat.timing.triggers import Every
 from tests.conftest import MakeDatabase
 from tests.guarantees.arrange import added
 from tests.support.builders import SECOND, registered
-from tests.support.days import a_schedule
+from tests.support.simulated_worker import a_schedule
 from tests.support.virtual import START, VirtualClock
 
 POLL = 30 * SECOND

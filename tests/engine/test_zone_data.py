@@ -15,7 +15,7 @@ from onebeat.timing.clock import DAY, HOUR, MINUTE, SECOND, from_us
 from onebeat.timing.triggers import Cron
 from tests.guarantees.arrange import added
 from tests.support import rows
-from tests.support.days import Days, a_schedule
+from tests.support.simulated_worker import SimulatedWorker, a_schedule
 
 NIGHTLY = Cron("30 2 * * *", "Europe/Berlin")
 Spoil = Callable[[Database, int], Awaitable[None]]
@@ -55,31 +55,31 @@ async def test_a_worker_that_starts_moves_the_next_fires_by_its_own_data(
             assert "it lies ahead" in str(why)
 
 
-async def test_a_worker_that_runs_looks_once_a_day(days: Days, spoil: Spoil) -> None:
-    await added(days.database, a_schedule(trigger=NIGHTLY))
+async def test_a_worker_that_runs_looks_once_a_day(simulated: SimulatedWorker, spoil: Spoil) -> None:
+    await added(simulated.database, a_schedule(trigger=NIGHTLY))
     woken: list[int] = []
     sweeper = Sweeper(
-        database=days.database,
+        database=simulated.database,
         worker_id=lambda: None,
         interval=15 * SECOND,
         retention=Retention(),
         announce=lambda event: None,
-        woken=lambda: woken.append(days.clock.now),
+        woken=lambda: woken.append(simulated.clock.now),
         suspects=lambda now: None,
         tasks=lambda: ("work",),
         patience=MINUTE,
     )
 
     async def next_fire_after_a_sweep(seconds: float) -> int | None:
-        days.clock.advance(seconds)
-        await sweeper.tick(days.clock.now)
-        return (await rows.read(days.url)).schedules["s"][1]
+        simulated.clock.advance(seconds)
+        await sweeper.tick(simulated.clock.now)
+        return (await rows.read(simulated.url)).schedules["s"][1]
 
-    began = days.clock.now
+    began = simulated.clock.now
     right = await next_fire_after_a_sweep(0)
     assert right is not None
     wrong = right + 2 * DAY
-    await spoil(days.database, wrong)
+    await spoil(simulated.database, wrong)
     assert await next_fire_after_a_sweep(3600) == wrong
     assert await next_fire_after_a_sweep(22 * 3600) == wrong
     assert woken == []
@@ -87,4 +87,4 @@ async def test_a_worker_that_runs_looks_once_a_day(days: Days, spoil: Spoil) -> 
     assert tomorrow is not None
     moved = await next_fire_after_a_sweep(3600)
     assert moved == tomorrow.at, from_us(moved or 0)
-    assert woken == [days.clock.now]
+    assert woken == [simulated.clock.now]

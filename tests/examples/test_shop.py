@@ -23,7 +23,7 @@ from examples.shop.__main__ import free_port
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 60  # seconds beyond the nominal time before a wait counts as failed, on a busy machine
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.campaign, pytest.mark.timeout(300)]  # waits for whole minutes
 
 
 @dataclass(frozen=True)

@@ -147,6 +147,8 @@ async def test_lines_that_pass_without_a_look_and_others_keep_order_and_bounds(s
     assert len(written) + sum(sum(record["dropped"].values()) for record in records if "dropped" in record) == 2_000
 
 
+@pytest.mark.campaign
+@pytest.mark.alone
 def test_a_sink_blocked_for_ten_seconds_holds_up_no_loop() -> None:
     """A machine may keep any process waiting once; a log call that waits for the sink would do so each time."""
     for _ in range(3):

@@ -137,6 +137,8 @@ async def p99_beside(server: Server, path: str) -> float:
     return sorted(times)[int(len(times) * 0.99)]
 
 
+@pytest.mark.campaign
+@pytest.mark.alone
 @pytest.mark.timeout(300)
 async def test_blocking_calls_through_onebeat_cost_an_unrelated_route_no_more_than_sleeps(server: Server) -> None:
     """p99 at most 1.5 times that beside `asyncio.sleep`: the median of pairs, each one's halves beside each other."""
@@ -190,6 +192,7 @@ async def test_child_processes_end_with_the_server(server: Server) -> None:
     assert not Path(f"/proc/{child}").exists()
 
 
+@pytest.mark.campaign
 async def test_four_workers_have_separate_pools_and_a_bounded_total() -> None:
     """`uvicorn --workers 4`: every worker serves, and all children together are within what is said."""
     server = serve("--workers", "4")

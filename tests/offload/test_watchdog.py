@@ -241,6 +241,8 @@ def under_load(seconds: float) -> Callable[[], Coroutine[Any, Any, None]]:
     return main
 
 
+@pytest.mark.campaign
+@pytest.mark.alone
 def test_load_from_other_processes_raises_no_alarm() -> None:
     with stress(4 * (os.cpu_count() or 1)):
         assert watched(under_load(3)) == []
@@ -256,6 +258,8 @@ def test_ten_minutes_of_load_from_other_processes_raise_no_alarm(
         assert watched(under_load(600 / len(LOOPS)), loop_factory) == []
 
 
+@pytest.mark.campaign
+@pytest.mark.alone
 def test_a_stall_under_load_is_still_found() -> None:
     async def main() -> None:
         time.sleep(1)  # blocked, whatever others do

@@ -23,8 +23,15 @@ ROOT = Path(__file__).resolve().parents[2]
 LEASE = 3.0  # seconds
 HEARTBEAT = 0.5
 BARE = ("-m", "onebeat", "worker", "--app", "tests.cluster.app:scheduler")
-UVICORN = ("-m", "uvicorn", "tests.cluster.app:app", "--workers", "4", "--port", "0", "--log-level", "warning")
 SETTINGS = {"lease": LEASE, "heartbeat": HEARTBEAT, "poll": 0.2, "drain": 10, "slots": 8}
+
+
+def uvicorn(workers: int) -> tuple[str, ...]:
+    """Return the command of a uvicorn server with so many worker processes, on a free port."""
+    return (
+        *("-m", "uvicorn", "tests.cluster.app:app", "--workers", str(workers)),
+        *("--port", "0", "--log-level", "warning"),
+    )
 
 
 @dataclass

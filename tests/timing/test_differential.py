@@ -109,6 +109,11 @@ def compare(cron: Rule, instants: list[datetime], at: datetime, start: datetime,
         assert backward is None or from_us(backward.at) < start + DAYS / 2, f"{case}, previous {backward}"
 
 
+def test_two_hundred_questions_agree_with_the_scan() -> None:
+    campaign(200, seed=20261025)
+
+
+@pytest.mark.campaign
 @pytest.mark.timeout(600)  # eight seconds of work, on a machine that may be busy
 def test_two_thousand_questions_agree_with_the_scan() -> None:
     print(f"tzdata {tzdata.IANA_VERSION}")

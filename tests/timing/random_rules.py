@@ -1,4 +1,4 @@
-"""Years of fires said a second time, wall time by wall time through `zoneinfo`'s folds."""
+"""Random time rules, and their fires computed independently: wall time by wall time, with the folds of `zoneinfo`."""
 
 from __future__ import annotations
 

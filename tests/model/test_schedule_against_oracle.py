@@ -10,7 +10,7 @@ import tzdata
 from onebeat.model.policies import Decision, Policies
 from onebeat.model.schedule import Schedule, plan
 from onebeat.timing.clock import SECOND, from_us, to_us
-from tests.timing.years import Plan, instants, plans
+from tests.timing.random_rules import Plan, instants, plans
 
 ALLOW = Policies(overlap="allow", catch_up="all")
 

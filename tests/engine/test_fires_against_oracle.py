@@ -17,7 +17,7 @@ from tests.guarantees.arrange import OPTIONS, added, fired
 from tests.support import rows
 from tests.support.databases import Shelf
 from tests.support.virtual import VirtualClock
-from tests.timing.years import Plan, instants, plans
+from tests.timing.random_rules import Plan, instants, plans
 
 
 def definition(number: int, item: Plan) -> Definition:
@@ -49,6 +49,7 @@ async def through_sqlite(url: str, make: MakeDatabase, count: int, start: dateti
     return len(seen)
 
 
+@pytest.mark.campaign
 @pytest.mark.timeout(600)
 async def test_the_days_of_the_changes_of_clocks(shelf: Shelf, tmp_path: Path, make_database: MakeDatabase) -> None:
     spring, autumn = datetime(2026, 3, 28, tzinfo=UTC), datetime(2026, 10, 24, tzinfo=UTC)

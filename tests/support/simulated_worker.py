@@ -1,4 +1,4 @@
-"""A database under a virtual clock, days without workers, and what `scheduler.schedules` says of them afterwards."""
+"""A worker under a virtual clock that works only when a test says so, and what it leaves in the database."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def a_schedule(id: str = "s", trigger: Rule | None = None, policies: dict[str, A
     )
 
 
-class Days:
-    """One database under a virtual clock, and a worker that is there only when a test says so."""
+class SimulatedWorker:
+    """A worker on one database under a virtual clock; it works only when a test says so."""
 
     def __init__(self, database: Database, url: str, clock: VirtualClock) -> None:
         self.database, self.url, self.clock = database, url, clock
