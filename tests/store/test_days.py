@@ -148,14 +148,14 @@ async def test_a_compare_and_set_that_waited_sees_the_winners_row(
 ) -> None:
     """In the server's own SERIALIZABLE the second one would raise; in READ COMMITTED it loses with a row count of 0."""
     database = await make_database(running.url)
-    await database.write(lambda tx: tx.execute(tx.tables.limits.insert().values(name="n", width=1)))
+    await database.write(lambda tx: tx.execute(tx.tables.limits.insert().values(name="n", kind="task")))
     loop, held, go = asyncio.get_running_loop(), asyncio.Event(), asyncio.Event()
 
     def move(tx: Tx, wait: bool) -> int:
         from sqlalchemy.util import await_only
 
         limits = tx.tables.limits
-        moved = tx.execute(limits.update().where(limits.c.name == "n", limits.c.used == 0).values(used=1)).rowcount
+        moved = tx.execute(limits.update().where(limits.c.name == "n", limits.c.tokens == 0).values(tokens=1)).rowcount
         if wait:
             loop.call_soon(held.set)
             await_only(go.wait())
@@ -172,7 +172,7 @@ async def test_a_compare_and_set_that_waited_sees_the_winners_row(
 
 async def test_a_deadlock_is_tried_again_and_both_succeed(served: str, make_database: MakeDatabase) -> None:
     database = await make_database(served)
-    await database.write(lambda tx: tx.execute(tx.tables.limits.insert(), [{"name": n, "width": 1} for n in "ab"]))
+    await database.write(lambda tx: tx.execute(tx.tables.limits.insert(), [{"name": n, "kind": "task"} for n in "ab"]))
     both, arrived, runs = asyncio.Event(), 0, 0
     loop = asyncio.get_running_loop()
 
@@ -183,7 +183,7 @@ async def test_a_deadlock_is_tried_again_and_both_succeed(served: str, make_data
         runs += 1
         limits = tx.tables.limits
         for position, name in enumerate(order):
-            tx.execute(limits.update().where(limits.c.name == name).values(used=limits.c.used + 1))
+            tx.execute(limits.update().where(limits.c.name == name).values(tokens=limits.c.tokens + 1))
             if position == 0 and arrived < 2:
                 arrived += 1
                 if arrived == 2:
@@ -191,7 +191,7 @@ async def test_a_deadlock_is_tried_again_and_both_succeed(served: str, make_data
                 await_only(both.wait())
 
     await asyncio.gather(database.write(cross, ("a", "b")), database.write(cross, ("b", "a")))
-    used = await database.read(lambda tx: list(tx.execute(select(tx.tables.limits.c.used)).scalars()))
+    used = await database.read(lambda tx: list(tx.execute(select(tx.tables.limits.c.tokens)).scalars()))
     assert used == [2, 2]
     assert runs == 3  # one of them was the victim and ran again
 
@@ -358,13 +358,13 @@ async def test_a_thousand_cancels_leave_no_connection_and_no_lock(
     database_kind: str, database_url: str, make_database: MakeDatabase
 ) -> None:
     database = await make_database(database_url, pool_size=3)
-    await database.write(lambda tx: tx.execute(tx.tables.limits.insert().values(name="n", width=1)))
+    await database.write(lambda tx: tx.execute(tx.tables.limits.insert().values(name="n", kind="task")))
     dice = random.Random(7)
 
     def up(tx: Tx) -> None:
         limits = tx.tables.limits
-        tx.execute(tx.dialect.lock_rows(select(limits.c.used).where(limits.c.name == "n"))).scalar_one()
-        tx.execute(limits.update().where(limits.c.name == "n").values(used=limits.c.used + 1))
+        tx.execute(tx.dialect.lock_rows(select(limits.c.tokens).where(limits.c.name == "n"))).scalar_one()
+        tx.execute(limits.update().where(limits.c.name == "n").values(tokens=limits.c.tokens + 1))
 
     finished = 0
     for _ in range(100):
@@ -379,7 +379,7 @@ async def test_a_thousand_cancels_leave_no_connection_and_no_lock(
         assert all(outcome is None or isinstance(outcome, asyncio.CancelledError) for outcome in outcomes)
 
     await asyncio.wait_for(database.write(up), 10)  # the row is not locked by anybody
-    used = await database.read(lambda tx: tx.execute(select(tx.tables.limits.c.used)).scalar_one())
+    used = await database.read(lambda tx: tx.execute(select(tx.tables.limits.c.tokens)).scalar_one())
     assert finished + 1 <= used <= 1001
     if database_kind != "sqlite":
         sessions = ADMINS[database_kind].sessions(str(database.url.database))
