@@ -142,4 +142,4 @@ def test_the_dialects_name_is_read_in_one_place() -> None:
         for p in FILES
         if re.search(r"dialect\.name|\.drivername|get_backend_name", p.read_text("utf-8"))
     ]
-    assert set(readers) <= {"store/dialects/by_url.py", "store/tables.py"}
+    assert set(readers) <= {"store/dialects/by_url.py", "store/tables/columns.py"}

@@ -251,7 +251,7 @@ async def test_a_forced_release_is_in_the_audit_table(database_url: str, make_da
         return tx.execute(tx.tables.audit.select()).one()
 
     row = await database.read(look)
-    assert (row.what, row.subject, row.reason) == ("lock.force_release", "a", "its holder hangs")
+    assert (row.action, row.subject, row.reason) == ("lock.force_release", "a", "its holder hangs")
     assert str(lease.fence) in row.before_json
 
 

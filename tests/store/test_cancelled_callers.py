@@ -18,13 +18,13 @@ async def test_a_thousand_cancels_leave_no_connection_and_no_lock(
     database_kind: str, database_url: str, make_database: MakeDatabase
 ) -> None:
     database = await make_database(database_url, pool_size=3)
-    await database.write(lambda tx: tx.execute(tx.tables.limits.insert().values(name="n", width=1)))
+    await database.write(lambda tx: tx.execute(tx.tables.limits.insert().values(name="n", kind="task")))
     dice = random.Random(7)
 
     def up(tx: Tx) -> None:
         limits = tx.tables.limits
-        tx.execute(tx.dialect.lock_rows(select(limits.c.used).where(limits.c.name == "n"))).scalar_one()
-        tx.execute(limits.update().where(limits.c.name == "n").values(used=limits.c.used + 1))
+        tx.execute(tx.dialect.lock_rows(select(limits.c.tokens).where(limits.c.name == "n"))).scalar_one()
+        tx.execute(limits.update().where(limits.c.name == "n").values(tokens=limits.c.tokens + 1))
 
     finished = 0
     for _ in range(100):
@@ -39,7 +39,7 @@ async def test_a_thousand_cancels_leave_no_connection_and_no_lock(
         assert all(outcome is None or isinstance(outcome, asyncio.CancelledError) for outcome in outcomes)
 
     await asyncio.wait_for(database.write(up), 10)  # the row is not locked by anybody
-    used = await database.read(lambda tx: tx.execute(select(tx.tables.limits.c.used)).scalar_one())
+    used = await database.read(lambda tx: tx.execute(select(tx.tables.limits.c.tokens)).scalar_one())
     assert finished + 1 <= used <= 1001
     if database_kind != "sqlite":
         sessions = ADMINS[database_kind].sessions(str(database.url.database))

@@ -37,14 +37,14 @@ async def test_a_compare_and_set_that_waited_sees_the_winners_row(
 ) -> None:
     """In the server's own SERIALIZABLE the second one would raise; in READ COMMITTED it loses with a row count of 0."""
     database = await make_database(running.url)
-    await database.write(lambda tx: tx.execute(tx.tables.limits.insert().values(name="n", width=1)))
+    await database.write(lambda tx: tx.execute(tx.tables.limits.insert().values(name="n", kind="task")))
     loop, held, go = asyncio.get_running_loop(), asyncio.Event(), asyncio.Event()
 
     def move(tx: Tx, wait: bool) -> int:
         from sqlalchemy.util import await_only
 
         limits = tx.tables.limits
-        moved = tx.execute(limits.update().where(limits.c.name == "n", limits.c.used == 0).values(used=1)).rowcount
+        moved = tx.execute(limits.update().where(limits.c.name == "n", limits.c.tokens == 0).values(tokens=1)).rowcount
         if wait:
             loop.call_soon(held.set)
             await_only(go.wait())
@@ -61,7 +61,7 @@ async def test_a_compare_and_set_that_waited_sees_the_winners_row(
 
 async def test_a_deadlock_is_tried_again_and_both_succeed(served: str, make_database: MakeDatabase) -> None:
     database = await make_database(served)
-    await database.write(lambda tx: tx.execute(tx.tables.limits.insert(), [{"name": n, "width": 1} for n in "ab"]))
+    await database.write(lambda tx: tx.execute(tx.tables.limits.insert(), [{"name": n, "kind": "task"} for n in "ab"]))
     both, arrived, runs = asyncio.Event(), 0, 0
     loop = asyncio.get_running_loop()
 
@@ -72,7 +72,7 @@ async def test_a_deadlock_is_tried_again_and_both_succeed(served: str, make_data
         runs += 1
         limits = tx.tables.limits
         for position, name in enumerate(order):
-            tx.execute(limits.update().where(limits.c.name == name).values(used=limits.c.used + 1))
+            tx.execute(limits.update().where(limits.c.name == name).values(tokens=limits.c.tokens + 1))
             if position == 0 and arrived < 2:
                 arrived += 1
                 if arrived == 2:
@@ -80,6 +80,6 @@ async def test_a_deadlock_is_tried_again_and_both_succeed(served: str, make_data
                 await_only(both.wait())
 
     await asyncio.gather(database.write(cross, ("a", "b")), database.write(cross, ("b", "a")))
-    used = await database.read(lambda tx: list(tx.execute(select(tx.tables.limits.c.used)).scalars()))
+    used = await database.read(lambda tx: list(tx.execute(select(tx.tables.limits.c.tokens)).scalars()))
     assert used == [2, 2]
     assert runs == 3  # one of them was the victim and ran again

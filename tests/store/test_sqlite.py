@@ -45,15 +45,15 @@ def path_of(url: str) -> Path:
 def count_up(tx: Tx) -> None:
     """Read, then write: what fails at once in a deferred transaction beside another writer."""
     limits = tx.tables.limits
-    used = tx.execute(select(limits.c.used).where(limits.c.name == "n")).scalar_one()
-    tx.execute(limits.update().where(limits.c.name == "n").values(used=used + 1))
+    used = tx.execute(select(limits.c.tokens).where(limits.c.name == "n")).scalar_one()
+    tx.execute(limits.update().where(limits.c.name == "n").values(tokens=used + 1))
 
 
 async def test_reading_then_writing_waits_for_the_other_writer_instead_of_failing(
     url: str, make_database: MakeDatabase
 ) -> None:
     one, two = await make_database(url), await make_database(url)
-    await one.write(lambda tx: tx.execute(tx.tables.limits.insert().values(name="n", width=1)))
+    await one.write(lambda tx: tx.execute(tx.tables.limits.insert().values(name="n", kind="task")))
 
     runs = 0
 
@@ -68,7 +68,7 @@ async def test_reading_then_writing_waits_for_the_other_writer_instead_of_failin
 
     await asyncio.gather(many(one), many(two))
     assert runs == 200  # none was undone and tried again
-    used = await one.read(lambda tx: tx.execute(select(tx.tables.limits.c.used)).scalar_one())
+    used = await one.read(lambda tx: tx.execute(select(tx.tables.limits.c.tokens)).scalar_one())
     assert used == 200
 
 

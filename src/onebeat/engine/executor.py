@@ -162,7 +162,7 @@ class Executor:
             tracking_id=job.tracking_id,
             fence=job.fence,
             schedule_id=job.schedule_id,
-            fire_time=None if job.fire_us is None else fire_time(job.fire_us, job.args),
+            fire_time=None if job.fire_us is None else fire_time(job.fire_us, job.fire_zone),
             deadline=time.monotonic() + timeout,
             owned=lambda: self._owned(job),
             report=_Progress(self._database, job, self._trouble),

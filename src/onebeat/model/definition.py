@@ -22,7 +22,6 @@ class Definition:
     options: str = "{}"  # queue, priority, retry, timeout (µs), max_attempts, at_most_once of the jobs it makes
     args: str = "[]"
     kwargs: str = "{}"
-    packed: str = '{"a":[],"k":{}}'  # the arguments as a job row holds them
     tags: str = "[]"
     note: str | None = None
 

@@ -8,32 +8,37 @@ from onebeat.errors import InvalidTrigger
 from onebeat.timing.clock import from_us
 from onebeat.timing.zones import zone
 
-_MARK = ',"z":"'  # the last member of the text; without it the text ends with the `}}` of the named arguments
 
+def arguments(args: str, kwargs: str) -> str:
+    """Return the text of a job's arguments, made of the canonical JSON of both kinds.
 
-def packed(args: str, kwargs: str, zone_name: str) -> str:
-    """The text of a fired job's arguments, from the canonical JSON of both kinds; UTC is not written.
-
-    The zone goes with the job: an edit of the schedule, or a process that does not know it, changes nothing for a job
-    that was fired before.
-
-    >>> packed("[]", '{"n":1}', "Europe/Berlin")
-    '{"a":[],"k":{"n":1},"z":"Europe/Berlin"}'
+    >>> arguments("[]", '{"n":1}')
+    '{"a":[],"k":{"n":1}}'
     """
-    told = "" if zone_name == "UTC" else f'{_MARK}{zone_name}"'
-    return f'{{"a":{args},"k":{kwargs}{told}}}'
+    return f'{{"a":{args},"k":{kwargs}}}'
 
 
-def fire_time(fire_us: int, text: str) -> datetime:
-    """The instant in the zone that `packed` wrote; in UTC where this machine does not know that zone.
+def stored_zone(zone_name: str) -> str | None:
+    """Return the zone as a job's row names it: None for UTC, so that most rows hold nothing.
 
-    >>> fire_time(0, packed("[]", "{}", "Europe/Berlin")).isoformat()
+    The zone goes with the job. A job that was fired keeps its fire time whatever becomes of the schedule.
+
+    >>> stored_zone("Europe/Berlin"), stored_zone("UTC")
+    ('Europe/Berlin', None)
+    """
+    return None if zone_name == "UTC" else zone_name
+
+
+def fire_time(fire_us: int, zone_name: str | None) -> datetime:
+    """Return the instant in the zone that a job's row names; in UTC where this machine does not know that zone.
+
+    >>> fire_time(0, "Europe/Berlin").isoformat()
     '1970-01-01T01:00:00+01:00'
     """
     moment = from_us(fire_us)
-    if text.endswith("}}"):
+    if zone_name is None:
         return moment
     try:
-        return moment.astimezone(zone(text.rpartition(_MARK)[2][:-2]).tz)
+        return moment.astimezone(zone(zone_name).tz)
     except InvalidTrigger:
         return moment  # the same instant; the job matters more than the zone it is told in

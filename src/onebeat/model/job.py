@@ -52,6 +52,7 @@ class NewJob:
     carried: str | None = None
     schedule_id: str | None = None
     fire_us: int | None = None
+    fire_zone: str | None = None  # name of the zone in which the fire time is told; None: UTC
     tags: tuple[str, ...] = ()
 
 
@@ -75,6 +76,7 @@ class Claimed(NamedTuple):
     fence: int
     schedule_id: str | None
     fire_us: int | None
+    fire_zone: str | None
     tracking_id: str
     carried: str | None
     claimed_us: int

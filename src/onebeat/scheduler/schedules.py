@@ -283,7 +283,7 @@ def _check_word(what: str, value: str | None, words: type[StrEnum]) -> None:
 
 
 def definition_of(item: Declared, default_zone: str) -> Definition:
-    """What is stored of a declaration: its zone filled in, its arguments checked and packed."""
+    """What is stored of a declaration: its zone filled in, its arguments checked."""
     trigger = item.trigger if item.trigger.timezone else item.trigger.with_timezone(default_zone)
     trigger = trigger.bind(item.id)
     zone = trigger.timezone or default_zone
@@ -299,7 +299,7 @@ def definition_of(item: Declared, default_zone: str) -> Definition:
         "own_priority": item.priority,
     }
     kwargs = dict(item.kwargs or {})
-    packed = task.signature.pack(item.args, kwargs)
+    arguments = payload.decode(task.signature.pack(item.args, kwargs))
     return Definition(
         id=item.id,
         task=task.name,
@@ -307,9 +307,8 @@ def definition_of(item: Declared, default_zone: str) -> Definition:
         timezone=str(zone),
         policies=payload.canonical(item.policies.to_json()),
         options=payload.canonical(options),
-        args=payload.canonical(payload.decode(packed)["a"]),
-        kwargs=payload.canonical(payload.decode(packed)["k"]),
-        packed=packed,
+        args=payload.canonical(arguments["a"]),
+        kwargs=payload.canonical(arguments["k"]),
         tags=payload.canonical(list(item.tags)),
         note=item.note,
     )

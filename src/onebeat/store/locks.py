@@ -132,8 +132,8 @@ def force_release(tx: Tx, name: str, reason: str, who: str, audit_id: UUID) -> H
         audit.insert().values(
             id=audit_id,
             at_us=tx.now(),
-            who=who[:255],
-            what="lock.force_release",
+            principal=who[:255],
+            action="lock.force_release",
             subject=name,
             before_json=json.dumps({field: getattr(found, field) for field in HeldRow.__slots__}),
             reason=reason[:2000],

@@ -33,7 +33,7 @@ class NewWorker:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerInfo:
+class WorkerRow:
     """A worker's row."""
 
     id: str
@@ -103,14 +103,14 @@ def any_expired(tx: Tx) -> bool:
     return tx.execute(select(table.c.id).where(expired(tx)).limit(1)).first() is not None
 
 
-def mark_dead(tx: Tx) -> list[WorkerInfo]:
+def mark_dead(tx: Tx) -> list[WorkerRow]:
     """Mark the workers whose lease has run out dead, for good; those that this call marked."""
     table = tx.tables.workers
     rows = tx.execute(tx.dialect.skip_locked(select(table).where(expired(tx)).limit(100))).all()
     return _mark(tx, [_info(row) for row in rows])
 
 
-def mark_dead_by_id(tx: Tx, ids: Sequence[str]) -> list[WorkerInfo]:
+def mark_dead_by_id(tx: Tx, ids: Sequence[str]) -> list[WorkerRow]:
     """Mark these workers dead: their processes are known to be gone from this host."""
     if not ids:
         return []
@@ -119,7 +119,7 @@ def mark_dead_by_id(tx: Tx, ids: Sequence[str]) -> list[WorkerInfo]:
     return _mark(tx, [_info(row) for row in rows.all()])
 
 
-def _mark(tx: Tx, found: list[WorkerInfo]) -> list[WorkerInfo]:
+def _mark(tx: Tx, found: list[WorkerRow]) -> list[WorkerRow]:
     if found:
         table = tx.tables.workers
         tx.execute(
@@ -141,7 +141,7 @@ def stop(tx: Tx, worker_id: str) -> bool:
     return bool(result.rowcount)
 
 
-def live(tx: Tx) -> list[WorkerInfo]:
+def live(tx: Tx) -> list[WorkerRow]:
     """The workers that are alive by the database's clock."""
     table = tx.tables.workers
     return [_info(row) for row in tx.execute(select(table).where(not_expired(tx)).order_by(table.c.started_us))]
@@ -175,8 +175,8 @@ def prune(tx: Tx, age: int, limit: int = 1000) -> int:
     return len(ids)
 
 
-def _info(row: Row[Any]) -> WorkerInfo:
-    return WorkerInfo(
+def _info(row: Row[Any]) -> WorkerRow:
+    return WorkerRow(
         id=row.id,
         host=row.host,
         pid=row.pid,

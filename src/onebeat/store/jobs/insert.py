@@ -52,6 +52,7 @@ def _row(job: NewJob) -> dict[str, Any]:
         "at_most_once": job.at_most_once,
         "schedule_id": job.schedule_id,
         "fire_us": job.fire_us,
+        "fire_zone": job.fire_zone,
         "tracking_id": job.tracking_id,
         "carried": job.carried,
         "tags": payload.encode(list(job.tags)) if job.tags else None,

@@ -24,6 +24,7 @@ from onebeat.store.tables import SCHEMA_MAJOR, SCHEMA_VERSION, Tables
 from onebeat.store.tx import Tx
 
 PATIENCE = 60.0  # seconds to wait for another process that migrates the same tables
+_SCRIPTS = Path(__file__).parent  # Alembic's script directory: it holds `versions/`
 _KEYS = ("instance_id", "schema_major", "app")
 _ours: ContextVar[bool] = ContextVar("onebeat_migrates", default=False)  # in this thread or task, at this moment
 
@@ -206,8 +207,7 @@ def _identity() -> dict[str, str]:
 
 
 def _revisions() -> list[str]:
-    versions = Path(__file__).parent / "versions"
-    return sorted(path.name.partition("_")[0] for path in versions.glob("[0-9]*.py"))
+    return sorted(path.name.partition("_")[0] for path in (_SCRIPTS / "versions").glob("[0-9]*.py"))
 
 
 def _run_alembic(
@@ -249,12 +249,20 @@ def _run_revisions(
     from alembic.runtime.migration import MigrationContext
     from alembic.script import ScriptDirectory
 
-    script = ScriptDirectory(str(Path(__file__).parent))
+    script = ScriptDirectory(str(_SCRIPTS))
+
+    def steps(at: Any, _: MigrationContext) -> list[Any]:
+        """Return what a database at revision `at` needs: a new one the tables of today, an old one each change."""
+        if at:
+            return list(script._upgrade_revs("head", at))
+        first = str(script.get_base())
+        return [*script._upgrade_revs(first, at), *script._stamp_revs("head", (first,))]
+
     context = MigrationContext.configure(
         connection=connection,
         dialect=speech,
         opts={
-            "fn": lambda at, _: script._upgrade_revs("head", at),
+            "fn": steps,
             "version_table": tables.version_table,
             "version_table_schema": tables.schema,
             "as_sql": buffer is not None,

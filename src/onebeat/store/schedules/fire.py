@@ -131,7 +131,9 @@ def _unfinished(tx: Tx) -> Select[Any]:
     return (
         select(c.schedule_id, c.id, c.state, c.fire_us)
         .where(
-            c.schedule_id.in_(bindparam("b_ids", expanding=True)), c.state.in_([QUEUED, SCHEDULED, WAITING, RUNNING])
+            c.schedule_id.in_(bindparam("b_ids", expanding=True)),
+            c.finished_us.is_(None),  # as `state` says too: so the index leads past the history
+            c.state.in_([QUEUED, SCHEDULED, WAITING, RUNNING]),
         )
         .order_by(c.id)
     )

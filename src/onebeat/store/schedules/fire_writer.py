@@ -10,7 +10,7 @@ from uuid import UUID
 from sqlalchemy import Row
 from sqlalchemy.exc import IntegrityError
 
-from onebeat.model.fired import packed
+from onebeat.model.fired import arguments, stored_zone
 from onebeat.model.ids import uuid7
 from onebeat.model.job import JobState, NewJob
 from onebeat.model.policies import Decision
@@ -106,7 +106,7 @@ class FireWriter:
         return NewJob(
             id=uuid7(now + len(self._jobs)),  # later fires sort later
             task=row.task,
-            args=packed(row.args, row.kwargs, row.timezone),
+            args=arguments(row.args, row.kwargs),
             state=JobState.WAITING if fire.waits_for else resting,
             queue=options["queue"],
             priority=options["priority"],
@@ -117,6 +117,7 @@ class FireWriter:
             at_most_once=options["at_most_once"],
             schedule_id=row.id,
             fire_us=fire.fire_us,
+            fire_zone=stored_zone(row.timezone),
             tracking_id=self._new_tracking_id(),
         )
 

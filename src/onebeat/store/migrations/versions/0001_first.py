@@ -1,4 +1,9 @@
-"""Everything of the first release; edited in place until 0.1.0 is out, never after."""
+"""Creates the tables of a new database, as they are today; every change since the first is a revision of its own.
+
+A new database runs this one alone and is marked as up to date. A database of revision 0001 runs those that follow, so
+they describe each change in full, and each may run again after an interruption. `tests/store/schema/` holds the tables
+of revision 0001 as they were, and a test upgrades them.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +16,7 @@ down_revision = None
 
 
 def upgrade(operations: Operations, tables: Tables) -> None:
-    """Create what is not there yet: where a statement of the definition commits by itself, this may run again."""
+    """Create what is not there yet: where each statement commits by itself, an interrupted run is repeated."""
     context = operations.get_context()
     for table in tables.metadata.sorted_tables:
         if context.as_sql:

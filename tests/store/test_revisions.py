@@ -1,0 +1,161 @@
+"""Every change of the tables is a revision, and every older database becomes what a new one is."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Column, Integer, inspect, text
+
+from onebeat.store import migrations
+from onebeat.store.connection.database import Database
+from onebeat.store.tables import SCHEMA_VERSION, Tables, build
+from onebeat.store.tx import Tx
+from tests.conftest import MakeDatabase
+from tests.store import frozen
+
+SYNTHETIC = """
+from sqlalchemy import Column, Integer, inspect
+
+revision = "0002"
+down_revision = "0001"
+
+
+def upgrade(operations, tables):
+    columns = inspect(operations.get_bind()).get_columns(tables.queues.name, schema=tables.schema)
+    if "weight" not in {column["name"] for column in columns}:
+        operations.add_column(tables.queues.name, Column("weight", Integer), schema=tables.schema)
+    operations.execute(tables.queues.update().values(weight=7))
+"""
+
+
+def created_by(version: str, kind: str, tables: Tables) -> Any:
+    """Create what onebeat of that revision left behind: its tables, an identity, and a queue that somebody paused."""
+
+    def create(tx: Tx) -> None:
+        for statement in frozen.read(version, kind):
+            tx.connection.exec_driver_sql(statement)
+        versions = migrations._version_table(tables)
+        versions.create(tx.connection)
+        tx.execute(versions.insert().values(version_num=version))
+        for key, value in migrations._identity().items():
+            tx.execute(tables.meta.insert().values(key=key, value=value))
+        tx.execute(text("INSERT INTO onebeat_queues (name, paused) VALUES ('mail', true)"))
+
+    return create
+
+
+def columns(tx: Tx) -> set[str]:
+    return {str(column["name"]) for column in inspect(tx.connection).get_columns("onebeat_queues")}
+
+
+def queues(tx: Tx, *names: str) -> list[tuple[Any, ...]]:
+    rows = tx.execute(text(f"SELECT {', '.join(names)} FROM onebeat_queues"))
+    return [tuple(row) for row in rows]
+
+
+def differences(tx: Tx) -> list[Any]:
+    from alembic.autogenerate import compare_metadata
+    from alembic.runtime.migration import MigrationContext
+
+    tx.dialect.migration_lock(tx.connection, "fresh view of the schema", 5)
+    options = {"version_table": tx.tables.version_table, "compare_type": False}
+    return list(compare_metadata(MigrationContext.configure(tx.connection, opts=options), tx.tables.metadata))
+
+
+@pytest.mark.parametrize("kind", list(frozen.DIALECTS))
+def test_the_tables_are_those_of_the_newest_revision(kind: str) -> None:
+    newest = frozen.versions()[-1]
+    assert newest == SCHEMA_VERSION == migrations._revisions()[-1], (
+        "SCHEMA_VERSION, the newest file of migrations/versions and the newest file of tests/store/schema must agree"
+    )
+    kept, described = frozen.read(newest, kind), frozen.statements(build(), kind)
+    changed = [line for line in described if line not in kept] + [line for line in kept if line not in described]
+    assert not changed, (
+        f"the tables differ from those of revision {newest}: add revision {int(newest) + 1:04d} to "
+        f"src/onebeat/store/migrations/versions, raise SCHEMA_VERSION, then run `python -m tests.store.frozen`.\n"
+        + "\n".join(changed)
+    )
+
+
+def test_a_change_of_the_tables_is_noticed_on_every_database() -> None:
+    tables = build()
+    tables.queues.append_column(Column("weight", Integer))
+    for kind in frozen.DIALECTS:
+        changed = set(frozen.statements(tables, kind)) - set(frozen.read(SCHEMA_VERSION, kind))
+        assert [statement.split(" (")[0] for statement in changed] == ["CREATE TABLE onebeat_queues"]
+
+
+@pytest.mark.parametrize("version", frozen.versions())
+async def test_a_database_of_each_revision_becomes_what_a_new_one_is(
+    version: str, database_kind: str, fresh_database_url: str, make_database: MakeDatabase
+) -> None:
+    database = await make_database(fresh_database_url)
+    await database.exclusive(created_by(version, database_kind, database.tables), patience=5)
+    before = await migrations.state(database)
+    assert await migrations.migrate(database) is (version != SCHEMA_VERSION)
+    after = await migrations.check(database)
+    assert (after.version, after.instance_id) == (SCHEMA_VERSION, before.instance_id)
+    assert await database.read(differences) == []
+    assert [(name, bool(paused)) for name, paused in await database.read(queues, "name", "paused")] == [("mail", True)]
+
+
+@pytest.fixture
+def revision_0002(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tables:
+    """The tables of a revision 0002 that adds a column, as if this code knew it."""
+    scripts = tmp_path / "scripts"
+    shutil.copytree(migrations._SCRIPTS / "versions", scripts / "versions", ignore=shutil.ignore_patterns("__*"))
+    (scripts / "versions" / "0002_weight.py").write_text(SYNTHETIC, "utf-8")
+    monkeypatch.setattr(migrations, "_SCRIPTS", scripts)
+    monkeypatch.setattr(migrations, "SCHEMA_VERSION", "0002")
+    tables = build()
+    tables.queues.append_column(Column("weight", Integer))
+    return tables
+
+
+async def old_database(kind: str, url: str, make_database: MakeDatabase, tables: Tables) -> Database:
+    """A database of revision 0001 as the code of 0002 opens it."""
+    database = await make_database(url, tables=tables)
+    await database.exclusive(created_by("0001", kind, build()), patience=5)
+    return database
+
+
+async def test_an_old_database_runs_the_revisions_it_lacks(
+    revision_0002: Tables, database_kind: str, fresh_database_url: str, make_database: MakeDatabase
+) -> None:
+    database = await old_database(database_kind, fresh_database_url, make_database, revision_0002)
+    assert await migrations.pending(database) == ["0002"]
+    assert (await migrations.prepare(database)).version == "0002"
+    assert await database.read(differences) == []
+    assert await database.read(queues, "name", "weight") == [("mail", 7)]
+    assert await migrations.migrate(database) is False
+
+
+async def test_a_revision_that_was_interrupted_runs_again(
+    revision_0002: Tables, database_kind: str, fresh_database_url: str, make_database: MakeDatabase
+) -> None:
+    database = await old_database(database_kind, fresh_database_url, make_database, revision_0002)
+    await migrations.migrate(database)
+    back = text("UPDATE onebeat_schema_version SET version_num = '0001'")  # as if it had ended before the mark was set
+    await database.write(lambda tx: tx.execute(back) and None)
+    assert await migrations.migrate(database) is True
+    assert await database.read(queues, "name", "weight") == [("mail", 7)]
+
+
+async def test_a_new_database_is_created_as_the_newest_revision_at_once(
+    revision_0002: Tables, fresh_database_url: str, make_database: MakeDatabase
+) -> None:
+    database = await make_database(fresh_database_url, tables=revision_0002)
+    assert await migrations.pending(database) == ["0001", "0002"]
+    assert (await migrations.prepare(database)).version == "0002"
+    assert "weight" in await database.read(columns)
+    assert await database.read(differences) == []
+
+
+def test_the_printed_sql_of_a_new_database_says_its_revision_once(revision_0002: Tables, tmp_path: Path) -> None:
+    printed = migrations.sql(Database(f"sqlite:///{tmp_path / 'a.db'}", tables=revision_0002))
+    assert printed.count("CREATE TABLE onebeat_queues") == 1
+    assert "ADD COLUMN" not in printed
+    assert printed.index("'0001'") < printed.index("'0002'")
