@@ -76,7 +76,8 @@ async def test_every_alarm_of_another_thread_is_heard() -> None:
 
 @pytest.mark.parametrize("is_set", [True, False])
 async def test_a_wait_that_ends_at_once_gives_other_tasks_a_turn(is_set: bool) -> None:
-    alarm, turns = Alarm(), []
+    alarm = Alarm()
+    turns: list[int] = []
     if is_set:
         alarm.set()
     asyncio.get_running_loop().call_soon(turns.append, 1)

@@ -112,6 +112,11 @@ async def hangs(items: Sequence[Item]) -> list[Item]:
     return []
 
 
+async def is_granted(item: Item) -> None:
+    """Return when the lease has been renewed."""
+    await waits_until(lambda: bool(item.grants))
+
+
 def test_the_margin_of_a_minute_is_ten_seconds_and_never_more_than_a_third() -> None:
     assert margin(60 * SECOND) == 10 * SECOND
     assert all(margin(seconds * SECOND) <= seconds * SECOND // 3 for seconds in range(1, 100))
@@ -280,7 +285,7 @@ async def test_the_thread_starts_again_with_a_lease_that_is_added_after_its_end(
     for opened in (1, 2):
         item = Item(interval=0.05, lease=WITHIN)
         renewals.thread.add(item)
-        await waits_until(lambda item=item: bool(item.grants))
+        await is_granted(item)
         assert renewals.server.opened == opened
         renewals.thread.remove(item)
         await asyncio.to_thread(renewals.thread.stop, WITHIN)

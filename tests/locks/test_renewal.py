@@ -18,7 +18,7 @@ async def test_a_renewal_that_fails_in_an_unforeseen_way_is_tried_again() -> Non
             return await super().renew(name, owner, ttl)
 
         def twin(self) -> Stumbles:
-            return Stumbles(self.place)
+            return Stumbles(self.store)
 
     async with LocksOn(Stumbles(MemoryStore())) as locks, locks.lock("a", ttl=4) as lease:
         before = lease._hold.deadline

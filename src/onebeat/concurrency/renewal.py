@@ -155,10 +155,12 @@ class RenewalThread(Generic[T]):
         self._spawn(self._connect_early())
         try:
             while not self._stopping:
-                self._lose_expired()
-                for item in self._take_due():
+                expired, due, until = self._look()
+                for item in expired:
+                    self._lose(item, TOO_LATE)
+                for item in due:
                     self._spawn(self._renew([item]))
-                await self._alarm.wait(self._sleep())
+                await self._alarm.wait(None if until is None else (until - self._now()) / SECOND + TIMER_MARGIN)
         finally:
             if self._tasks:
                 await asyncio.wait(self._tasks)
@@ -170,26 +172,25 @@ class RenewalThread(Generic[T]):
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def _lose_expired(self) -> None:
-        now = self._now()
-        with self._mutex:
-            expired = [item for item in self._held if item.deadline <= now]
-        for item in expired:
-            self._lose(item, TOO_LATE)
+    def _look(self) -> tuple[list[T], list[T], int | None]:
+        """Return the leases that are lost, those that are due, and when there is more to do; None: when woken.
 
-    def _take_due(self) -> list[T]:
-        now = self._now()
+        What is due is marked as under way.
+        """
+        expired, due, first, now = [], [], IN_FLIGHT, self._now()
         with self._mutex:
-            due = [item for item, at in self._held.items() if at <= now]
+            for item, at in self._held.items():
+                deadline = item.deadline
+                if deadline <= now:
+                    expired.append(item)
+                elif at <= now:
+                    due.append(item)
+                    first = min(first, deadline)
+                else:
+                    first = min(first, at, deadline)
             self._held.update(dict.fromkeys(due, IN_FLIGHT))
-        return due
-
-    def _sleep(self) -> float | None:
-        """Return for how many seconds there is nothing to do, and remember until when; None: until woken."""
-        with self._mutex:
-            first = min((min(at, item.deadline) for item, at in self._held.items()), default=None)
-            self._asleep_until = first
-        return None if first is None or first >= IN_FLIGHT else (first - self._now()) / SECOND + TIMER_MARGIN
+            self._asleep_until = first if first < IN_FLIGHT else None
+            return expired, due, self._asleep_until
 
     async def _connect_early(self) -> None:
         """Connect before the first renewal needs the connection."""
@@ -226,11 +227,12 @@ class RenewalThread(Generic[T]):
         self._renew_after(items, interval)
 
     def _renew_after(self, items: Sequence[T], delay: float) -> None:
+        at = self._after(delay)
         with self._mutex:
-            for item in items:
-                if item in self._held:
-                    self._held[item] = self._after(delay)
-        self._alarm.set()
+            self._held.update(dict.fromkeys((item for item in items if item in self._held), at))
+            sleeps_too_long = self._asleep_until is None or self._asleep_until > at
+        if sleeps_too_long:
+            self._alarm.set()
 
     def _lose(self, item: T, reason: str) -> None:
         self.remove(item)
