@@ -13,6 +13,7 @@ from sqlalchemy.engine import Dialect
 from sqlalchemy.schema import CreateIndex, CreateTable
 
 from onebeat.store.tables import SCHEMA_VERSION, Tables, build
+from onebeat.store.tables.columns import indexes
 
 FOLDER = Path(__file__).parent / "schema"
 DIALECTS: dict[str, Dialect] = {
@@ -25,7 +26,7 @@ def statements(tables: Tables, kind: str) -> list[str]:
     made: list[CreateTable | CreateIndex] = []
     for table in sorted(tables.metadata.sorted_tables, key=lambda table: table.name):
         made.append(CreateTable(table))
-        made.extend(CreateIndex(index) for index in sorted(table.indexes, key=lambda index: str(index.name)))
+        made.extend(CreateIndex(index) for index in indexes(table, DIALECTS[kind]))
     return [re.sub(r"\s+", " ", str(item.compile(dialect=DIALECTS[kind]))).strip() for item in made]
 
 

@@ -407,16 +407,3 @@ async def test_the_applications_autogenerate_does_not_see_onebeats_tables(databa
     assert ("remove_table", tables.jobs.name) in await database.read(compare)  # what would happen without it
     with_it = await database.read(compare, include_name=onebeat_alembic.include_name)
     assert with_it == {("add_table", "users")}
-
-
-async def test_no_index_or_column_differs_from_the_definition(database: Database, tables: Tables) -> None:
-    from alembic.autogenerate import compare_metadata
-    from alembic.runtime.migration import MigrationContext
-
-    def compare(tx: Tx) -> list[Any]:
-        context = MigrationContext.configure(
-            tx.connection, opts={"version_table": tables.version_table, "compare_type": False}
-        )
-        return list(compare_metadata(context, tables.metadata))
-
-    assert await database.read(compare) == []

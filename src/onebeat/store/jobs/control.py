@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, delete, null, or_, select, update
+from sqlalchemy import delete, null, select, update
 
 from onebeat.model.job import FINAL, JobState
 from onebeat.store.jobs.settle import mine, release
@@ -107,17 +107,13 @@ def prune(tx: Tx, *, well: int | None, failed: int | None, limit: int = DELETED_
 
     Both are ages in microseconds on the database's clock; None keeps them.
     """
-    table = tx.tables.jobs
+    c = tx.tables.jobs.c
     now = tx.now()
-    old: list[ColumnElement[bool]] = []
-    if well is not None:
-        states = [word(JobState.SUCCEEDED), word(JobState.CANCELLED)]
-        old.append(table.c.state.in_(states) & (table.c.finished_us < now - well))
-    if failed is not None:
-        old.append((table.c.state == word(JobState.FAILED)) & (table.c.finished_us < now - failed))
-    if not old:
-        return 0
-    query = (
-        select(table.c.id).where(table.c.finished_us.is_not(None), or_(*old)).order_by(table.c.finished_us).limit(limit)
-    )
-    return remove(tx, [row.id for row in tx.execute(query)])
+    ids: list[UUID] = []
+    for state, age in ((JobState.SUCCEEDED, well), (JobState.CANCELLED, well), (JobState.FAILED, failed)):
+        if age is None or len(ids) >= limit:
+            continue
+        old = c.state == word(state), c.finished_us.is_not(None), c.finished_us < now - age
+        query = select(c.id).where(*old).order_by(c.finished_us).limit(limit - len(ids))
+        ids.extend(row.id for row in tx.execute(query))
+    return remove(tx, ids)

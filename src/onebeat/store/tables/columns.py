@@ -71,6 +71,25 @@ def where(condition: str) -> dict[str, Any]:
     return {"postgresql_where": text(condition), "sqlite_where": text(condition)}
 
 
+_ONLY = "dialects"  # key of an index's `info`: the dialects on which it exists
+
+
+def partial_only() -> dict[str, Any]:
+    """Return the `info` of an index that exists only where indexes can be partial."""
+    return {_ONLY: ("postgresql", "sqlite")}
+
+
+def plain_only() -> dict[str, Any]:
+    """Return the `info` of an index that stands in for partial ones on MySQL and MariaDB."""
+    return {_ONLY: ("mysql", "mariadb")}
+
+
+def indexes(table: Table, dialect: Dialect) -> list[Index]:
+    """Return the indexes that the table has on this database, by name."""
+    found = [index for index in table.indexes if dialect.name in index.info.get(_ONLY, (dialect.name,))]
+    return sorted(found, key=lambda index: str(index.name))
+
+
 def pause_columns() -> list[Column[Any]]:
     """Describe a pause of a queue or task: since when, until when, by whom and why (SEMANTICS 53)."""
     return [

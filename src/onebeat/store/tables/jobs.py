@@ -10,7 +10,17 @@ from typing import Any
 
 from sqlalchemy import BigInteger, Boolean, Column, Index, Integer, MetaData, Table, text
 
-from onebeat.store.tables.columns import PRINCIPAL, JobId, name_type, new_table, text_type, where, words_type
+from onebeat.store.tables.columns import (
+    PRINCIPAL,
+    JobId,
+    name_type,
+    new_table,
+    partial_only,
+    plain_only,
+    text_type,
+    where,
+    words_type,
+)
 
 
 def jobs(metadata: MetaData, p: str) -> Table:
@@ -134,13 +144,22 @@ def _indexes(p: str) -> list[Index]:
         Index(f"{p}_worker", "worker_id", "state", **where("state = 'running'")),
         # Jobs that were running when a worker died, twice: few, to be found beside any backlog.
         Index(f"{p}_suspects", "crashes", **where("state = 'queued' AND crashes >= 2")),
-        Index(f"{p}_expiry", "expires_at_us", **where("expires_at_us IS NOT NULL AND finished_us IS NULL")),
+        Index(
+            f"{p}_expiry",
+            "expires_at_us",
+            info=partial_only(),
+            **where("expires_at_us IS NOT NULL AND finished_us IS NULL"),
+        ),
         # A schedule's jobs, those that have not ended apart: a fire reads only these, beside any history.
         Index(f"{p}_schedule", "schedule_id", "finished_us", "fire_us", **where("schedule_id IS NOT NULL")),
         # The oldest that waits for something is the first entry, however many wait.
         Index(f"{p}_waits", "waits_for", "id", **where("state = 'waiting'")),
         Index(f"{p}_tracking", "tracking_id"),
-        Index(f"{p}_finished", "finished_us", **where("finished_us IS NOT NULL")),
+        # Pruning reads each final state by age, because failed jobs are kept longer; `list(state=…)` reads it too.
+        Index(f"{p}_ended", "state", "finished_us", info=partial_only(), **where("finished_us IS NOT NULL")),
+        # On MySQL and MariaDB the state would move each job twice more in that index: 20 % of a drain. This one serves
+        # pruning by age alone, and, among jobs that have not ended, expiry.
+        Index(f"{p}_finished", "finished_us", "expires_at_us", info=plain_only()),
     ]
 
 

@@ -8,8 +8,10 @@ of revision 0001 as they were, and a test upgrades them.
 from __future__ import annotations
 
 from alembic.operations import Operations
+from sqlalchemy.schema import CreateIndex, CreateTable
 
 from onebeat.store.tables import Tables
+from onebeat.store.tables.columns import indexes
 
 revision = "0001"
 down_revision = None
@@ -19,10 +21,9 @@ def upgrade(operations: Operations, tables: Tables) -> None:
     """Create what is not there yet: where each statement commits by itself, an interrupted run is repeated."""
     context = operations.get_context()
     for table in tables.metadata.sorted_tables:
-        if context.as_sql:
-            context.impl.create_table(table)
-        else:
-            connection = operations.get_bind()
-            table.create(connection, checkfirst=True)
-            for index in sorted(table.indexes, key=lambda each: str(each.name)):
-                index.create(connection, checkfirst=True)
+        operations.execute(CreateTable(table, if_not_exists=not context.as_sql))
+        for index in indexes(table, context.dialect):
+            if context.as_sql:
+                operations.execute(CreateIndex(index))
+            else:
+                index.create(operations.get_bind(), checkfirst=True)
