@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import pytest
 
 from onebeat.model.job import JobState
@@ -24,7 +26,7 @@ async def a_job_outlives_its_worker(url: str, make: MakeDatabase) -> None:
     clock.advance(LEASE / 1e6 + 1)
     other = await registered(database, lease=LEASE)
     await database.write(workers.mark_dead)
-    await database.write(rescue.rescue)
+    await database.write(rescue.rescue, random=Random(1))
     got = await claimed(database, other)
     assert [(again.id, again.attempt, again.crashes) for again in got] == [(job.id, 2, 1)]
     assert await database.write(settle.settle, [ended(got[0])], worker_id=other) == {job.id}
@@ -38,7 +40,7 @@ async def test_g2_a_job_outlives_its_worker(database_url: str, make_database: Ma
 async def test_without_rescue_a_job_of_a_dead_worker_never_ends(
     database_url: str, make_database: MakeDatabase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rescue, "rescue", lambda tx: [])
+    monkeypatch.setattr(rescue, "rescue", lambda tx, *, random: [])
     with pytest.raises(AssertionError):
         await a_job_outlives_its_worker(database_url, make_database)
 
@@ -56,7 +58,7 @@ async def a_job_that_kills_its_workers_ends(url: str, make: MakeDatabase) -> Non
         assert [again.attempt for again in got] == [death + 1]
         clock.advance(LEASE / 1e6 + 1)
         await database.write(workers.mark_dead)
-        await database.write(rescue.rescue)
+        await database.write(rescue.rescue, random=Random(1))
         clock.advance(3600)
     end = await database.read(reports.job, job.id)
     assert (end.state, end.reason, end.attempt) == (JobState.FAILED, "quarantined", 3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from random import Random
 from uuid import UUID
 
 import pytest
@@ -33,7 +34,7 @@ async def lost_and_taken_over(database: Database, clock: VirtualClock) -> tuple[
     (stale,) = await claimed(database, late)
     clock.advance(LEASE / 1e6 + 1)
     await database.write(workers.mark_dead)
-    await database.write(rescue.rescue)
+    await database.write(rescue.rescue, random=Random(1))
     other = await registered(database, lease=LEASE)
     (current,) = await claimed(database, other)
     assert current.id == stale.id
@@ -75,9 +76,9 @@ def whoever_runs_it(tx: Tx, token: ColumnElement[str] | str) -> ColumnElement[bo
 
 
 def off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(settle, "mine", whoever_runs_it)
-    monkeypatch.setattr(rescue, "mine", whoever_runs_it)
-    monkeypatch.setattr(control, "mine", whoever_runs_it)
+    monkeypatch.setattr(settle, "claim_holds", whoever_runs_it)
+    monkeypatch.setattr(rescue, "claim_holds", whoever_runs_it)
+    monkeypatch.setattr(control, "claim_holds", whoever_runs_it)
 
 
 @pytest.mark.parametrize("outcome", OUTCOMES.values(), ids=OUTCOMES)

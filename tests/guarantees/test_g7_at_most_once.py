@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from random import Random
 from typing import Any
 
 import pytest
@@ -25,7 +26,7 @@ async def it_starts_once(url: str, make: MakeDatabase) -> None:
     starts = len(await claimed(database, dying))
     clock.advance(LEASE / 1e6 + 1)
     await database.write(workers.mark_dead)
-    await database.write(rescue.rescue)
+    await database.write(rescue.rescue, random=Random(1))
     clock.advance(3600)
     await database.write(insert.promote)
     other = await registered(database, lease=LEASE)

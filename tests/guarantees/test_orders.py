@@ -150,7 +150,7 @@ async def settle_and_rescue(pair: Pair, most: int | None) -> int:
         (job,) = await claimed(pair.third, worker)
         await pair.third.write(workers.mark_dead_by_id, [worker])
         settle: Actor = lambda: pair.one.write(settle_rows.settle, [ended(job)], worker_id=worker)  # noqa: E731 - beside its twin
-        return [settle, lambda: pair.two.write(rescue.rescue)]
+        return [settle, lambda: pair.two.write(rescue.rescue, random=random.Random(1))]
 
     async def look(results: list[Any]) -> None:
         kept, rescued = results

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from random import Random
 from uuid import UUID
 
 import pytest
@@ -13,7 +14,7 @@ from onebeat.model.job import Ending, JobState, Outcome
 from onebeat.model.schedule import waits_for
 from onebeat.store import reports, workers
 from onebeat.store.connection.database import Database
-from onebeat.store.jobs import claim, control, insert, rescue, settle as settle_rows
+from onebeat.store.jobs import claim, control, insert, release, rescue, settle as settle_rows
 from onebeat.store.tx import Tx
 from tests.support.builders import SECOND, a_job, claimed, ended, registered
 
@@ -116,7 +117,7 @@ async def test_a_late_worker_cannot_settle_a_rescued_job(database: Database) -> 
     slow, fast = await registered(database), await registered(database)
     plain, valued = await claimed(database, slow)
     await database.write(workers.mark_dead_by_id, [slow])
-    assert {job.id for job in await database.write(rescue.rescue)} == {plain.id, valued.id}
+    assert {job.id for job in await database.write(rescue.rescue, random=Random(1))} == {plain.id, valued.id}
     anew = await claimed(database, fast)
     late = [ended(plain), ended(valued, Outcome(ending=Ending.SUCCEEDED, value='"late"'))]
     assert await database.write(settle_rows.settle, late, worker_id=slow) == set()
@@ -132,7 +133,7 @@ async def test_every_end_of_a_batch_is_held_against_its_own_token(database: Data
     slow = await registered(database)
     (late,) = await claimed(database, slow)
     await database.write(workers.mark_dead_by_id, [slow])
-    await database.write(rescue.rescue)
+    await database.write(rescue.rescue, random=Random(1))
     await database.write(insert.add, [second])
     anew = await claimed(database, await registered(database))
     ends = [ended(late), *(ended(job) for job in anew if job.id == second.id)]
@@ -198,7 +199,7 @@ async def test_a_third_crash_quarantines_and_a_suspect_is_claimed_alone(database
         (got,) = await claimed(database, worker, suspects=crash == 2)
         assert (got.id, got.crashes) == (job.id, crash)
         await database.write(workers.mark_dead_by_id, [worker])
-        await database.write(rescue.rescue)
+        await database.write(rescue.rescue, random=Random(1))
     info = await database.read(reports.job, job.id)
     assert (info.state, info.reason, info.attempt) == (JobState.FAILED, "quarantined", 3)
     assert [item.outcome for item in await database.read(reports.attempts, job.id)] == ["lost"] * 3
@@ -210,7 +211,7 @@ async def test_an_at_most_once_job_of_a_dead_worker_is_lost_and_never_queued_aga
     worker = await registered(database)
     await claimed(database, worker)
     await database.write(workers.mark_dead_by_id, [worker])
-    await database.write(rescue.rescue)
+    await database.write(rescue.rescue, random=Random(1))
     info = await database.read(reports.job, job.id)
     assert (info.state, info.reason) == (JobState.FAILED, "lost")
 
@@ -218,7 +219,7 @@ async def test_an_at_most_once_job_of_a_dead_worker_is_lost_and_never_queued_aga
 async def test_a_living_workers_jobs_are_never_rescued_however_old(database: Database) -> None:
     await database.write(insert.add, [a_job()])
     await claimed(database, await registered(database))
-    assert await database.write(rescue.rescue) == []
+    assert await database.write(rescue.rescue, random=Random(1)) == []
 
 
 async def test_given_back_unstarted_jobs_keep_their_attempt_count(database: Database) -> None:
@@ -286,8 +287,8 @@ async def test_a_waiting_job_is_released_in_the_transaction_that_ends_its_holder
 async def test_a_release_that_was_lost_is_healed(database: Database) -> None:
     stuck = a_job(schedule_id="s", state=JobState.WAITING, waits_for=waits_for("s"))
     await database.write(insert.add, [stuck])
-    assert await database.write(settle_rows.heal_releases) == 1
-    assert await database.write(settle_rows.heal_releases) == 0
+    assert await database.write(release.heal_releases) == 1
+    assert await database.write(release.heal_releases) == 0
     assert await state_of(database, stuck.id) is JobState.QUEUED
 
 
@@ -311,8 +312,8 @@ async def test_pruning_deletes_old_ended_jobs_with_their_history_and_nothing_els
     ends = [ended(got[old.id], Outcome(ending=Ending.ERROR, retryable=False)), ended(got[young.id])]
     await database.write(settle_rows.settle, ends, worker_id=worker)
     await database.write(_finished_long_ago, old.id)
-    assert await database.write(control.prune, well=None, failed=None) == 0
-    assert await database.write(control.prune, well=SECOND * 3600, failed=SECOND * 3600) == 1
+    assert await database.write(control.prune, succeeded=None, failed=None) == 0
+    assert await database.write(control.prune, succeeded=SECOND * 3600, failed=SECOND * 3600) == 1
     with pytest.raises(JobNotFound):
         await database.read(reports.job, old.id)
     assert await database.read(reports.attempts, old.id) == []

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from random import random
+from random import Random, random
 
 from onebeat.engine import run_file
 from onebeat.model.events import Event, JobRescued, WorkerDied, about
 from onebeat.store import locks, retention, workers
 from onebeat.store.connection.database import Database
-from onebeat.store.jobs import claim, control, rescue, settle
+from onebeat.store.jobs import claim, control, release, rescue
 from onebeat.store.schedules import declare, rezone
 
 SECOND = 1_000_000
@@ -53,6 +53,7 @@ class Sweeper:
         self._suspects = suspects
         self._tasks = tasks
         self._patience = patience
+        self._random = Random()  # noqa: S311 - jitter, not a secret
         self._boot_id = run_file.boot_id()
         self._next_prune = 0
         self._next_rezone = 0
@@ -62,7 +63,7 @@ class Sweeper:
         await self._database.measure_offset()
         await self._bury()
         await self._rescue()
-        await self._database.write(settle.heal_releases)
+        await self._database.write(release.heal_releases)
         await self._database.write(declare.arbitrate)
         if await self._database.read(claim.suspects_wait, self._tasks(), self._patience):
             self._suspects(now)
@@ -92,7 +93,7 @@ class Sweeper:
             self._woken()
 
     async def _rescue(self) -> None:
-        while rescued := await self._database.write(rescue.rescue):
+        while rescued := await self._database.write(rescue.rescue, random=self._random):
             for job in rescued:
                 self._announce(
                     JobRescued(
@@ -108,7 +109,7 @@ class Sweeper:
 async def prune(database: Database, keep: Retention) -> int:
     """Delete what is older than the retention, and unused locks, in short transactions; the number of jobs deleted."""
     deleted = 0
-    while count := await database.write(control.prune, well=keep.succeeded, failed=keep.failed):
+    while count := await database.write(control.prune, succeeded=keep.succeeded, failed=keep.failed):
         deleted += count
     if keep.fires is not None:
         await _prune_fires(database, keep.fires)

@@ -1,1 +1,1 @@
-"""Jobs as rows: insert, claim, settle, rescue, control."""
+"""Jobs as rows: insert, claim, settle, finish, release, rescue, control."""

@@ -1,4 +1,4 @@
-"""Jobs as people change them: cancel, retry, progress, delete, prune."""
+"""Changes to jobs by request: cancel, retry, progress, delete, prune."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from uuid import UUID
 from sqlalchemy import delete, null, select, update
 
 from onebeat.model.job import FINAL, JobState
-from onebeat.store.jobs.settle import mine, release
+from onebeat.store.jobs.finish import FinishedJob, after_end, final_values
+from onebeat.store.jobs.settle import claim_holds
 from onebeat.store.sql import RUNNING, padded, word
 from onebeat.store.tx import Tx
 
@@ -16,26 +17,22 @@ DELETED_AT_ONCE = 1000  # by primary key, so that no range is locked and no tran
 
 
 def cancel(tx: Tx, ids: Sequence[UUID]) -> None:
-    """Cancel: jobs that have not started end at once, running ones are asked to; ended ones stay as they are."""
+    """Cancel jobs: those that have not started end at once, running ones are asked to end, ended ones stay."""
     table = tx.tables.jobs
     query = select(table.c.id, table.c.state, table.c.schedule_id).where(table.c.id.in_(padded(ids)))
     rows = tx.execute(tx.dialect.lock_rows(query)).all()
-    resting = [row for row in rows if row.state not in (*FINAL, JobState.RUNNING)]
+    unstarted = [row for row in rows if row.state not in (*FINAL, JobState.RUNNING)]
     running = [row.id for row in rows if row.state == JobState.RUNNING]
-    if resting:
+    if unstarted:
         tx.execute(
             update(table)
-            .where(table.c.id.in_(padded([row.id for row in resting])))
-            .values(
-                state=str(JobState.CANCELLED),
-                reason="requested",
-                cancel_requested_us=tx.clock,
-                finished_us=tx.clock,
-                unique_slot=null(),
-                waits_for=null(),
-            )
+            .where(table.c.id.in_(padded([row.id for row in unstarted])))
+            .values(final_values(tx, state=JobState.CANCELLED, reason="requested", cancel_requested_us=tx.clock))
         )
-        release(tx, {row.schedule_id for row in resting if row.schedule_id and row.state != JobState.WAITING})
+        finished = [
+            FinishedJob(id=row.id, previous=JobState(row.state), schedule_id=row.schedule_id) for row in unstarted
+        ]
+        after_end(tx, finished)
     if running:
         tx.execute(
             update(table)
@@ -45,7 +42,10 @@ def cancel(tx: Tx, ids: Sequence[UUID]) -> None:
 
 
 def retry(tx: Tx, id: UUID) -> bool:
-    """Queue an ended job again with both budgets at 0; `attempt` goes on. False: it has not ended."""
+    """Queue an ended job again with no errors and no crashes counted; `attempt` continues.
+
+    Returns False when the job has not ended.
+    """
     table = tx.tables.jobs
     result = tx.execute(
         update(table)
@@ -67,27 +67,27 @@ def retry(tx: Tx, id: UUID) -> bool:
 
 
 def progress(tx: Tx, id: UUID, token: str, text: str) -> bool:
-    """Write how far the work is, if the claim still holds."""
+    """Store the progress of a running job, and return whether the claim still holds."""
     table = tx.tables.jobs
-    result = tx.execute(update(table).where(table.c.id == id, mine(tx, token)).values(progress=text))
+    result = tx.execute(update(table).where(table.c.id == id, claim_holds(tx, token)).values(progress=text))
     return bool(result.rowcount)
 
 
 def note_overrun(tx: Tx, id: UUID, token: str) -> bool:
-    """Say on the row that a thread ran past its timeout; it keeps running, so the job does."""
+    """Record that a job's thread runs past its timeout, and return whether the claim still holds."""
     table = tx.tables.jobs
-    result = tx.execute(update(table).where(table.c.id == id, mine(tx, token)).values(reason="timeout"))
+    result = tx.execute(update(table).where(table.c.id == id, claim_holds(tx, token)).values(reason="timeout"))
     return bool(result.rowcount)
 
 
 def owned(tx: Tx, id: UUID, token: str) -> bool:
-    """Whether the claim still holds."""
+    """Return whether the claim still holds."""
     table = tx.tables.jobs
-    return tx.execute(select(table.c.id).where(table.c.id == id, mine(tx, token))).first() is not None
+    return tx.execute(select(table.c.id).where(table.c.id == id, claim_holds(tx, token))).first() is not None
 
 
 def remove(tx: Tx, ids: Sequence[UUID]) -> int:
-    """Delete ended jobs with their attempts and tags; running and coming ones stay."""
+    """Delete ended jobs with their attempts and tags, and return how many; unfinished jobs stay."""
     if not ids:
         return 0
     table = tx.tables.jobs
@@ -102,15 +102,16 @@ def remove(tx: Tx, ids: Sequence[UUID]) -> int:
     return len(found)
 
 
-def prune(tx: Tx, *, well: int | None, failed: int | None, limit: int = DELETED_AT_ONCE) -> int:
-    """Delete up to `limit` ended jobs: succeeded and cancelled ones older than `well`, failed ones older than `failed`.
+def prune(tx: Tx, *, succeeded: int | None, failed: int | None, limit: int = DELETED_AT_ONCE) -> int:
+    """Delete up to `limit` old jobs, and return how many.
 
-    Both are ages in microseconds on the database's clock; None keeps them.
+    Jobs that succeeded or were cancelled go when they are older than `succeeded`, failed ones when older than `failed`.
+    Both are ages in microseconds on the database's clock; None keeps the jobs.
     """
     c = tx.tables.jobs.c
     now = tx.now()
     ids: list[UUID] = []
-    for state, age in ((JobState.SUCCEEDED, well), (JobState.CANCELLED, well), (JobState.FAILED, failed)):
+    for state, age in ((JobState.SUCCEEDED, succeeded), (JobState.CANCELLED, succeeded), (JobState.FAILED, failed)):
         if age is None or len(ids) >= limit:
             continue
         old = c.state == word(state), c.finished_us.is_not(None), c.finished_us < now - age

@@ -1,27 +1,32 @@
-"""Jobs taken back: from workers that died or stopped under them, and claims that never started."""
+"""Jobs taken back from workers that died or stopped, and claims returned before they started."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from random import random
+from random import Random
 from typing import Any
 from uuid import UUID
 
 from sqlalchemy import Row, and_, null, or_, select, update
 
-from onebeat.model.job import FINAL, Ending, Outcome, Settlement, settle as decide, stored_retry
-from onebeat.store.jobs.settle import mine, release
+from onebeat.model.job import Ending, JobState, Outcome, Settlement, settle as decide, stored_retry
+from onebeat.store.jobs.finish import FinishedJob, after_end, final_values
+from onebeat.store.jobs.settle import claim_holds
 from onebeat.store.sql import RUNNING, word
 from onebeat.store.tx import Tx
 from onebeat.timing.backoff import Retry
 
 RESCUED_AT_ONCE = 200  # one batch stays a short transaction
+LOST = Outcome(ending=Ending.LOST, error="its worker died")
+RETURNED = Outcome(ending=Ending.RETURNED)
+
+Decided = tuple[Row[Any], Settlement]  # a job's row, and what becomes of the job
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rescued:
-    """A job taken back from a worker that died or stopped under it."""
+    """A job taken back from a worker that died or stopped before the job ended."""
 
     id: UUID
     task: str
@@ -34,87 +39,108 @@ class Rescued:
     reason: str | None
 
 
-def rescue(tx: Tx, limit: int = RESCUED_AT_ONCE) -> list[Rescued]:
-    """Give the running jobs of dead workers back: by the lease, never by age, and only under the token seen."""
+def rescue(tx: Tx, *, random: Random, limit: int = RESCUED_AT_ONCE) -> list[Rescued]:
+    """Take up to `limit` running jobs back from dead and stopped workers, and return them.
+
+    The worker's lease decides, never the age of the job. `random` spreads the delays of jobs that are retried later.
+    """
     jobs, workers = tx.tables.jobs, tx.tables.workers
     gone = select(workers.c.id).where(workers.c.state.in_([word("dead"), word("stopped")]))
     query = select(jobs).where(jobs.c.state == RUNNING, jobs.c.worker_id.in_(gone)).order_by(jobs.c.id).limit(limit)
-    return _take_back(tx, tx.execute(tx.dialect.skip_locked(query)).all(), Ending.LOST)
+    rows = tx.execute(tx.dialect.skip_locked(query)).all()
+    taken = _take_back(tx, [(row, _decision(row, LOST, random.random())) for row in rows], LOST)
+    _record_losses(tx, [row for row, _ in taken])
+    return [_rescued(row, decision) for row, decision in taken]
 
 
 def give_back(tx: Tx, claims: Sequence[tuple[UUID, str]]) -> list[Rescued]:
-    """Return claimed jobs that never started: id and token of each; their attempt is not counted."""
+    """Return claimed jobs that never started to the queue, without counting the attempt.
+
+    `claims` holds the id and the lease token of each job. Returns the jobs whose claim still held.
+    """
     if not claims:
         return []
     jobs = tx.tables.jobs
-    held = or_(*(and_(jobs.c.id == id, mine(tx, token)) for id, token in claims))
-    return _take_back(tx, tx.execute(tx.dialect.lock_rows(select(jobs).where(held))).all(), Ending.RETURNED)
+    held = or_(*(and_(jobs.c.id == id, claim_holds(tx, token)) for id, token in claims))
+    rows = tx.execute(tx.dialect.lock_rows(select(jobs).where(held))).all()
+    jitter = 0.0  # of no effect, because a returned job is queued without a delay
+    taken = _take_back(tx, [(row, _decision(row, RETURNED, jitter)) for row in rows], RETURNED)
+    return [_rescued(row, decision) for row, decision in taken]
 
 
-def _take_back(tx: Tx, rows: Sequence[Row[Any]], ending: Ending) -> list[Rescued]:
-    taken: list[Rescued] = []
-    over: set[str] = set()
-    for row in rows:
-        outcome = Outcome(ending=ending, error="its worker died" if ending is Ending.LOST else None)
-        decision = decide(
-            errors=row.errors,
-            crashes=row.crashes,
-            max_attempts=row.max_attempts,
-            at_most_once=bool(row.at_most_once),
-            outcome=outcome,
-            retry=stored_retry(row.retry, Retry()),
-            random=random(),  # noqa: S311 - jitter, not a secret
-            cancel_requested=row.cancel_requested_us is not None,
-        )
-        if _apply(tx, row, decision, outcome.error) and ending is Ending.LOST:
-            _remember_loss(tx, row)
-        if decision.state in FINAL and row.schedule_id:
-            over.add(row.schedule_id)
-        taken.append(
-            Rescued(
-                id=row.id,
-                task=row.task,
-                attempt=row.attempt,
-                tracking_id=row.tracking_id,
-                queue=row.queue,
-                schedule_id=row.schedule_id,
-                from_worker=row.worker_id,
-                state=str(decision.state),
-                reason=decision.reason,
-            )
-        )
-    release(tx, over)
+def _decision(row: Row[Any], outcome: Outcome, jitter: float) -> Settlement:
+    return decide(
+        errors=row.errors,
+        crashes=row.crashes,
+        max_attempts=row.max_attempts,
+        at_most_once=bool(row.at_most_once),
+        outcome=outcome,
+        retry=stored_retry(row.retry, Retry()),
+        random=jitter,
+        cancel_requested=row.cancel_requested_us is not None,
+    )
+
+
+def _take_back(tx: Tx, jobs: Sequence[Decided], outcome: Outcome) -> list[Decided]:
+    """Write the decisions on jobs whose claim still holds, with what follows, and return those jobs."""
+    taken = [(row, decision) for row, decision in jobs if _write(tx, row, decision, outcome.error)]
+    after_end(
+        tx,
+        [
+            FinishedJob(id=row.id, previous=JobState.RUNNING, schedule_id=row.schedule_id)
+            for row, decision in taken
+            if decision.final
+        ],
+    )
     return taken
 
 
-def _apply(tx: Tx, row: Row[Any], decision: Settlement, error: str | None) -> bool:
+def _write(tx: Tx, row: Row[Any], decision: Settlement, error: str | None) -> bool:
     table = tx.tables.jobs
-    final = decision.state in FINAL
     values: dict[str, Any] = {
-        "state": str(decision.state),
-        "reason": decision.reason,
         "errors": decision.errors,
         "crashes": decision.crashes,
         "lease_token": null(),
         "attempt": row.attempt - int(decision.refund),
     }
-    if final:
-        values |= {"finished_us": tx.clock, "unique_slot": null(), "error": error}
-    elif decision.delay:
+    if decision.final:
+        values = final_values(tx, state=decision.state, reason=decision.reason, error=error, **values)
+    else:
+        values |= {"state": str(decision.state), "reason": decision.reason}
+    if decision.delay:
         values["run_at_us"] = tx.clock + decision.delay
-    result = tx.execute(update(table).where(table.c.id == row.id, mine(tx, row.lease_token)).values(**values))
+    result = tx.execute(update(table).where(table.c.id == row.id, claim_holds(tx, row.lease_token)).values(**values))
     return bool(result.rowcount)
 
 
-def _remember_loss(tx: Tx, row: Row[Any]) -> None:
-    tx.execute(
-        tx.dialect.insert_ignore(tx.tables.attempts).values(
-            job_id=row.id,
-            attempt=row.attempt,
-            worker_id=row.worker_id,
-            started_us=row.claimed_us,
-            finished_us=tx.now(),
-            outcome=str(Ending.LOST),
-            error="its worker died",
-        )
+def _record_losses(tx: Tx, rows: Sequence[Row[Any]]) -> None:
+    if not rows:
+        return
+    now = tx.now()
+    attempts = [
+        {
+            "job_id": row.id,
+            "attempt": row.attempt,
+            "worker_id": row.worker_id,
+            "started_us": row.claimed_us,
+            "finished_us": now,
+            "outcome": str(LOST.ending),
+            "error": LOST.error,
+        }
+        for row in rows
+    ]
+    tx.execute(tx.dialect.insert_ignore(tx.tables.attempts), attempts)
+
+
+def _rescued(row: Row[Any], decision: Settlement) -> Rescued:
+    return Rescued(
+        id=row.id,
+        task=row.task,
+        attempt=row.attempt,
+        tracking_id=row.tracking_id,
+        queue=row.queue,
+        schedule_id=row.schedule_id,
+        from_worker=row.worker_id,
+        state=str(decision.state),
+        reason=decision.reason,
     )
