@@ -306,11 +306,11 @@ def test_business_days_leave_out_weekends_and_holidays_of_the_package() -> None:
 
 def test_a_calendar_of_ones_own_works_and_says_that_it_cannot_be_stored() -> None:
     class FirstOfMonth:
-        def stretch(self, wall: datetime) -> tuple[datetime, datetime] | None:
+        def excluded_period(self, wall: datetime) -> tuple[datetime, datetime] | None:
             midnight = wall.replace(hour=0, minute=0, second=0, microsecond=0)
             return (midnight, midnight + timedelta(days=1)) if wall.day == 1 else None
 
-        def words(self) -> str:
+        def summary(self) -> str:
             return "the first of each month"
 
         def to_json(self) -> dict[str, Any]:
@@ -343,7 +343,7 @@ def test_excluding_equals_leaving_out_one_by_one(calendar: Any, zone: str, momen
     expected = [
         fire.at
         for fire in rule.fires_after(to_us(moment), until)
-        if calendar.stretch(from_us(fire.at, tz).replace(tzinfo=None)) is None
+        if calendar.excluded_period(from_us(fire.at, tz).replace(tzinfo=None)) is None
     ]
     assert [fire.at for fire in excluding.fires_after(to_us(moment), until)] == expected
     backward = []

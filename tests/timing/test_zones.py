@@ -19,7 +19,7 @@ from onebeat.errors import InvalidTrigger
 from onebeat.timing import zones as module
 from onebeat.timing.clock import DAY, SECOND, to_us
 from onebeat.timing.cron import expression
-from onebeat.timing.dst import Dst, next_hit, previous_hit
+from onebeat.timing.dst import Dst, next_occurrence, previous_occurrence
 from onebeat.timing.zones import Zone, changed, fingerprint, stale, zone, zone_name
 from tests.timing.oracle import changes, zones
 
@@ -81,10 +81,10 @@ def test_pieces_agree_with_the_hourly_look_of_the_oracle() -> None:
             at, found = int(datetime(year, 1, 1, tzinfo=UTC).timestamp()), []
             end = int(datetime(year + 1, 1, 1, tzinfo=UTC).timestamp())
             while at < end:
-                piece = zone(name).piece(at)
-                if piece.carried != piece.start + piece.offset and piece.start >= at:
-                    found.append(datetime.fromtimestamp(piece.start, UTC))
-                at = piece.end
+                period = zone(name).period(at)
+                if period.wall_before != period.start + period.offset and period.start >= at:
+                    found.append(datetime.fromtimestamp(period.start, UTC))
+                at = period.end
             assert tuple(found) == changes(name, year)
 
 
@@ -96,20 +96,20 @@ def test_fires_do_not_depend_on_where_a_block_begins(monkeypatch: pytest.MonkeyP
         for change in changes(name, year):
             at = round(change.timestamp())
             moments = range(at - 4 * 3_600, at + 4 * 3_600, 420)
-            expected = [next_hit(rule, zone(name), Dst.VIXIE, moment) for rule in rules for moment in moments]
-            back = [previous_hit(rule, zone(name), Dst.VIXIE, moment) for rule in rules for moment in moments]
+            expected = [next_occurrence(rule, zone(name), Dst.VIXIE, moment) for rule in rules for moment in moments]
+            back = [previous_occurrence(rule, zone(name), Dst.VIXIE, moment) for rule in rules for moment in moments]
             with monkeypatch.context() as patch:
                 patch.setattr(module, "_BLOCK", block)
                 other = Zone(name, ZoneInfo(name))
-                assert [next_hit(rule, other, Dst.VIXIE, m) for rule in rules for m in moments] == expected
-                assert [previous_hit(rule, other, Dst.VIXIE, m) for rule in rules for m in moments] == back
+                assert [next_occurrence(rule, other, Dst.VIXIE, m) for rule in rules for m in moments] == expected
+                assert [previous_occurrence(rule, other, Dst.VIXIE, m) for rule in rules for m in moments] == back
 
 
 def test_blocks_are_kept_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_KEPT", 10)
     berlin = Zone("Europe/Berlin", ZoneInfo("Europe/Berlin"))
     for n in range(100):
-        berlin.piece(n * 40 * 86_400)
+        berlin.period(n * 40 * 86_400)
     assert len(berlin._blocks) <= 10
 
 

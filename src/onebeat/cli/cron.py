@@ -40,7 +40,7 @@ def cron(
     start = SystemClock().now() if after is None else to_us(_moment(after, rule.zone))
     fires = rule.upcoming_fires(n, after=start)
     console = Console(soft_wrap=True, highlight=False)
-    console.print(Text(rule.words()))
+    console.print(Text(rule.summary()))
     for note in rule.lint():
         console.print(Text(f"note: {note}", style="yellow"))
     for fire in fires:

@@ -1,4 +1,4 @@
-"""The access log: one record when a response or a websocket has ended, with its duration and ids."""
+"""The access log: one record for each finished response or websocket, with its duration and ids."""
 
 from __future__ import annotations
 

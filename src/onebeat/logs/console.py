@@ -1,4 +1,4 @@
-"""The console: JSON for machines or text for people, whole lines even when workers share one pipe."""
+"""The console output: JSON or text, in whole lines even when several workers share one pipe."""
 
 from __future__ import annotations
 

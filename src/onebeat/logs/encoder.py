@@ -1,4 +1,4 @@
-"""Plain values to one line of JSON: orjson when it is installed, else the standard library."""
+"""The JSON encoder: it uses orjson when that is installed, and the standard library otherwise."""
 
 from __future__ import annotations
 

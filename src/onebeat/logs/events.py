@@ -1,4 +1,4 @@
-"""What the engine announces, in words: which event is worth which level."""
+"""Log messages for the engine's events: the level and the text of each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How logs end with their process: atexit, children of multiprocessing, forks, and SIGTERM."""
+"""The end of logging in a process: atexit, children of multiprocessing, forks and SIGTERM."""
 
 from __future__ import annotations
 

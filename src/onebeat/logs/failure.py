@@ -1,4 +1,4 @@
-"""An exception as it was at the log call, without source lines; the writer looks those up and renders the text."""
+"""Snapshots of exceptions at the log call; the writer looks up the source lines and formats the traceback."""
 
 from __future__ import annotations
 

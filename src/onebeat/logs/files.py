@@ -1,4 +1,4 @@
-"""Files named by date: each record in the file of its own date, safe with several processes, old ones deleted."""
+"""Log files named by date and shared by several processes; a record goes to the file of its own date."""
 
 from __future__ import annotations
 

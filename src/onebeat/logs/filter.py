@@ -1,4 +1,4 @@
-"""TrackingFilter: the tracking id on every record, for handlers and formatters that are not onebeat's."""
+"""`TrackingFilter`: it puts the tracking id on every record, for handlers and formatters of other libraries."""
 
 from __future__ import annotations
 

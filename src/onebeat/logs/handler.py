@@ -1,4 +1,4 @@
-"""The handler for `logging`: encodes in the caller, without lock and without I/O, and hands the line to its writers."""
+"""The handler for `logging`: it encodes records on the calling thread and passes the lines to its writers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What logs may be told, checked before anything is changed."""
+"""The options of `setup_logging`, which are checked before anything is changed."""
 
 from __future__ import annotations
 

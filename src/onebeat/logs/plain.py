@@ -1,4 +1,4 @@
-"""Any object as plain JSON values, within limits of depth, length and number; never an exception."""
+"""The conversion of any object to plain JSON values, within limits of depth, length and number. It never raises."""
 
 from __future__ import annotations
 

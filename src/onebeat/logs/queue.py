@@ -1,4 +1,4 @@
-"""The bounded queue of lines: what is dropped when it is full, in which order, and the count of it."""
+"""The bounded queue of log lines: when it is full, it drops the lines below WARNING first, and counts them."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ SPAN: Final = (
     900  # seconds; no bucket holds lines of two quarters of an hour, so none holds lines of two dates in any zone
 )
 _BUCKET = 128 * 1024  # bytes; a larger bucket is left alone and a new one begun
-_RESERVE = 0.8  # of the room may be filled by records under WARNING; the rest is kept for WARNING and above
+_RESERVE = 0.8  # of the space may be filled by records under WARNING; the rest is kept for WARNING and above
 _TOGETHER = 256  # lines that are put into a bucket together
-SMALL: Final = 1024  # bytes; such lines may pass without a look at the room, `free` of them
+SMALL: Final = 1024  # bytes; such lines may pass without a check of the space, `free` of them
 
 
 class Bucket:
@@ -117,7 +117,7 @@ class BoundedQueue:
             self._measure()
 
     def _measure(self) -> None:
-        """How many small lines of any level fit in for sure: so many may pass without a look at the room there is."""
+        """How many small lines of any level fit in for sure: so many may pass without a check of the space there is."""
         room = self._low_bytes - self._full_bytes - self._last.size
         self.free = 0 if self._shut else min(self._low_records - self._sorted, room // SMALL)
 

@@ -1,4 +1,4 @@
-"""A log record as one line of JSON of a documented schema, made in the caller, whatever the record holds."""
+"""The JSON line of a log record, in a documented schema. The calling thread builds it, whatever the record holds."""
 
 from __future__ import annotations
 

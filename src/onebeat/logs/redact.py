@@ -1,4 +1,4 @@
-"""Which values are secrets: by the key they stand under, and inside an address in a text."""
+"""Redaction of secrets: values under certain keys, and credentials inside addresses."""
 
 from __future__ import annotations
 

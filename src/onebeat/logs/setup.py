@@ -1,4 +1,4 @@
-"""Setting logs up, flushing them, and ending them with the server."""
+"""Set up, flush and shut down the logs of a process."""
 
 from __future__ import annotations
 

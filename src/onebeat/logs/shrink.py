@@ -1,4 +1,4 @@
-"""A record too long for its line: what is large becomes a marker, what is too much is left out and counted."""
+"""The shortening of records that are too long: large values become markers, surplus ones are counted and dropped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A line of JSON as text for people: one line, colours only on a terminal, control characters escaped."""
+"""The text format of a log line: one line, colours only on a terminal, control characters escaped."""
 
 from __future__ import annotations
 

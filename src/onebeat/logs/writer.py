@@ -1,4 +1,4 @@
-"""One thread in front of one sink: gathers lines from a bounded queue and writes them in batches."""
+"""The writer: one thread that takes lines from a bounded queue and writes them to one sink in batches."""
 
 from __future__ import annotations
 

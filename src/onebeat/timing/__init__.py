@@ -1,1 +1,1 @@
-"""Time: the clock, time rules and their zones, back-off; pure but for the clock."""
+"""Time: the clock, triggers, time zones and back-off. All of it is pure except the clock."""

@@ -1,4 +1,4 @@
-"""Retry as a value; delay before the next attempt; Snooze and Cancel."""
+"""Retry policies: the delay before the next attempt, and the exceptions `Snooze` and `Cancel`."""
 
 from __future__ import annotations
 

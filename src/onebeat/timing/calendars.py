@@ -1,4 +1,4 @@
-"""Days and windows to leave out; attach to any trigger with excluding()."""
+"""Calendars of excluded days and times of day, for `excluding()` of any trigger."""
 
 from __future__ import annotations
 
@@ -14,27 +14,29 @@ _WEEKDAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 _MAX_DATES = 10_000  # dates in one calendar: 27 years of every day
 
 
-Stretch = tuple[datetime, datetime]
+WallPeriod = tuple[datetime, datetime]
 
 
 @runtime_checkable
 class Calendar(Protocol):
-    """What is left out, on the wall clock of the trigger's zone. Any object with these methods will do in one process;
-    one that is stored (with a schedule) must be made of the classes of this module.
+    """Excluded periods on the wall clock of the trigger's zone.
+
+    Any object with these methods works within one process. A calendar that is stored with a schedule must consist of
+    the classes of this module.
     """
 
-    def stretch(self, wall: datetime) -> Stretch | None:
-        """The start and end (naive wall times, end exclusive) of what is left out at `wall`; None: nothing is."""
+    def excluded_period(self, wall: datetime) -> WallPeriod | None:
+        """Return start and end (naive wall times, end exclusive) of the exclusion at `wall`; None if there is none."""
 
-    def words(self) -> str:
-        """What is left out, in words."""
+    def summary(self) -> str:
+        """Return the excluded days or times as a phrase in English."""
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object from which `load_calendar` makes an equal calendar."""
+        """Return a JSON object from which `load_calendar` makes an equal calendar."""
 
 
-class _Joined:
-    """`a | b` leaves out what either leaves out."""
+class _Combinable:
+    """The operator `a | b`: a calendar that excludes what either excludes."""
 
     def __or__(self, other: Calendar) -> AnyOf:
         mine = self.parts if isinstance(self, AnyOf) else (self,)
@@ -43,10 +45,10 @@ class _Joined:
 
 
 @dataclass(frozen=True, init=False)
-class Weekdays(_Joined):
+class Weekdays(_Combinable):
     """Leaves out whole weekdays: `Weekdays("sat", "sun")`.
 
-    >>> Weekdays("sat", "sun").words()
+    >>> Weekdays("sat", "sun").summary()
     'Saturdays and Sundays'
     """
 
@@ -58,19 +60,19 @@ class Weekdays(_Joined):
             raise InvalidTrigger("Weekdays(…) names one to six weekdays to leave out")
         object.__setattr__(self, "days", found)
 
-    def stretch(self, wall: datetime) -> Stretch | None:
+    def excluded_period(self, wall: datetime) -> WallPeriod | None:
         midnight = datetime.combine(wall.date(), time())
         return (midnight, midnight + _DAY) if wall.weekday() in self.days else None
 
-    def words(self) -> str:
-        return joined([f"{weekday_name(day)}s" for day in sorted(self.days)])
+    def summary(self) -> str:
+        return join_with_and([f"{weekday_name(day)}s" for day in sorted(self.days)])
 
     def to_json(self) -> dict[str, Any]:
         return {"kind": "weekdays", "days": [_WEEKDAYS[day] for day in sorted(self.days)]}
 
 
 @dataclass(frozen=True, init=False)
-class Dates(_Joined):
+class Dates(_Combinable):
     """Leaves out single dates and ranges of dates, both ends included.
 
     `Dates(date(2026, 12, 24), (date(2026, 12, 27), date(2026, 12, 31)))`; `Dates.of(holidays.DE(), years=…)` takes the
@@ -99,7 +101,7 @@ class Dates(_Joined):
             raise InvalidTrigger("Dates.of(…): none of these years' days is in the calendar")
         return cls(*found)
 
-    def stretch(self, wall: datetime) -> Stretch | None:
+    def excluded_period(self, wall: datetime) -> WallPeriod | None:
         day = wall.date()
         low, high = 0, len(self.ranges)
         while low < high:
@@ -113,20 +115,20 @@ class Dates(_Joined):
         start, end = self.ranges[low]
         return datetime.combine(start, time()), datetime.combine(end, time()) + _DAY
 
-    def words(self) -> str:
+    def summary(self) -> str:
         shown = [f"{a}" if a == b else f"{a} to {b}" for a, b in self.ranges[:3]]
         more = len(self.ranges) - 3
-        return joined(shown) if more <= 0 else f"{', '.join(shown)} and {more} more up to {self.ranges[-1][1]}"
+        return join_with_and(shown) if more <= 0 else f"{', '.join(shown)} and {more} more up to {self.ranges[-1][1]}"
 
     def to_json(self) -> dict[str, Any]:
         return {"kind": "dates", "ranges": [[a.isoformat(), b.isoformat()] for a, b in self.ranges]}
 
 
 @dataclass(frozen=True, init=False)
-class Daily(_Joined):
+class Daily(_Combinable):
     """Leaves out a window of every day, from `start` up to, not including, `end`; past midnight if `end` is earlier.
 
-    >>> Daily("22:00", "06:00").stretch(datetime(2026, 1, 1, 23, 0))[1].isoformat()
+    >>> Daily("22:00", "06:00").excluded_period(datetime(2026, 1, 1, 23, 0))[1].isoformat()
     '2026-01-02T06:00:00'
     """
 
@@ -139,7 +141,7 @@ class Daily(_Joined):
         if self.start == self.end:
             raise InvalidTrigger("Daily(start, end) would leave out nothing or everything; the two must differ")
 
-    def stretch(self, wall: datetime) -> Stretch | None:
+    def excluded_period(self, wall: datetime) -> WallPeriod | None:
         over_midnight = self.end < self.start
         start = datetime.combine(wall.date(), self.start)
         if over_midnight and wall.time() < self.end:
@@ -147,7 +149,7 @@ class Daily(_Joined):
         end = datetime.combine(start.date(), self.end) + (_DAY if over_midnight else timedelta())
         return (start, end) if start <= wall < end else None
 
-    def words(self) -> str:
+    def summary(self) -> str:
         return f"{self.start:%H:%M} to {self.end:%H:%M}"
 
     def to_json(self) -> dict[str, Any]:
@@ -155,17 +157,17 @@ class Daily(_Joined):
 
 
 @dataclass(frozen=True)
-class AnyOf(_Joined):
+class AnyOf(_Combinable):
     """Leaves out what any of its parts leaves out; written `a | b`."""
 
     parts: tuple[Calendar, ...]
 
-    def stretch(self, wall: datetime) -> Stretch | None:
-        found = [each for part in self.parts if (each := part.stretch(wall)) is not None]
+    def excluded_period(self, wall: datetime) -> WallPeriod | None:
+        found = [each for part in self.parts if (each := part.excluded_period(wall)) is not None]
         return (min(start for start, _ in found), max(end for _, end in found)) if found else None
 
-    def words(self) -> str:
-        return "; ".join(part.words() for part in self.parts)
+    def summary(self) -> str:
+        return "; ".join(part.summary() for part in self.parts)
 
     def to_json(self) -> dict[str, Any]:
         return {"kind": "any", "parts": [part.to_json() for part in self.parts]}
@@ -208,9 +210,9 @@ def time_of_day(value: str | time) -> time:
     return found
 
 
-def joined(words: list[str]) -> str:
-    """Words with commas and a final and."""
-    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+def join_with_and(items: list[str]) -> str:
+    """Join texts with commas and a final "and"."""
+    return " and ".join(filter(None, [", ".join(items[:-1]), items[-1]]))
 
 
 class _Days(Protocol):

@@ -1,4 +1,4 @@
-"""The only place that reads a clock; instants and durations as whole microseconds."""
+"""The system clock, and the conversion of instants and durations to whole microseconds."""
 
 from __future__ import annotations
 

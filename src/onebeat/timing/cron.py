@@ -1,4 +1,4 @@
-"""A cron expression: next and previous wall time, by bit masks."""
+"""Cron expressions: the next and the previous matching wall time, computed with bit masks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reading a cron expression, dialect 1: fields to bit masks, faults with their position."""
+"""The parser of cron expressions (dialect 1): it turns fields into bit masks and reports errors with a position."""
 
 from __future__ import annotations
 
@@ -115,18 +115,18 @@ def parse(text: str, seed: str | None = None) -> Columns:
     >>> bin(parse("*/15 9 * * *").minutes).count("1")
     4
     """
-    words = _words(text)
-    at = words[0][0]
-    columns = [(0, "0"), *words] if len(words) == 5 else words
+    tokens = _tokens(text)
+    at = tokens[0][0]
+    columns = [(0, "0"), *tokens] if len(tokens) == 5 else tokens
     masks: list[int] = []
     specials: dict[str, list[Special]] = {DAY.name: [], WEEKDAY.name: []}
-    reader = _Reader(text, seed)
+    reader = _FieldReader(text, seed)
     for (at, word), field in zip(columns, FIELDS, strict=True):
         masks.append(reader.field(field, word, at, specials.get(field.name)))
     stars = [word[0] in "*?" or (field.name in ("minute", "hour") and bool(re.match(r"H/", word)))
              for (_, word), field in zip(columns, FIELDS, strict=True)]  # fmt: skip
     return Columns(
-        text=" ".join(word for _, word in words),
+        text=" ".join(word for _, word in tokens),
         seconds=masks[0],
         minutes=masks[1],
         hours=masks[2],
@@ -150,7 +150,7 @@ def refuse(text: str, position: int, why: str) -> NoReturn:
     raise InvalidCron(f"cron {before}{echo!a:.100}{after}, at {position}: {why}", position=position)
 
 
-def _words(text: str) -> list[tuple[int, str]]:
+def _tokens(text: str) -> list[tuple[int, str]]:
     if not isinstance(text, str):
         raise InvalidCron(f"a cron expression is text, not {type(text).__name__}", position=0)
     if len(text) > MAX_LENGTH:
@@ -159,24 +159,24 @@ def _words(text: str) -> list[tuple[int, str]]:
     if allowed is None or allowed.end() < len(text):
         at = allowed.end() if allowed else 0
         refuse(text, at, "only ASCII letters, digits, blanks and * ? / , - # ( ) @ may stand here")
-    words = [(match.start(), match[0].upper()) for match in _WORD.finditer(text)]
-    if not words:
+    tokens = [(match.start(), match[0].upper()) for match in _WORD.finditer(text)]
+    if not tokens:
         refuse(text, 0, "empty; write five fields: minute, hour, day of the month, month, day of the week")
-    at, first = words[0]
+    at, first = tokens[0]
     if first.startswith("@"):
         macro = MACROS.get(first.lower())
-        if macro is None or len(words) > 1:
+        if macro is None or len(tokens) > 1:
             refuse(text, at, _REFUSED.get(first.lower(), f"not one of {', '.join(MACROS)}"))
         return [(at, word) for word in macro.split()]
-    if len(words) == 7:
-        refuse(text, words[6][0], "seven fields; there is no year column, use .between(start, end)")
-    if len(words) not in (5, 6):
-        refuse(text, words[min(6, len(words) - 1)][0], f"{len(words)} fields; write 5, or 6 with seconds first")
-    return words
+    if len(tokens) == 7:
+        refuse(text, tokens[6][0], "seven fields; there is no year column, use .between(start, end)")
+    if len(tokens) not in (5, 6):
+        refuse(text, tokens[min(6, len(tokens) - 1)][0], f"{len(tokens)} fields; write 5, or 6 with seconds first")
+    return tokens
 
 
-class _Reader:
-    """Reads the fields of one expression."""
+class _FieldReader:
+    """Parse the fields of one expression."""
 
     def __init__(self, text: str, seed: str | None) -> None:
         self.text = text

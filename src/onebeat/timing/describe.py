@@ -1,4 +1,4 @@
-"""A cron rule in words, and what may surprise about it."""
+"""English summaries of cron rules, and notes on what may surprise about a rule."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from itertools import pairwise
 
-from onebeat.timing.calendars import joined
+from onebeat.timing.calendars import join_with_and
 from onebeat.timing.clock import SECOND, from_us, to_us
 from onebeat.timing.cron import Expression, unrestricted
 from onebeat.timing.cron_parser import Special
 from onebeat.timing.dst import Dst, WallRule
-from onebeat.timing.zones import Piece, Zone, data_year
+from onebeat.timing.zones import OffsetPeriod, Zone, data_year
 
 _DAY_NAMES = ("Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday")
 _NTH = {-1: "last", 1: "first", 2: "second", 3: "third", 4: "fourth", 5: "fifth"}
@@ -21,12 +21,12 @@ _MONTHS = 0x1FFE
 _SHOWN = 6  # times of the day a sentence lists one by one
 
 
-def words(made: Expression, zone: Zone) -> str:
-    """The rule as part of a sentence.
+def cron_summary(made: Expression, zone: Zone) -> str:
+    """Return the rule as a phrase in English.
 
     >>> from onebeat.timing.cron import expression
     >>> from onebeat.timing.zones import zone
-    >>> words(expression("30 2 * * 1-5"), zone("Europe/Berlin"))
+    >>> cron_summary(expression("30 2 * * 1-5"), zone("Europe/Berlin"))
     'at 02:30 on Monday to Friday, in Europe/Berlin'
     """
     time, day = _time(made), _date(made)
@@ -34,29 +34,29 @@ def words(made: Expression, zone: Zone) -> str:
 
 
 def lint(made: Expression, zone: Zone, dst: Dst) -> tuple[str, ...]:
-    """What may surprise, a sentence each; clock changes are looked up in the zone data's own year and the next."""
+    """Return the notes on a rule, one sentence each; clock changes are those of the zone data's year and the next."""
     hourly = not made.fixed and made.columns.hours == _ALL["hour"]
     changes = () if hourly or made.columns.hashed is not None else change_notes(made, zone, dst)
     return (*_field_notes(made), *_day_notes(made), *changes)
 
 
 def change_notes(rule: WallRule, zone: Zone, dst: Dst) -> Iterator[str]:
-    """What becomes of the rule's first time in the next gap, and in the next fold, that hold one."""
+    """Yield what happens to the rule's first time in the next gap and in the next fold that contain one."""
     forward = backward = False
-    for piece in _changes(zone):
-        shown = piece.start + piece.offset
-        first = rule.next_wall(min(piece.carried, shown))
-        if first is None or first >= max(piece.carried, shown):
+    for period in _changes(zone):
+        shown = period.start + period.offset
+        first = rule.next_wall(min(period.wall_before, shown))
+        if first is None or first >= max(period.wall_before, shown):
             continue
         day, then = f"{from_us(first * SECOND):%Y-%m-%d}", f"{from_us(first * SECOND):%H:%M}"
-        if piece.carried < shown and not forward:
+        if period.wall_before < shown and not forward:
             forward = True
             if not rule.fixed or dst is Dst.SKIP_MISSING:
                 what = "it is left out"
             else:
                 what = f"it runs at {from_us(shown * SECOND):%H:%M} instead"
             yield f"{then} does not exist on {day}, when clocks go forward; {what}"
-        elif piece.carried > shown and not backward:
+        elif period.wall_before > shown and not backward:
             backward = True
             what = "both times" if not rule.fixed or dst is Dst.RUN_BOTH else "only the first time"
             yield f"{then} comes twice on {day}, when clocks go back; it runs {what}"
@@ -67,7 +67,7 @@ def _time(made: Expression) -> str:
     hours, minutes, seconds = _values(c.hours), _values(c.minutes), _values(c.seconds)
     if len(hours) * len(minutes) * len(seconds) <= _SHOWN:
         form = "{:02d}:{:02d}" if seconds == [0] else "{:02d}:{:02d}:{:02d}"
-        return f"at {joined([form.format(h, m, s) for h in hours for m in minutes for s in seconds])}"
+        return f"at {join_with_and([form.format(h, m, s) for h in hours for m in minutes for s in seconds])}"
     parts = []
     if seconds != [0]:
         parts.append(_every("second", c.seconds))
@@ -90,7 +90,7 @@ def _every(what: str, mask: int) -> str:
 
 def _date(made: Expression) -> str:
     c = made.columns
-    months = "" if c.months == _MONTHS else f" in {joined([calendar.month_name[m] for m in _values(c.months)])}"
+    months = "" if c.months == _MONTHS else f" in {join_with_and([calendar.month_name[m] for m in _values(c.months)])}"
     if unrestricted(c):
         return f"every day{months}"
     of_month = None if c.days == 0xFFFFFFFE else _month_days(made)
@@ -103,7 +103,7 @@ def _date(made: Expression) -> str:
 def _month_days(made: Expression) -> str:
     plain = _values(made.columns.days)
     shown = [f"day{'' if len(plain) == 1 else 's'} {_ranges(plain)}"] if plain else []
-    return joined([*shown, *(_special(each) for each in made.columns.day_specials)])
+    return join_with_and([*shown, *(_special(each) for each in made.columns.day_specials)])
 
 
 def _week_days(made: Expression) -> str:
@@ -111,7 +111,7 @@ def _week_days(made: Expression) -> str:
     run = len(numbers) > 2 and numbers == list(range(numbers[0], numbers[-1] + 1))
     names = [_DAY_NAMES[n] for n in numbers]
     shown = [f"{names[0]} to {names[-1]}"] if run else names
-    return joined([*shown, *(_special(each) for each in made.columns.weekday_specials)])
+    return join_with_and([*shown, *(_special(each) for each in made.columns.weekday_specials)])
 
 
 def _special(special: Special) -> str:
@@ -154,16 +154,16 @@ def _day_notes(made: Expression) -> Iterator[str]:
         yield f"months without a day {days[0]} are left out; L is the last day"
 
 
-def _changes(zone: Zone) -> Iterator[Piece]:
-    """The changes of the zone's offset in the year of its data and the next."""
+def _changes(zone: Zone) -> Iterator[OffsetPeriod]:
+    """Yield the periods that begin with a clock change, in the zone data's year and the next."""
     year = data_year()
     at = to_us(datetime(year, 1, 1, tzinfo=UTC)) // SECOND
     end = to_us(datetime(year + 2, 1, 1, tzinfo=UTC)) // SECOND
     while at < end:
-        piece = zone.piece(at)
-        if piece.carried != piece.start + piece.offset and piece.start >= at:
-            yield piece
-        at = piece.end
+        period = zone.period(at)
+        if period.wall_before != period.start + period.offset and period.start >= at:
+            yield period
+        at = period.end
 
 
 def _values(mask: int) -> list[int]:
@@ -189,4 +189,4 @@ def _ranges(values: list[int]) -> str:
     shown = []
     for run in runs:
         shown += [f"{run[0]} to {run[-1]}"] if len(run) > 2 else [str(value) for value in run]
-    return joined(shown)
+    return join_with_and(shown)

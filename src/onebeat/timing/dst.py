@@ -1,13 +1,13 @@
-"""From wall times to instants: what a rule on the wall means in a zone whose clocks jump."""
+"""Daylight saving time: the instants of a wall-time rule in a zone whose clock jumps."""
 
 from __future__ import annotations
 
 from enum import StrEnum
 from typing import NamedTuple, Protocol
 
-from onebeat.timing.zones import FIRST, LAST, Piece, Zone
+from onebeat.timing.zones import FIRST, LAST, OffsetPeriod, Zone
 
-_SAFE = 2 * 86_400  # seconds; offsets differ by at most 26 h, so a wall time this far away lies in no nearer piece
+_SAFE = 2 * 86_400  # seconds; offsets differ by at most 26 h, so a wall time this far away lies in no nearer period
 
 
 class Dst(StrEnum):
@@ -23,7 +23,7 @@ class Dst(StrEnum):
 
 
 class WallRule(Protocol):
-    """A rule on the wall clock alone. A wall time is counted in seconds as if the wall showed UTC."""
+    """A rule on wall times alone. A wall time is a number of seconds, as if the wall clock showed UTC."""
 
     @property
     def fixed(self) -> bool:
@@ -43,8 +43,8 @@ class CountedRule(WallRule, Protocol):
         """How many wall times match from `low` up to, not including, `high`."""
 
 
-class Hit(NamedTuple):
-    """One instant of a wall rule, UTC seconds, with the wall time it stands for."""
+class Occurrence(NamedTuple):
+    """One instant of a wall rule in UTC seconds, with its wall time."""
 
     at: int
     wall: int  # in a gap the first of the skipped times
@@ -52,96 +52,96 @@ class Hit(NamedTuple):
     mark: str | None  # "gap", "fold"
 
 
-def next_hit(rule: WallRule, zone: Zone, dst: Dst, after: int) -> Hit | None:
-    """The first instant strictly after `after` (UTC seconds)."""
+def next_occurrence(rule: WallRule, zone: Zone, dst: Dst, after: int) -> Occurrence | None:
+    """Return the first occurrence strictly after `after` (UTC seconds)."""
     at = max(after + 1, FIRST)
     fixed = rule.fixed
     once = fixed and dst is not Dst.RUN_BOTH
     while at <= LAST:
-        piece = zone.piece(at)
-        start, end, offset, carried, _ = piece
+        period = zone.period(at)
+        start, end, offset, wall_before, _ = period
         if fixed and at <= start:
-            made_up = _made_up(rule, dst, piece)
-            if made_up is not None:
-                return made_up
+            after_gap = _after_gap(rule, dst, period)
+            if after_gap is not None:
+                return after_gap
         low = max(at, start) + offset
-        if once and carried > low:
-            low = carried
+        if once and wall_before > low:
+            low = wall_before
         wall = rule.next_wall(low)
         if wall is None:
             return None
         found = wall - offset
         if found < end:
-            return _hit(zone, found, wall, piece)
-        at = end if _folds(zone.piece(end)) else max(end, found - _SAFE)
+            return _occurrence(zone, found, wall, period)
+        at = end if _starts_with_fold(zone.period(end)) else max(end, found - _SAFE)
     return None
 
 
-def previous_hit(rule: WallRule, zone: Zone, dst: Dst, before: int) -> Hit | None:
-    """The last instant strictly before `before` (UTC seconds)."""
+def previous_occurrence(rule: WallRule, zone: Zone, dst: Dst, before: int) -> Occurrence | None:
+    """Return the last occurrence strictly before `before` (UTC seconds)."""
     at = min(before - 1, LAST)
     fixed = rule.fixed
     once = fixed and dst is not Dst.RUN_BOTH
     while at >= FIRST:
-        piece = zone.piece(at)
-        start, end, offset, carried, _ = piece
+        period = zone.period(at)
+        start, end, offset, wall_before, _ = period
         low = start + offset
-        if once and carried > low:
-            low = carried
+        if once and wall_before > low:
+            low = wall_before
         wall = rule.previous_wall(min(at, end - 1) + offset)
         if wall is not None and wall >= low:
             if fixed and wall - offset == start:
-                return _made_up(rule, dst, piece) or _hit(zone, start, wall, piece)
-            return _hit(zone, wall - offset, wall, piece)
+                return _after_gap(rule, dst, period) or _occurrence(zone, start, wall, period)
+            return _occurrence(zone, wall - offset, wall, period)
         if fixed:
-            made_up = _made_up(rule, dst, piece)
-            if made_up is not None:
-                return made_up
+            after_gap = _after_gap(rule, dst, period)
+            if after_gap is not None:
+                return after_gap
         if wall is None:
             return None
-        at = start - 1 if _folds(piece) else min(start - 1, wall - offset + _SAFE)
+        at = start - 1 if _starts_with_fold(period) else min(start - 1, wall - offset + _SAFE)
     return None
 
 
-def count_hits(rule: CountedRule, zone: Zone, dst: Dst, after: int, until: int) -> int:
-    """How many instants lie strictly after `after` and not after `until` (UTC seconds), without visiting each."""
+def count_occurrences(rule: CountedRule, zone: Zone, dst: Dst, after: int, until: int) -> int:
+    """Return how many occurrences lie after `after` and not after `until` (UTC seconds), without visiting each."""
     at, end = max(after + 1, FIRST), min(until, LAST) + 1
     once = rule.fixed and dst is not Dst.RUN_BOTH
     total = 0
     while at < end:
-        piece = zone.piece(at)
-        shown = piece.start + piece.offset
-        low, high = at + piece.offset, min(end, piece.end) + piece.offset
-        if once and piece.carried > low:
-            low = piece.carried
+        period = zone.period(at)
+        shown = period.start + period.offset
+        low, high = at + period.offset, min(end, period.end) + period.offset
+        if once and period.wall_before > low:
+            low = period.wall_before
         if low < high:
             total += rule.count_walls(low, high)
-        if rule.fixed and at == piece.start:
-            made_up = _made_up(rule, dst, piece)
-            total += made_up is not None and made_up.wall != shown
-        at = piece.end
+        if rule.fixed and at == period.start:
+            after_gap = _after_gap(rule, dst, period)
+            total += after_gap is not None and after_gap.wall != shown
+        at = period.end
     return total
 
 
-def _folds(piece: Piece) -> bool:
-    """Whether the wall went back where this piece begins, so that times already looked past come again."""
-    return piece.carried > piece.start + piece.offset
+def _starts_with_fold(period: OffsetPeriod) -> bool:
+    """Return whether the clock goes back at the start of this period, so that wall times repeat."""
+    return period.wall_before > period.start + period.offset
 
 
-def _made_up(rule: WallRule, dst: Dst, piece: Piece) -> Hit | None:
-    """The one instant for all skipped times: the first after the gap that this piece begins with."""
-    shown = piece.start + piece.offset
-    if piece.carried >= shown or dst is Dst.SKIP_MISSING:
+def _after_gap(rule: WallRule, dst: Dst, period: OffsetPeriod) -> Occurrence | None:
+    """Return the occurrence after the gap before this period, which replaces all skipped wall times; or None."""
+    shown = period.start + period.offset
+    if period.wall_before >= shown or dst is Dst.SKIP_MISSING:
         return None
-    wall = rule.next_wall(piece.carried)
+    wall = rule.next_wall(period.wall_before)
     if wall is None or wall >= shown:
         return None
     if rule.next_wall(shown) == shown:
-        wall = shown  # it would run now in any case, under its own name
-    return Hit(piece.start, wall, False, "gap")
+        wall = shown  # the rule has an occurrence of its own at this wall time
+    return Occurrence(period.start, wall, False, "gap")
 
 
-def _hit(zone: Zone, at: int, wall: int, piece: Piece) -> Hit:
-    second = wall < piece.carried
-    folded = second or wall >= zone.piece(at).repeats
-    return Hit(at, wall, second, "fold" if folded else None)
+def _occurrence(zone: Zone, at: int, wall: int, period: OffsetPeriod) -> Occurrence:
+    second = wall < period.wall_before
+    folded = second or wall >= zone.period(at).repeats
+    return Occurrence(at, wall, second, "fold" if folded else None)

@@ -1,4 +1,4 @@
-"""Months and Weeks: every n months or weeks, on a day, at a wall time."""
+"""The triggers `Months` and `Weeks`: every n months or weeks, on a day, at a wall time."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from datetime import date, time, tzinfo
 from typing import Any, Literal
 
 from onebeat.errors import InvalidTrigger
-from onebeat.timing.calendars import joined, time_of_day, weekday, weekday_name
+from onebeat.timing.calendars import join_with_and, time_of_day, weekday, weekday_name
 from onebeat.timing.clock import SECOND
 from onebeat.timing.describe import change_notes
-from onebeat.timing.dst import Dst, next_hit, previous_hit
+from onebeat.timing.dst import Dst, next_occurrence, previous_occurrence
 from onebeat.timing.rule import DueFire, Rule, dst_mode, fire_of
 from onebeat.timing.zones import zone_name
 
@@ -29,12 +29,12 @@ class _AtWallTime(Rule):
     dst: Dst
 
     def next_fire(self, after: int) -> DueFire | None:
-        hit = next_hit(self, self.zone, self.dst, after // SECOND)
-        return None if hit is None else fire_of(hit, True, self.zone.name)
+        occurrence = next_occurrence(self, self.zone, self.dst, after // SECOND)
+        return None if occurrence is None else fire_of(occurrence, True, self.zone.name)
 
     def previous_fire(self, before: int) -> DueFire | None:
-        hit = previous_hit(self, self.zone, self.dst, -(-before // SECOND))
-        return None if hit is None else fire_of(hit, True, self.zone.name)
+        occurrence = previous_occurrence(self, self.zone, self.dst, -(-before // SECOND))
+        return None if occurrence is None else fire_of(occurrence, True, self.zone.name)
 
     def lint(self) -> tuple[str, ...]:
         return tuple(change_notes(self, self.zone, self.dst))
@@ -104,7 +104,7 @@ class Months(_AtWallTime):
             return self
         return Months(self.n, day=self.day, at=self.at, timezone=name, first=self.first, dst=self.dst)
 
-    def words(self) -> str:
+    def summary(self) -> str:
         on = {"last": "the last day"}.get(str(self.day), f"day {self.day}")
         short = " (or the month's last day)" if isinstance(self.day, int) and self.day > 28 else ""
         since = f", counted from {calendar.month_name[self.first]}," if self.n > 1 else ""
@@ -149,7 +149,7 @@ class Weeks(_AtWallTime):
     Weeks begin on Monday and are counted from the first Monday of 1970, or from the week of the date `first`.
     Raises `InvalidTrigger`.
 
-    >>> Weeks(2, on=("mon", "thu"), at="09:30").words()
+    >>> Weeks(2, on=("mon", "thu"), at="09:30").summary()
     'every 2 weeks on Monday and Thursday at 09:30 in UTC'
     """
 
@@ -190,8 +190,8 @@ class Weeks(_AtWallTime):
             return self
         return _weeks(self.n, self.on, self.at, zone_name(name), self.phase, self.dst)
 
-    def words(self) -> str:
-        days = joined([weekday_name(day) for day in self.on])
+    def summary(self) -> str:
+        days = join_with_and([weekday_name(day) for day in self.on])
         return f"every {_number(self.n, 'week')} on {days} at {_clock(self.at)} in {self.zone.name}"
 
     def to_json(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What every trigger can do, a trigger within bounds of time, and a trigger without the days of a calendar."""
+"""The base class of all triggers, and the triggers that limit another one to a time range or exclude a calendar."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any, NamedTuple, TypeVar
 from onebeat.errors import InvalidTrigger
 from onebeat.timing.calendars import Calendar
 from onebeat.timing.clock import DAY, SECOND, from_us, to_us
-from onebeat.timing.dst import Dst, Hit
+from onebeat.timing.dst import Dst, Occurrence
 from onebeat.timing.zones import Zone, zone, zone_name
 
 RuleT = TypeVar("RuleT", bound="Rule")
 
-_JUMPS = 1_000  # stretches of a calendar looked past before the rule counts as over
+_JUMPS = 1_000  # excluded periods that are skipped before the rule counts as over
 _HORIZON = 100 * 366 * DAY  # a calendar that leaves out every fire of so long leaves out all
 COUNT_LIMIT = 100_000  # fires counted one by one before `count` gives up
 
@@ -31,7 +31,7 @@ class DueFire(NamedTuple):
 class Rule:
     """The base of all triggers: values that compare, read the wall clock never, and name each instant once.
 
-    A subclass answers `next_fire`, `previous_fire`, `words` and `to_json`; the rest follows from these.
+    A subclass answers `next_fire`, `previous_fire`, `summary` and `to_json`; the rest follows from these.
     """
 
     @property
@@ -61,12 +61,12 @@ class Rule:
                 return None
         return total
 
-    def words(self) -> str:
-        """The rule in one sentence part, without notes."""
+    def summary(self) -> str:
+        """Return the rule as a phrase in English, without notes."""
         raise NotImplementedError
 
     def lint(self) -> tuple[str, ...]:
-        """What may surprise about the rule, a sentence each."""
+        """Return notes on what may surprise about the rule, one sentence each."""
         return ()
 
     def to_json(self) -> dict[str, Any]:
@@ -108,8 +108,8 @@ class Rule:
             fire = self.next_fire(fire.at)
 
     def describe(self) -> str:
-        """The rule in words, then a line for each thing that may surprise about it."""
-        return "\n".join([self.words(), *(f"note: {note}" for note in self.lint())])
+        """Return the rule as a phrase in English, then a line for each note about it."""
+        return "\n".join([self.summary(), *(f"note: {note}" for note in self.lint())])
 
     def between(self, start: datetime | None = None, end: datetime | None = None) -> Rule:
         """The same rule from `start` up to `end` (aware, both included, None: open)."""
@@ -136,12 +136,12 @@ def wall_text(wall: int) -> str:
     return shown.strftime("%Y-%m-%dT%H:%M:%S" if shown.second else "%Y-%m-%dT%H:%M")
 
 
-def fire_of(hit: Hit, fixed: bool, zone_name: str) -> DueFire:
+def fire_of(occurrence: Occurrence, fixed: bool, zone_name: str) -> DueFire:
     """The fire of an instant: keyed by its wall time for a fixed-time rule, by the instant for a wildcard one."""
     if not fixed:
-        return DueFire(hit.at * SECOND, str(hit.at * SECOND), hit.mark)
-    key = f"{wall_text(hit.wall)}[{zone_name}]"
-    return DueFire(hit.at * SECOND, f"{key};2" if hit.second else key, hit.mark)
+        return DueFire(occurrence.at * SECOND, str(occurrence.at * SECOND), occurrence.mark)
+    key = f"{wall_text(occurrence.wall)}[{zone_name}]"
+    return DueFire(occurrence.at * SECOND, f"{key};2" if occurrence.second else key, occurrence.mark)
 
 
 def dst_mode(value: str) -> Dst:
@@ -152,10 +152,10 @@ def dst_mode(value: str) -> Dst:
         raise InvalidTrigger(f"dst={value!r:.40} is none of {', '.join(map(repr, map(str, Dst)))}") from None
 
 
-def span(us: int) -> str:
-    """A duration in words.
+def describe_duration(us: int) -> str:
+    """Return a duration in English.
 
-    >>> span(90 * SECOND), span(3600 * SECOND), span(250_000)
+    >>> describe_duration(90 * SECOND), describe_duration(3600 * SECOND), describe_duration(250_000)
     ('1 minute 30 seconds', '1 hour', '0.25 seconds')
     """
     parts: list[tuple[float, str]] = []
@@ -223,11 +223,11 @@ class Between(Rule):
     def bind(self, seed: str) -> Between:
         return self._of(self.rule.bind(seed))
 
-    def words(self) -> str:
+    def summary(self) -> str:
         tz = self.zone.tz
         start = "" if self.start_us is None else f", from {from_us(self.start_us, tz):%Y-%m-%d %H:%M}"
         end = "" if self.end_us is None else f", until {from_us(self.end_us, tz):%Y-%m-%d %H:%M}"
-        return f"{self.rule.words()}{start}{end}"
+        return f"{self.rule.summary()}{start}{end}"
 
     def lint(self) -> tuple[str, ...]:
         return self.rule.lint()
@@ -248,7 +248,7 @@ class Excluding(Rule):
 
     >>> from onebeat.timing.calendars import Weekdays
     >>> from onebeat.timing.triggers import Cron
-    >>> Cron("0 9 * * *", "Europe/Berlin").excluding(Weekdays("sat", "sun")).words()
+    >>> Cron("0 9 * * *", "Europe/Berlin").excluding(Weekdays("sat", "sun")).summary()
     'at 09:00 every day, in Europe/Berlin, except on Saturdays and Sundays'
     """
 
@@ -271,7 +271,7 @@ class Excluding(Rule):
     def next_fire(self, after: int) -> DueFire | None:
         fire = self.rule.next_fire(after)
         for _ in range(_JUMPS):
-            out = None if fire is None else self._left_out(fire)
+            out = None if fire is None else self._excluded_period(fire)
             if fire is None or out is None:
                 return fire
             if fire.at - after > _HORIZON:
@@ -282,7 +282,7 @@ class Excluding(Rule):
     def previous_fire(self, before: int) -> DueFire | None:
         fire = self.rule.previous_fire(before)
         for _ in range(_JUMPS):
-            out = None if fire is None else self._left_out(fire)
+            out = None if fire is None else self._excluded_period(fire)
             if fire is None or out is None:
                 return fire
             if before - fire.at > _HORIZON:
@@ -299,8 +299,8 @@ class Excluding(Rule):
         rule = self.rule.bind(seed)
         return self if rule is self.rule else Excluding(rule, self.calendar, self.timezone)
 
-    def words(self) -> str:
-        return f"{self.rule.words()}, except on {self.calendar.words()}"
+    def summary(self) -> str:
+        return f"{self.rule.summary()}, except on {self.calendar.summary()}"
 
     def lint(self) -> tuple[str, ...]:
         return self.rule.lint()
@@ -313,13 +313,13 @@ class Excluding(Rule):
             )
         return {"kind": "excluding", "rule": self.rule.to_json(), "calendar": to_json(), "timezone": self.timezone}
 
-    def _left_out(self, fire: DueFire) -> tuple[int, int] | None:
-        """The instants between which nothing fires; where the wall shows one twice or never, the narrower reading."""
+    def _excluded_period(self, fire: DueFire) -> tuple[int, int] | None:
+        """Return the instants between which nothing fires; an ambiguous bound makes the period narrower."""
         tz = self.zone.tz
-        stretch = self.calendar.stretch(from_us(fire.at, tz).replace(tzinfo=None))
-        if stretch is None:
+        excluded = self.calendar.excluded_period(from_us(fire.at, tz).replace(tzinfo=None))
+        if excluded is None:
             return None
-        start, end = stretch
+        start, end = excluded
         starts = [to_us(start.replace(tzinfo=tz, fold=fold)) for fold in (0, 1)]
         ends = [to_us(end.replace(tzinfo=tz, fold=fold)) for fold in (0, 1)]
         return max(starts), min(ends)

@@ -1,4 +1,4 @@
-"""Cron, Every and At as values; load() makes a trigger from its stored form."""
+"""The triggers `Cron`, `Every` and `At`, and `load`, which restores any trigger from its stored form."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from onebeat.timing.calendars import load_calendar
 from onebeat.timing.clock import MILLISECOND, SECOND, from_us, seconds_us, to_us
 from onebeat.timing.cron import Expression, expression, require_bound
 from onebeat.timing.cron_parser import DIALECT
-from onebeat.timing.describe import lint, words
-from onebeat.timing.dst import Dst, Hit, count_hits, next_hit, previous_hit
+from onebeat.timing.describe import cron_summary, lint
+from onebeat.timing.dst import Dst, Occurrence, count_occurrences, next_occurrence, previous_occurrence
 from onebeat.timing.periods import load_months, load_weeks
-from onebeat.timing.rule import Between, DueFire, Excluding, Rule, dst_mode, fire_of, span
+from onebeat.timing.rule import Between, DueFire, Excluding, Rule, describe_duration, dst_mode, fire_of
 from onebeat.timing.zones import FIRST, LAST, Zone, zone, zone_name
 
 MIN_INTERVAL = 100 * MILLISECOND  # each fire is a transaction; below this the rule is a loop
@@ -62,16 +62,16 @@ class Cron(Rule):
     def next_fire(self, after: int) -> DueFire | None:
         if self._compiled.columns.hashed is not None:
             require_bound(self._compiled)
-        return self._fire(next_hit(self._compiled, self._zone, self.dst, after // SECOND))
+        return self._fire(next_occurrence(self._compiled, self._zone, self.dst, after // SECOND))
 
     def previous_fire(self, before: int) -> DueFire | None:
         if self._compiled.columns.hashed is not None:
             require_bound(self._compiled)
-        return self._fire(previous_hit(self._compiled, self._zone, self.dst, -(-before // SECOND)))
+        return self._fire(previous_occurrence(self._compiled, self._zone, self.dst, -(-before // SECOND)))
 
     def count(self, after: int, until: int) -> int | None:
         require_bound(self._compiled)
-        return count_hits(self._compiled, self._zone, self.dst, after // SECOND, until // SECOND)
+        return count_occurrences(self._compiled, self._zone, self.dst, after // SECOND, until // SECOND)
 
     def with_timezone(self, name: str | tzinfo) -> Cron:
         return self if self.timezone is not None else Cron(self.expr, name, dst=self.dst, seed=self.seed)
@@ -82,8 +82,8 @@ class Cron(Rule):
             return self
         return Cron(self.expr, self.timezone, dst=self.dst, seed=seed)
 
-    def words(self) -> str:
-        return words(self._compiled, self._zone)
+    def summary(self) -> str:
+        return cron_summary(self._compiled, self._zone)
 
     def lint(self) -> tuple[str, ...]:
         return lint(self._compiled, self._zone, self.dst)
@@ -100,8 +100,8 @@ class Cron(Rule):
             body["seed"] = self.seed
         return body
 
-    def _fire(self, hit: Hit | None) -> DueFire | None:
-        return None if hit is None else fire_of(hit, self._compiled.fixed, self._zone.name)
+    def _fire(self, occurrence: Occurrence | None) -> DueFire | None:
+        return None if occurrence is None else fire_of(occurrence, self._compiled.fixed, self._zone.name)
 
 
 @dataclass(frozen=True, init=False)
@@ -166,9 +166,9 @@ class Every(Rule):
             return 0
         return (until - self.anchor_us) // self.interval_us - (after - self.anchor_us) // self.interval_us
 
-    def words(self) -> str:
-        words = span(self.interval_us)
-        return f"every {words[2:] if words.count(' ') == 1 and words.startswith('1 ') else words}"
+    def summary(self) -> str:
+        duration = describe_duration(self.interval_us)
+        return f"every {duration[2:] if duration.count(' ') == 1 and duration.startswith('1 ') else duration}"
 
     def to_json(self) -> dict[str, Any]:
         return {"kind": "every", "interval_us": self.interval_us, "anchor_us": self.anchor_us}
@@ -204,7 +204,7 @@ class At(Rule):
     def previous_fire(self, before: int) -> DueFire | None:
         return DueFire(self.at_us, str(self.at_us)) if self.at_us < before else None
 
-    def words(self) -> str:
+    def summary(self) -> str:
         return f"once, at {self.moment:%Y-%m-%d %H:%M:%S} UTC"
 
     def to_json(self) -> dict[str, Any]:

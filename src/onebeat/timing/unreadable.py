@@ -1,4 +1,4 @@
-"""A stored trigger that this code cannot read: it never fires here, and says why."""
+"""The placeholder for a stored trigger that this version cannot read; it never fires and describes the problem."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from onebeat.timing.rule import DueFire, Rule
 
 
 @dataclass(frozen=True)
-class Unread(Rule):
-    """What stands in for a rule of a newer version, or of a damaged row, where schedules are shown.
+class UnreadableTrigger(Rule):
+    """A trigger of a newer version or of a damaged row, where schedules are shown.
 
-    >>> Unread("kind 'moon' is unknown here").describe()
+    >>> UnreadableTrigger("kind 'moon' is unknown here").describe()
     "cannot be read: kind 'moon' is unknown here"
     """
 
     problem: str
 
     def next_fire(self, after: int) -> DueFire | None:
-        """None: nothing is known of its instants."""
+        """Return None: its instants are unknown."""
         return None
 
     def previous_fire(self, before: int) -> DueFire | None:
-        """None, for the same reason."""
+        """Return None: its instants are unknown."""
         return None
 
-    def words(self) -> str:
-        """The problem."""
+    def summary(self) -> str:
+        """Return the problem."""
         return f"cannot be read: {self.problem}"
 
     def to_json(self) -> dict[str, Any]:
-        """Raises `InvalidTrigger`: it cannot be stored again."""
-        raise InvalidTrigger(f"this trigger {self.words()}; give another")
+        """Raise `InvalidTrigger`, because it cannot be stored again."""
+        raise InvalidTrigger(f"this trigger {self.summary()}; give another")

@@ -1,4 +1,4 @@
-"""Time zones: names checked, the stretches of constant offset, and the fingerprint of their data."""
+"""Time zones: checked names, periods of constant offset, and fingerprints of the zone data."""
 
 from __future__ import annotations
 
@@ -29,38 +29,38 @@ _LOCAL = {"localtime", "posixrules", "Factory", "posix", "right"}  # mean someth
 _FINGERPRINT_DAYS = 400  # how far ahead a stored fingerprint looks
 
 
-class Piece(NamedTuple):
-    """A stretch of constant offset, in seconds; its walls are `start + offset` to `end + offset`."""
+class OffsetPeriod(NamedTuple):
+    """A period of constant offset, in seconds; its wall times are `start + offset` to `end + offset`."""
 
     start: int
     end: int
     offset: int
-    carried: int  # walls below were on the clock before; above the first own wall: a fold, below it: a gap
-    repeats: int  # walls from here on will be on the clock a second time
+    wall_before: int  # end of the wall times shown before; above this period's first one: a fold, below it: a gap
+    repeats: int  # from here on, this period's wall times will be shown a second time
 
 
 class Zone:
-    """One time zone as a sequence of pieces; `zone(name)` makes it."""
+    """One time zone as a sequence of periods; `zone(name)` makes it."""
 
     __slots__ = ("_blocks", "name", "tz")
 
     def __init__(self, name: str, tz: tzinfo) -> None:
         self.name = name
         self.tz = tz
-        self._blocks: dict[int, tuple[Piece, ...]] = {}
+        self._blocks: dict[int, tuple[OffsetPeriod, ...]] = {}
 
-    def piece(self, at: int) -> Piece:
-        """The piece that holds the instant `at` (UTC seconds)."""
+    def period(self, at: int) -> OffsetPeriod:
+        """Return the period that contains the instant `at` (UTC seconds)."""
         block = at // _BLOCK
-        pieces = self._blocks.get(block)
-        if pieces is None:
+        periods = self._blocks.get(block)
+        if periods is None:
             if len(self._blocks) >= _KEPT:
                 self._blocks.clear()
-            pieces = self._blocks[block] = self._look(block)
-        for piece in pieces:
-            if at < piece.end:
-                return piece
-        raise AssertionError("a block's pieces cover it")
+            periods = self._blocks[block] = self._compute_periods(block)
+        for period in periods:
+            if at < period.end:
+                return period
+        raise AssertionError("a block's periods cover it")
 
     def offset(self, at: int) -> int:
         """Seconds east of UTC at an instant."""
@@ -91,17 +91,17 @@ class Zone:
             found.append((begin, end, offset))
         return found
 
-    def _look(self, block: int) -> tuple[Piece, ...]:
+    def _compute_periods(self, block: int) -> tuple[OffsetPeriod, ...]:
         spans = self.spans(block * _BLOCK - _MARGIN, (block + 1) * _BLOCK + _MARGIN)
-        pieces = []
-        carried = spans[0][0] + spans[0][2]
+        periods = []
+        wall_before = spans[0][0] + spans[0][2]
         for index, (start, end, offset) in enumerate(spans):
             over = end + offset
             later = spans[index + 1] if index + 1 < len(spans) else None
             repeats = min(over, later[0] + later[2]) if later else over
-            pieces.append(Piece(start, end, offset, carried, repeats))
-            carried = max(carried, over)
-        return tuple(pieces)
+            periods.append(OffsetPeriod(start, end, offset, wall_before, repeats))
+            wall_before = max(wall_before, over)
+        return tuple(periods)
 
 
 @lru_cache(maxsize=1_024)
@@ -118,7 +118,7 @@ def zone(name: str) -> Zone:
         except (OSError, ValueError, LookupError):
             tz = None
     if tz is None:
-        raise InvalidTrigger(f"there is no time zone {name[:64]!r}{_meant(name)}")
+        raise InvalidTrigger(f"there is no time zone {name[:64]!r}{_suggestions(name)}")
     return Zone(name, tz)
 
 
@@ -166,7 +166,7 @@ def _fingerprint(name: str, day: int) -> str:
     return f"{day}:{digest.hexdigest()}"
 
 
-def _meant(name: str) -> str:
+def _suggestions(name: str) -> str:
     known = (files("tzdata") / "zones").read_text("utf-8").split()
     by_city = {each.rpartition("/")[2].lower(): each for each in known}
     close = get_close_matches(name[:64], known, n=3, cutoff=0.75)

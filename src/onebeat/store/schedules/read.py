@@ -17,7 +17,7 @@ from onebeat.store.schedules.rows import options_from, policies_from, state_from
 from onebeat.store.sql import padded
 from onebeat.store.tx import Tx
 from onebeat.timing.clock import from_us
-from onebeat.timing.unreadable import Unread
+from onebeat.timing.unreadable import UnreadableTrigger
 
 
 def definition(tx: Tx, id: str) -> tuple[Definition, int]:
@@ -164,7 +164,7 @@ def _info(row: Row[Any], last: Row[Any] | None) -> ScheduleInfo:
     return ScheduleInfo(
         id=row.id,
         task=row.task,
-        trigger=shown.get("trigger") or Unread(str(problem)),
+        trigger=shown.get("trigger") or UnreadableTrigger(str(problem)),
         args=shown.get("args", ()),
         kwargs=shown.get("kwargs", {}),
         state=row.state,
