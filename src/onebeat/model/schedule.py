@@ -26,7 +26,7 @@ from hashlib import blake2b
 
 from onebeat.model.policies import DEFAULT, CatchUp, Decision, Origin, Overlap, Policies, ScheduleState
 from onebeat.timing.clock import HOUR, SECOND
-from onebeat.timing.rule import DueFire, Rule, span
+from onebeat.timing.rule import DueFire, Rule, describe_duration
 
 ON_TIME = 5 * SECOND  # a fire this little late is on time: polling and a busy database are ordinary
 ONE_BY_ONE = 1_000  # due fires decided one by one; more become one gap row
@@ -180,7 +180,9 @@ def _before_overlap(
     late: list[DueFire] = []
     for index, fire in enumerate(due):
         if grace is not None and fire.at < now - grace:
-            ready.append((fire, 0, Decision.MISFIRED, f"{_late(fire, now)}; misfire_grace is {span(grace)}"))
+            ready.append(
+                (fire, 0, Decision.MISFIRED, f"{_late(fire, now)}; misfire_grace is {describe_duration(grace)}")
+            )
         elif fire.at < on_time:
             late.append(fire)
         else:
@@ -210,7 +212,7 @@ def _catch_up(
         kept = [fire for fire in late[-policy.max :] if fire.at >= now - policy.window_us]
         over = late[: len(late) - len(kept)]
         if over:
-            why = f"catch_up runs at most the newest {policy.max} of the last {span(policy.window_us)}"
+            why = f"catch_up runs at most the newest {policy.max} of the last {describe_duration(policy.window_us)}"
             rows.append(gap_row(over[0], over[-1].at, len(over), why))
         return [(fire, run_at + n * policy.spacing_us, None, _late(fire, now)) for n, fire in enumerate(kept)]
     others = late if newer_on_time else late[:-1]
@@ -370,4 +372,4 @@ def _capped(offset: int, from_us: int, following: int | None) -> int:
 
 
 def _late(fire: DueFire, now: int) -> str:
-    return f"late by {span((now - fire.at) // SECOND * SECOND)}"
+    return f"late by {describe_duration((now - fire.at) // SECOND * SECOND)}"
