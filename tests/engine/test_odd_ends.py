@@ -22,7 +22,8 @@ from onebeat.errors import JobFailed, LeaseLost
 from onebeat.model.events import Event, PartFailed
 from onebeat.model.job import JobState
 from onebeat.scheduler import watcher
-from onebeat.scheduler.hooks import Announcer
+from onebeat.scheduler.hooks import EventHooks
+from onebeat.scheduler.integration import integration_of
 from onebeat.scheduler.scheduler import Scheduler
 from onebeat.store import reports
 from onebeat.store.connection.database import Database
@@ -127,9 +128,10 @@ def answer_of_claims_after(answered: asyncio.Event, call: Callable[..., Any]) ->
 
 async def reconciled(scheduler: Scheduler) -> None:
     """A stray is given back when it is seen twice."""
-    assert scheduler._worker is not None
+    worker = scheduler._running().worker
+    assert worker is not None
     for _ in range(3):
-        await scheduler._worker._reconciling._tick(SystemClock().now())
+        await worker._reconciling._tick(SystemClock().now())
 
 
 async def is_running(scheduler: Scheduler, id: UUID) -> bool:
@@ -165,8 +167,9 @@ async def test_a_job_that_learns_that_its_lease_is_over_has_used_up_no_attempt(m
     async def careful() -> None:
         from onebeat.tasks.context import current_job
 
-        assert scheduler._worker is not None
-        lease = scheduler._worker._lease
+        worker = scheduler._running().worker
+        assert worker is not None
+        lease = worker._lease
         assert lease is not None
         lease._over = True
         try:
@@ -178,7 +181,7 @@ async def test_a_job_that_learns_that_its_lease_is_over_has_used_up_no_attempt(m
     await scheduler.start()
     job = await careful.enqueue()
     await waits_until(lambda: bool(seen))
-    worker = scheduler._worker
+    worker = scheduler._running().worker
     assert worker is not None
     await waits_until(lambda: worker.executor.idle and not worker._settler.unsettled)
     assert (await scheduler.jobs.get(job.id)).state == "running", "for others to take, when the lease has run out"
@@ -266,7 +269,7 @@ def test_a_word_that_cannot_be_said_ends_no_part_of_the_engine(caplog: pytest.Lo
     def mute(event: Event) -> None:
         raise OSError("a filter of someone else")
 
-    announce = Announcer(mute)
+    announce = EventHooks(mute)
     announce.on(Event, heard.append)
     announce(Event())
     assert len(heard) == 1
@@ -304,7 +307,7 @@ async def test_however_many_jobs_are_waited_for_each_wait_ends(make: Make, monke
     await scheduler.start()
     far = [await count.options(delay=3600).enqueue(number) for number in range(5)]
     waits = [asyncio.create_task(job.wait()) for job in far]
-    await waits_until(lambda: scheduler._open_watcher()._waiting.keys() == {job.id for job in far})
+    await waits_until(lambda: scheduler._running().watcher._waiting.keys() == {job.id for job in far})
     assert (await (await count.enqueue(6)).wait(10)).state is JobState.SUCCEEDED
     for wait in waits:
         wait.cancel()
@@ -346,7 +349,7 @@ async def test_who_stops_while_another_drains_waits_for_that_drain(cancelled: bo
     await scheduler.start()
     await asyncio.wait_for(started.wait(), 10)
     first = asyncio.create_task(scheduler.stop())
-    await waits_until(lambda: scheduler._draining is not None)
+    await waits_until(lambda: scheduler._stopping is not None)
     second = asyncio.create_task(scheduler.stop())
     if cancelled:
         first.cancel()
@@ -372,7 +375,7 @@ async def test_a_start_that_is_cancelled_ends_what_it_began(make: Make, monkeypa
     starting.cancel()
     await asyncio.wait({starting})
     assert starting.cancelled()
-    assert not scheduler.started
+    assert not integration_of(scheduler).started
     assert [worker.state for worker in await client.workers.list()] == ["stopped"]
     assert not [task for task in asyncio.all_tasks() if task.get_name() == "onebeat-settler"]
 
@@ -390,14 +393,13 @@ async def test_a_fire_by_hand_whose_commit_was_not_heard_of_is_one_fire(
     worker.include(scheduler)
     await worker.start()
     await scheduler.start()
-    assert scheduler._database is not None
-    write = scheduler._database.write
+    write = scheduler._running().database.write
 
     async def twice(call: Any, *args: Any, **keywords: Any) -> Any:
         await write(call, *args, **keywords)
         return await write(call, *args, **keywords)
 
-    monkeypatch.setattr(scheduler._database, "write", twice)
+    monkeypatch.setattr(scheduler._running().database, "write", twice)
     fire = await scheduler.schedules.fire_now("beat")
     assert fire.decision == "started"
     assert [found.key for found in await scheduler.schedules.fires("beat")] == [fire.key]

@@ -30,7 +30,8 @@ from onebeat.model.protocols import Carrier, Clock, Runner, Tick
 from onebeat.store import workers
 from onebeat.store.connection.database import Database
 from onebeat.store.schedules import declare, rezone
-from onebeat.tasks.task import Enqueuer, Registry
+from onebeat.tasks.current_scheduler import Enqueuer
+from onebeat.tasks.registry import Registry
 
 SECOND = 1_000_000
 SAY_EACH = 5.0  # seconds between two words about what a drain waits for
