@@ -18,6 +18,9 @@ MODULES = {
     ".".join(("onebeat", *p.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__"): p for p in FILES
 }
 
+MUTABLE = (ast.List, ast.Dict, ast.Set, ast.ListComp, ast.DictComp, ast.SetComp, ast.Call)
+MUTATORS = {"append", "extend", "insert", "add", "update", "setdefault", "pop", "popitem", "remove", "discard", "clear"}
+
 
 def layers() -> tuple[dict[str, int], dict[int, set[str]]]:
     """Package → layer, and layer → external packages, as the page's table says."""
@@ -134,6 +137,43 @@ def test_the_lowest_packages_import_only_what_the_page_allows(own: str, others: 
     if own == "concurrency":
         foreign = {name.split(".")[0] for m in MODULES if package(m) == own for name in imports(MODULES[m])}
         assert foreign - set(sys.stdlib_module_names) <= {"onebeat"}
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if package(m) == "model"])
+def test_model_modules_hold_no_state_of_the_process(module: str) -> None:
+    assert not imports(MODULES[module]) & {"asyncio", "contextvars", "threading", "logging"}
+    assert not written_globals(MODULES[module])
+
+
+def written_globals(path: Path) -> set[str]:
+    """Return the module-level names that this module changes after it is imported."""
+    tree = ast.parse(path.read_text("utf-8"))
+    mutable = {
+        target.id
+        for node in tree.body
+        if isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(node.value, MUTABLE)
+        for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
+        if isinstance(target, ast.Name)
+    }
+    written: set[str] = set()
+    rebound: set[str] = set()
+    for node in ast.walk(tree):
+        match node:
+            case ast.Global(names=names):
+                rebound.update(names)
+            case ast.Call(func=ast.Attribute(value=ast.Name(id=name), attr=method)) if method in MUTATORS:
+                written.add(name)
+            case ast.Subscript(value=ast.Name(id=name), ctx=ast.Store() | ast.Del()):
+                written.add(name)
+            case ast.AugAssign(target=ast.Name(id=name)):
+                written.add(name)
+    return mutable & written | rebound
+
+
+def test_a_module_level_list_that_is_written_is_found(tmp_path: Path) -> None:
+    module = tmp_path / "module.py"
+    module.write_text("KNOWN = ['a']\nseen: list[str] = []\n\ndef see(name):\n    seen.append(name)\n", "utf-8")
+    assert written_globals(module) == {"seen"}
 
 
 def test_the_dialects_name_is_read_in_one_place() -> None:

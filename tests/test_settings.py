@@ -13,6 +13,7 @@ from sqlalchemy import make_url
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from onebeat import ConfigurationError, NotStarted, Retention, Scheduler, Settings, TaskRouter
+from onebeat.scheduler.integration import integration_of
 from onebeat.store.connection.targets import read_target, told
 from tests.support.databases import ADMINS, find_servers
 
@@ -80,7 +81,7 @@ def test_the_database_is_the_argument_or_the_settings_or_the_environments_or_a_f
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def where(*args: Any, **kwargs: Any) -> str:
-        return Scheduler(*args, **kwargs).new_database().where
+        return integration_of(Scheduler(*args, **kwargs)).new_database().where
 
     here = f"sqlite+pysqlite:///{tmp_path}"
     assert where() == f"{here}/onebeat.db"
@@ -155,7 +156,7 @@ def test_a_secret_in_a_url_is_shown_nowhere(url: str) -> None:
     scheduler = Scheduler(url)
     shown = [repr(scheduler), told(url)]
     try:
-        database = scheduler.new_database()
+        database = integration_of(scheduler).new_database()
         shown += [repr(database), database.where, repr(database.url) if "?" not in url else ""]
     except ConfigurationError as error:
         shown.append("".join(traceback.format_exception(error)))
@@ -165,12 +166,21 @@ def test_a_secret_in_a_url_is_shown_nowhere(url: str) -> None:
 @pytest.mark.parametrize("database", [5, b"sqlite://", object()], ids=["number", "bytes", "object"])
 def test_what_is_no_database_is_refused_with_what_would_be(database: Any) -> None:
     with pytest.raises(ConfigurationError, match="give a URL, an AsyncEngine, or a function"):
-        Scheduler(database).new_database()
+        integration_of(Scheduler(database)).new_database()
 
 
 def test_a_scheduler_says_what_it_is() -> None:
     scheduler = Scheduler(f"postgresql://shop:{SECRET}@db/shop", app="shop")
     assert repr(scheduler) == "<Scheduler 'shop' on postgresql://shop:***@db/shop, 0 tasks>"
+
+
+def test_a_scheduler_has_no_other_public_names_than_documented() -> None:
+    definitions = {"task", "cron", "every", "declare", "include", "on"}
+    life = {"start", "stop", "lifespan", "run", "health"}
+    collections = {"settings", "jobs", "schedules", "queues", "workers", "locks", "lock", "locked"}
+    of_a_router = {"prefix", "registry", "declared"}
+    found = {name for name in dir(Scheduler("sqlite:///x.db")) if not name.startswith("_")}
+    assert found == definitions | life | collections | of_a_router
 
 
 def test_include_takes_routers_alone() -> None:

@@ -1,4 +1,4 @@
-"""Every setting: default, unit, check, environment name."""
+"""Settings: every setting with its default, unit, check and environment name."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _kept(value: Any) -> Any:
 
 
 def _names(value: Any) -> Any:
-    """Names after each other, with commas between them, as an environment variable has them; an empty one is None."""
+    """Split a text of names at its commas, as an environment variable has them; an empty text is None."""
     if not isinstance(value, str):
         return value
     return tuple(name.strip() for name in value.split(",") if name.strip()) if value.strip() else None
@@ -46,7 +46,7 @@ Duration = float | timedelta
 
 
 class RetentionOptions(TypedDict, total=False):
-    """What `Retention` may be told."""
+    """The keywords of `Retention`."""
 
     succeeded: Duration | None
     failed: Duration | None
@@ -55,7 +55,7 @@ class RetentionOptions(TypedDict, total=False):
 
 
 class Overrides(TypedDict, total=False):
-    """What `Scheduler` may be told by keyword, apart from its database and `app`."""
+    """The keywords of `Scheduler`, apart from its database and `app`."""
 
     database_url: str | None
     slots: int
@@ -79,15 +79,16 @@ class Overrides(TypedDict, total=False):
 
 
 class Options(Overrides, total=False):
-    """What `Settings` may be told."""
+    """The keywords of `Settings`."""
 
     app: str | None
 
 
 class Retention(BaseSettings):
-    """How long ended things are kept: seconds or timedeltas; None (in the environment `none`) keeps them for ever.
+    """How long records are kept: seconds or timedeltas; None (in the environment `none`) keeps them for ever.
 
-    Succeeded and cancelled jobs, failed ones, what became of fires (at most 50,000 a schedule), and dead workers.
+    `succeeded` counts for cancelled jobs too. `fires` are the decisions on fires, of which each schedule keeps at most
+    50,000. `workers` are those that stopped or died.
 
     >>> from datetime import timedelta
     >>> Retention(succeeded=timedelta(days=1), failed=None).succeeded
@@ -102,27 +103,27 @@ class Retention(BaseSettings):
     workers: Kept = 7 * DAY
 
     def __init__(self, **values: Unpack[RetentionOptions]) -> None:
-        with _named("retention"):
+        with _explained("retention"):
             super().__init__(**values)
 
 
 class Settings(BaseSettings):
-    """What a scheduler can be told. Keyword before `settings` before environment `ONEBEAT_…` before default.
+    """The settings of a scheduler. A keyword comes before `settings`, the environment `ONEBEAT_…` and the default.
 
-    Durations are seconds, as numbers or timedeltas. Raises `ConfigurationError`, naming each setting that cannot work.
+    Durations are seconds or timedeltas. Raises `ConfigurationError`, which names each setting that cannot be used.
 
     >>> Settings(slots=20).slots
     20
-    >>> Settings(database_url="postgresql://shop:secret@db/shop", slots=20)  # shows no URL
+    >>> Settings(database_url="postgresql://shop:secret@db/shop", slots=20)  # the URL is not shown
     Settings(app=None, slots=20, ...)
     """
 
     model_config = SettingsConfigDict(env_prefix="ONEBEAT_", extra="forbid", frozen=True, hide_input_in_errors=True)
 
     database_url: str | None = Field(None, repr=False)  # used when the scheduler is given no database
-    app: str | None = None  # one name for all processes of this application on these tables
+    app: str | None = None  # one name for all processes of this application
     slots: int = Field(100, ge=1, le=10_000)  # jobs at once in this process
-    # None: all; a mapping gives queues slots of their own; in the environment `mail,reports` or JSON
+    # None serves all; a mapping gives queues slots of their own; the environment has `mail,reports` or JSON
     queues: Annotated[tuple[str, ...] | dict[str, int] | None, BeforeValidator(_names)] = None
     timezone: str = "UTC"
     lease: Seconds = Field(60, ge=1, le=3600)
@@ -139,10 +140,10 @@ class Settings(BaseSettings):
     pool_size: int = Field(3, ge=1, le=50)
     sqlite_synchronous: Literal["FULL", "NORMAL", "EXTRA"] = "FULL"
     sqlite_allow_network: bool = False
-    hints: bool = True  # for wake-ups between processes; until there are any, all processes poll
+    hints: bool = True  # for wake-ups between processes, which do not exist yet: all processes poll
 
     def __init__(self, **values: Unpack[Options]) -> None:
-        with _named("settings"):
+        with _explained("settings"):
             super().__init__(**values)
 
     @classmethod
@@ -154,7 +155,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Keywords, then the environment."""
+        """Read the keywords, then the environment."""
         return init_settings, _Environment(settings_cls)
 
     @field_validator("retention", mode="before")
@@ -168,14 +169,14 @@ class Settings(BaseSettings):
         try:
             ZoneInfo(value)
         except (ZoneInfoNotFoundError, ValueError, OSError):
-            raise ValueError(f"no time zone {value[:64]!r}; take a name such as 'UTC' or 'Europe/Berlin'") from None
+            raise ValueError(f"no time zone {value[:64]!r}; give a name such as 'UTC' or 'Europe/Berlin'") from None
         return value
 
     @field_validator("app")
     @classmethod
     def _app(cls, value: str | None) -> str | None:
         if value == "":
-            raise ValueError("an app's name is empty; leave it out, or say one")
+            raise ValueError("app is empty; leave it out or give a name")
         return None if value is None else check_text(value, "app", 200)
 
     @field_validator("queues")
@@ -199,9 +200,9 @@ class Settings(BaseSettings):
 
 
 def resolve(given: Settings | None, app: str | None, overrides: Overrides) -> Settings:
-    """The settings in force: keywords before `settings` before the environment before defaults.
+    """Return the settings that apply: keywords come before `given`, the environment and the defaults.
 
-    Raises `ConfigurationError`, naming each setting that cannot work, never its value.
+    Raises `ConfigurationError`, which names each setting that cannot be used and never its value.
     """
     chosen: dict[str, Any] = dict(overrides)
     if app is not None:
@@ -210,14 +211,14 @@ def resolve(given: Settings | None, app: str | None, overrides: Overrides) -> Se
         return Settings(**chosen)
     if not isinstance(given, Settings):
         raise ConfigurationError(f"settings= takes onebeat.Settings(…), not {type(given).__name__}")
-    told = {name: getattr(given, name) for name in given.model_fields_set}
-    if "schema_" in told:
-        told["schema"] = told.pop("schema_")
-    return Settings(**{**told, **chosen})
+    explicit = {name: getattr(given, name) for name in given.model_fields_set}
+    if "schema_" in explicit:
+        explicit["schema"] = explicit.pop("schema_")
+    return Settings(**{**explicit, **chosen})
 
 
 class _Environment(EnvSettingsSource):
-    """`ONEBEAT_SCHEMA` for `schema`, which the source would read without the prefix, because the field has an alias."""
+    """Reads `schema` from `ONEBEAT_SCHEMA`; because of the field's alias, pydantic would read it from `SCHEMA`."""
 
     def __call__(self) -> dict[str, Any]:
         found = super().__call__()
@@ -228,8 +229,8 @@ class _Environment(EnvSettingsSource):
 
 
 @contextmanager
-def _named(what: str) -> Iterator[None]:
-    """Values that cannot work raise `ConfigurationError`, which names them and never shows them."""
+def _explained(what: str) -> Iterator[None]:
+    """Turn a failed validation into a `ConfigurationError` that names the settings and never shows their values."""
     try:
         yield
     except ValidationError as error:
@@ -240,5 +241,5 @@ def _named(what: str) -> Iterator[None]:
         fields = Retention.model_fields if what == "retention" else Settings.model_fields
         known = ", ".join(sorted(fields)).replace("schema_", "schema")
         raise ConfigurationError(f"{what} cannot be used: {problems}. There are {known}") from None
-    except ValueError as error:  # pydantic-settings, of JSON that is none
+    except ValueError as error:  # pydantic-settings could not parse JSON
         raise ConfigurationError(f"{what} cannot be read from the environment: {error}") from None

@@ -128,6 +128,7 @@ async def a_worker_of(database: Database, clock: VirtualClock, **runners: Runner
 
 async def reconciled(scheduler: Scheduler) -> None:
     """A stray is given back when it is seen twice."""
-    assert scheduler._worker is not None
+    worker = scheduler._running().worker
+    assert worker is not None
     for _ in range(3):
-        await scheduler._worker._reconciling._tick(SystemClock().now())
+        await worker._reconciling._tick(SystemClock().now())

@@ -118,8 +118,9 @@ async def test_a_job_that_learns_that_its_lease_is_over_has_used_up_no_attempt(m
     async def careful() -> None:
         from onebeat.tasks.context import current_job
 
-        assert scheduler._worker is not None
-        lease = scheduler._worker.identity.lease
+        worker = scheduler._running().worker
+        assert worker is not None
+        lease = worker.identity.lease
         assert isinstance(lease, WorkerLease)
         lease._over = True
         try:
@@ -131,7 +132,7 @@ async def test_a_job_that_learns_that_its_lease_is_over_has_used_up_no_attempt(m
     await scheduler.start()
     job = await careful.enqueue()
     await waits_until(lambda: bool(seen))
-    worker = scheduler._worker
+    worker = scheduler._running().worker
     assert worker is not None
     await waits_until(lambda: worker.executor.idle and not worker._settler.unsettled)
     assert (await scheduler.jobs.get(job.id)).state == "running", "for others to take, when the lease has run out"

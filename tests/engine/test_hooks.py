@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from onebeat.model.events import Event
-from onebeat.scheduler.hooks import Announcer
+from onebeat.scheduler.hooks import EventHooks
 
 
 def test_a_word_that_cannot_be_said_ends_no_part_of_the_engine(caplog: pytest.LogCaptureFixture) -> None:
@@ -14,7 +14,7 @@ def test_a_word_that_cannot_be_said_ends_no_part_of_the_engine(caplog: pytest.Lo
     def mute(event: Event) -> None:
         raise OSError("a filter of someone else")
 
-    announce = Announcer(mute)
+    announce = EventHooks(mute)
     announce.on(Event, heard.append)
     announce(Event())
     assert len(heard) == 1

@@ -25,7 +25,7 @@ async def test_however_many_jobs_are_waited_for_each_wait_ends(make: Make, monke
     await scheduler.start()
     far = [await count.options(delay=3600).enqueue(number) for number in range(5)]
     waits = [asyncio.create_task(job.wait()) for job in far]
-    await waits_until(lambda: scheduler._open_watcher()._waiting.keys() == {job.id for job in far})
+    await waits_until(lambda: scheduler._running().watcher._waiting.keys() == {job.id for job in far})
     assert (await (await count.enqueue(6)).wait(10)).state is JobState.SUCCEEDED
     for wait in waits:
         wait.cancel()

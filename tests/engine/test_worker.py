@@ -15,6 +15,7 @@ from onebeat.engine.loop import Loop
 from onebeat.engine.worker import Worker
 from onebeat.model.events import WorkerLost
 from onebeat.model.job import JobState
+from onebeat.scheduler.integration import integration_of
 from onebeat.scheduler.scheduler import Scheduler
 from onebeat.timing.backoff import Retry
 from onebeat.timing.triggers import Every
@@ -39,7 +40,7 @@ async def test_who_stops_while_another_drains_waits_for_that_drain(cancelled: bo
     await scheduler.start()
     await asyncio.wait_for(started.wait(), 10)
     first = asyncio.create_task(scheduler.stop())
-    await waits_until(lambda: scheduler._draining is not None)
+    await waits_until(lambda: scheduler._stopping is not None)
     second = asyncio.create_task(scheduler.stop())
     if cancelled:
         first.cancel()
@@ -65,7 +66,7 @@ async def test_a_start_that_is_cancelled_ends_what_it_began(make: Make, monkeypa
     starting.cancel()
     await asyncio.wait({starting})
     assert starting.cancelled()
-    assert not scheduler.started
+    assert not integration_of(scheduler).started
     assert [worker.state for worker in await client.workers.list()] == ["stopped"]
     assert not [task for task in asyncio.all_tasks() if task.get_name() == "onebeat-settler"]
 
@@ -199,7 +200,7 @@ async def test_a_worker_that_lost_its_lease_registers_anew_and_works_on(make: Ma
     async def work() -> None: ...
 
     await scheduler.start()
-    worker = scheduler._worker
+    worker = scheduler._running().worker
     assert worker is not None
     before, lease = worker.id, worker.identity.lease
     assert isinstance(lease, WorkerLease)
@@ -213,7 +214,7 @@ async def test_a_draining_worker_that_loses_its_lease_does_not_register_again(ma
     scheduler, client = make(), make(role="client")
     await client.start()
     await scheduler.start()
-    worker = scheduler._worker
+    worker = scheduler._running().worker
     assert worker is not None
     lease = worker.identity.lease
     assert isinstance(lease, WorkerLease)

@@ -22,6 +22,8 @@ from onebeat import install
 from onebeat.errors import ConfigurationError
 from onebeat.fastapi import TrackingId
 from onebeat.logs import TrackingFilter
+from onebeat.scheduler.integration import Integration
+from onebeat.store.connection.database import Database
 from onebeat.tracking import TrackingRules
 from tests.tracking.asgi import ask
 
@@ -57,6 +59,12 @@ class Engine:
         token = ACTIVE.set(self)
         yield
         ACTIVE.reset(token)
+
+    def new_database(self) -> Database:
+        raise NotImplementedError
+
+    def __onebeat_integration__(self) -> Integration:
+        return self
 
     @asynccontextmanager
     async def lifespan(self, app: Any) -> AsyncIterator[None]:
@@ -211,7 +219,7 @@ def test_installing_twice_is_refused() -> None:
 def test_what_cannot_work_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="TrackingMiddleware"):
         install(lambda scope, receive, send: None)  # type: ignore[arg-type]  # that it is refused is what is tested
-    with pytest.raises(ConfigurationError, match="no Scheduler"):
+    with pytest.raises(ConfigurationError, match=r"takes a onebeat\.Scheduler, not str"):
         install(FastAPI(), "sqlite:///app.db")  # type: ignore[arg-type]  # that it is refused is what is tested
     app = FastAPI()
     with TestClient(app) as client:

@@ -11,6 +11,7 @@ from onebeat import Scheduler
 from onebeat.engine import loop
 from onebeat.engine.claimer import Claimer
 from onebeat.model import schedule
+from onebeat.scheduler.integration import integration_of
 from tests.conftest import MakeDatabase
 from tests.guarantees.arrange import a_schedule, added, fired
 from tests.support import rows
@@ -32,7 +33,7 @@ async def a_job_from_elsewhere_starts_soon(url: str, patience: float = PATIENCE)
 
     async with worker, client:
         await asyncio.sleep(2 * POLL)  # it has nothing left to do and sleeps between two polls
-        with client.activate():
+        with integration_of(client).activate():
             job = await soon.enqueue()
         async with asyncio.timeout(POLL + patience):
             await client.jobs.wait(job.id)

@@ -94,14 +94,14 @@ async def test_a_disk_that_is_full_holds_the_work_up_and_loses_none(tmp_path: Pa
         await running.wait()
         troubles: list[DatabaseTrouble] = []
         scheduler.on(DatabaseTrouble)(troubles.append)
-        await scheduler._open_database().write(room, 2)
+        await scheduler._running().database.write(room, 2)
         with pytest.raises(DatabaseUnavailable, match="no room left") as caught:
             await work.enqueue("y" * 30_000)
         assert caught.value.reason == "full"
         go.set()
         await waits_until(lambda: [trouble for trouble in troubles if trouble.part == "settler"] != [])
         assert (await job.refresh()).state == "running", "its end is not written yet, and not forgotten"
-        await scheduler._open_database().write(room, 10_000)
+        await scheduler._running().database.write(room, 10_000)
         assert len(await job.result(30)) == 20_000
         assert await scheduler.jobs.count() == 1, "what was refused was not stored"
 

@@ -87,7 +87,7 @@ async def test_a_forked_child_is_told_to_start_a_scheduler_of_its_own(
         async def greet() -> None: ...
 
         with monkeypatch.context() as child:
-            child.setattr("onebeat.scheduler.scheduler.os.getpid", lambda: -1)
+            child.setattr("onebeat.scheduler.runtime.os.getpid", lambda: -1)
             with pytest.raises(NotStarted, match="after the fork"):
                 await greet.enqueue()
             with pytest.raises(NotStarted, match="after the fork"):

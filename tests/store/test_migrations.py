@@ -15,6 +15,7 @@ from sqlalchemy import inspect, text
 
 from onebeat import alembic as onebeat_alembic
 from onebeat.errors import ConfigurationError, DatabaseUnavailable, SchemaOutOfDate
+from onebeat.scheduler.integration import integration_of
 from onebeat.scheduler.scheduler import Scheduler
 from onebeat.store import migrations
 from onebeat.store.connection.database import Database
@@ -321,10 +322,10 @@ def drop_schema(tx: Tx, name: str) -> None:
 async def test_the_sql_for_another_hand_makes_the_schema_too(database_kind: str, fresh_database_url: str) -> None:
     if database_kind == "sqlite":
         with pytest.raises(ConfigurationError, match="SQLite, which has none"):
-            Scheduler(fresh_database_url, schema="jobs").new_database()
+            integration_of(Scheduler(fresh_database_url, schema="jobs")).new_database()
         return
     name = f"onebeat_test_{secrets.token_hex(6)}"
-    async with Scheduler(fresh_database_url, schema=name).new_database() as database:
+    async with integration_of(Scheduler(fresh_database_url, schema=name)).new_database() as database:
         await database.exclusive(by_hand(migrations.sql(database)), patience=5)
         try:
             async with Scheduler(fresh_database_url, schema=name, migrate=False, role="client") as scheduler:

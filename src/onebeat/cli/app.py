@@ -1,4 +1,4 @@
-"""The commands put together, and how their errors are shown."""
+"""The application of all commands, and how their errors are shown."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from rich.console import Console
 from onebeat.cli import cron, drop, migrate, worker
 from onebeat.errors import OnebeatError
 
-FAILED = 1  # the command was understood and could not be done; 2 is click's code for wrong usage
+FAILED = 1  # exit status of a command that failed; wrong usage has 2, by click
 
 
 def build() -> typer.Typer:
-    """Make the application with every command registered; no I/O."""
+    """Return the application with every command registered; does no I/O."""
     app = typer.Typer(
         name="onebeat",
         invoke_without_command=True,
@@ -31,7 +31,7 @@ def build() -> typer.Typer:
 
 
 def main() -> None:
-    """Run the command line; every error onebeat knows becomes one message and exit code 1."""
+    """Run the command line; an `OnebeatError` becomes one message and exit status 1."""
     try:
         build()()
     except OnebeatError as error:
@@ -40,7 +40,7 @@ def main() -> None:
 
 
 def _options(
-    show_version: Annotated[bool, typer.Option("--version", help="Say the version and end.")] = False,
+    show_version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
 ) -> None:
     """Scheduled tasks and background jobs on the database the application already has."""
     if show_version:

@@ -1,4 +1,4 @@
-"""onebeat cron: what an expression means, its next fires with clock changes marked, and what may surprise."""
+"""`onebeat cron`: explains a cron expression and lists its next fires, with clock changes marked."""
 
 from __future__ import annotations
 
@@ -22,19 +22,21 @@ _MOST = 1_000
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command `cron`."""
+    """Add the command."""
     app.command("cron")(cron)
 
 
 def cron(
-    expression: Annotated[str, typer.Argument(help="5 fields, 6 with seconds first, or @daily and its kin; quote it.")],
-    tz: Annotated[str, typer.Option("--tz", help="IANA time zone the rule reads the clock in.")] = "UTC",
+    expression: Annotated[
+        str, typer.Argument(help="5 fields, 6 with seconds first, or @daily and the like; quote it.")
+    ],
+    tz: Annotated[str, typer.Option("--tz", help="IANA time zone of the rule.")] = "UTC",
     n: Annotated[int, typer.Option("-n", "--count", min=1, max=_MOST, help="How many fires to show.")] = 10,
-    after: Annotated[str | None, typer.Option(help="Begin here, not now: ISO 8601, in --tz without offset.")] = None,
+    after: Annotated[str | None, typer.Option(help="Start here, not now: ISO 8601; without offset in --tz.")] = None,
     dst: Annotated[str, typer.Option(help="vixie, skip_missing or run_both.")] = "vixie",
-    seed: Annotated[str | None, typer.Option(help="The name that spreads H; a schedule uses its id.")] = None,
+    seed: Annotated[str | None, typer.Option(help="The name that decides H; a schedule uses its id.")] = None,
 ) -> None:
-    """Show in words what a cron expression means, its next fires, and what may surprise about it."""
+    """Explain a cron expression, warn about surprises, and list its next fires."""
     rule = Cron(expression, tz, dst=dst)
     rule = rule if seed is None else rule.bind(seed)
     start = SystemClock().now() if after is None else to_us(_moment(after, rule.zone))
@@ -59,9 +61,10 @@ def _moment(text: str, zone: Zone) -> datetime:
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:
-        why = f"{text[:40]!r} is no ISO 8601 time, such as 2026-03-28T12:00"
-        raise typer.BadParameter(why, param_hint="--after") from None
+        message = f"{text[:40]!r} is not an ISO 8601 time; write for example 2026-03-28T12:00"
+        raise typer.BadParameter(message, param_hint="--after") from None
     try:
         return (moment if moment.tzinfo else moment.replace(tzinfo=zone.tz)).astimezone(UTC)
     except OverflowError:
-        raise typer.BadParameter("too far from now", param_hint="--after") from None
+        message = "the time in UTC is outside the years 1 to 9999; give another one"
+        raise typer.BadParameter(message, param_hint="--after") from None

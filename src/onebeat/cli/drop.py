@@ -1,4 +1,4 @@
-"""`onebeat drop`: remove onebeat's tables, and nothing else."""
+"""`onebeat drop`: removes onebeat's tables and nothing else."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def register(app: typer.Typer) -> None:
 def drop(
     app: AppOption = None,
     database: DatabaseOption = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
 ) -> None:
-    """Remove onebeat's tables with every job and schedule in them. The application's own tables stay."""
+    """Remove onebeat's tables with every job and schedule in them. Keep the application's own tables."""
     asyncio.run(_drop(scheduler_of(app, database), yes))
 
 
@@ -35,4 +35,4 @@ async def _drop(scheduler: Scheduler, yes: bool) -> None:
             names = f"{database.tables.prefix}*"
             typer.confirm(f"Remove the tables {names} in {database.where}, with all jobs and schedules?", abort=True)
         await migrations.drop(database)
-        typer.echo(f"onebeat's tables in {database.where} are gone")
+        typer.echo(f"onebeat's tables in {database.where} are removed")

@@ -1,4 +1,4 @@
-"""`onebeat migrate`: make or update onebeat's tables, or say what that would do."""
+"""`onebeat migrate`: creates or updates onebeat's tables, or shows what it would do."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from onebeat.cli.target import AppOption, DatabaseOption, opened, scheduler_of
+from onebeat.scheduler.integration import integration_of
 
 if TYPE_CHECKING:
     from onebeat.scheduler.scheduler import Scheduler
@@ -21,14 +22,14 @@ def register(app: typer.Typer) -> None:
 def migrate(
     app: AppOption = None,
     database: DatabaseOption = None,
-    check: Annotated[bool, typer.Option("--check", help="Change nothing; exit code 1 unless the tables fit.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Change nothing; exit with 1 unless up to date.")] = False,
     sql: Annotated[
-        bool, typer.Option("--sql", help="Print the statements that make the tables; touch nothing.")
+        bool, typer.Option("--sql", help="Print the statements that create the tables; change nothing.")
     ] = False,
 ) -> None:
-    """Make or update onebeat's tables. Several processes may do it at once; the tables carry a version of their own."""
+    """Create or update onebeat's tables. Several processes may run this at once."""
     if check and sql:
-        raise typer.BadParameter("--check looks and --sql prints; give one of them")
+        raise typer.BadParameter("--check and --sql exclude each other; give one of them")
     scheduler = scheduler_of(app, database)
     if sql:
         _print_sql(scheduler)
@@ -41,7 +42,7 @@ def migrate(
 def _print_sql(scheduler: Scheduler) -> None:
     from onebeat.store import migrations
 
-    typer.echo(migrations.sql(scheduler.new_database()), nl=False)
+    typer.echo(migrations.sql(integration_of(scheduler).new_database()), nl=False)
 
 
 async def _check(scheduler: Scheduler) -> None:

@@ -1,4 +1,4 @@
-"""What a command works on: the scheduler of an app, or a database."""
+"""The target of a command: the scheduler of an app, or a database."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from onebeat.errors import ConfigurationError
+from onebeat.scheduler.integration import integration_of
 
 if TYPE_CHECKING:
     from onebeat.scheduler.scheduler import Scheduler
@@ -21,30 +22,30 @@ if TYPE_CHECKING:
 
 AppOption = Annotated[
     str | None,
-    typer.Option("--app", metavar="MODULE:ATTRIBUTE", help="The app or its Scheduler, as uvicorn would be told."),
+    typer.Option("--app", metavar="MODULE:ATTRIBUTE", help="The app or its Scheduler, written as for uvicorn."),
 ]
 DatabaseOption = Annotated[
     str | None,
     typer.Option(
         "--database",
         metavar="URL",
-        help="The database itself. A password is better kept in ONEBEAT_DATABASE_URL: others can read a command line.",
+        help="The database. Keep a password in ONEBEAT_DATABASE_URL: other users can read a command line.",
     ),
 ]
 
 
 def scheduler_of(app: str | None, database: str | None) -> Scheduler:
-    """The scheduler that `--app` or `--database` name; nothing is started.
+    """Return the scheduler that `--app` or `--database` names; nothing is started.
 
-    Without either, `ONEBEAT_DATABASE_URL` counts. Raises `ConfigurationError` when the app cannot be loaded,
-    and a usage error (exit code 2) when nothing is named or both are.
+    Without either, `ONEBEAT_DATABASE_URL` is used. Raises `ConfigurationError` when the app cannot be loaded,
+    and a usage error (exit status 2) when both or none are given.
     """
     if app is not None and database is not None:
-        raise typer.BadParameter("give --app or --database, not both: an app knows its database")
+        raise typer.BadParameter("give --app or --database, not both: the app names its database")
     if app is not None:
         return load(app)
     if database is None and not os.environ.get("ONEBEAT_DATABASE_URL"):
-        raise typer.BadParameter("say where to work: --app module:attribute, --database URL or ONEBEAT_DATABASE_URL")
+        raise typer.BadParameter("no target: give --app module:attribute, --database URL or ONEBEAT_DATABASE_URL")
     from onebeat.scheduler.scheduler import Scheduler
 
     return Scheduler(database)
@@ -52,8 +53,8 @@ def scheduler_of(app: str | None, database: str | None) -> Scheduler:
 
 @asynccontextmanager
 async def opened(scheduler: Scheduler) -> AsyncIterator[Database]:
-    """The scheduler's database, open; no engine runs on it. Raises `DatabaseUnavailable` after `start_timeout`."""
-    database = scheduler.new_database()
+    """Open the scheduler's database without running an engine; raises `DatabaseUnavailable` after `start_timeout`."""
+    database = integration_of(scheduler).new_database()
     await database.open(scheduler.settings.start_timeout)
     try:
         yield database
@@ -62,9 +63,9 @@ async def opened(scheduler: Scheduler) -> AsyncIterator[Database]:
 
 
 def load(reference: str) -> Scheduler:
-    """The scheduler behind `module:attribute`, where the attribute is a `Scheduler` or an app with one installed.
+    """Return the scheduler at `module:attribute`, which is a `Scheduler` or an app in which one is installed.
 
-    The current folder is importable, as it is for uvicorn. Raises `ConfigurationError` with what was found.
+    The current folder is importable, as it is for uvicorn. Raises `ConfigurationError` with what was found there.
     """
     name, _, attribute = reference.partition(":")
     if not name or not attribute:
@@ -108,7 +109,7 @@ def _scheduler(found: object, reference: str) -> Scheduler:
 
 
 def _where(error: BaseException) -> str:
-    """The error and the line it comes from, without the way there."""
+    """Return the error and the line that raised it, without the rest of the traceback."""
     frames = traceback.extract_tb(error.__traceback__)
     place = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
     return f"{type(error).__name__}: {error}{place}"

@@ -15,8 +15,8 @@ def register(app: typer.Typer) -> None:
 def worker(app: AppOption = None, database: DatabaseOption = None) -> None:
     """Run jobs and fire schedules without serving HTTP.
 
-    Enters the app's lifespan, so that its resources are there.
-    The first SIGTERM or SIGINT drains, a second one stops at once.
+    Enter the app's lifespan, so that its resources are open.
+    The first SIGTERM or SIGINT drains; a second one stops at once.
     """
     if app is None:
         raise typer.BadParameter("a worker needs the code of its tasks: --app module:attribute")

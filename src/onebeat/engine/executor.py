@@ -25,7 +25,9 @@ from onebeat.store.connection.database import Database
 from onebeat.store.jobs import control
 from onebeat.store.jobs.settle import Ended
 from onebeat.tasks.context import JobContext
-from onebeat.tasks.task import Enqueuer, Registry, Task, active
+from onebeat.tasks.current_scheduler import Enqueuer, active
+from onebeat.tasks.registry import Registry
+from onebeat.tasks.task import Task
 from onebeat.timing.backoff import Retry
 from onebeat.timing.clock import from_us
 

@@ -27,7 +27,8 @@ from onebeat.model.events import Event, QueueUnserved, WorkerDraining, WorkerSta
 from onebeat.model.protocols import Carrier, Clock, Runner, Tick
 from onebeat.store import workers
 from onebeat.store.connection.database import Database
-from onebeat.tasks.task import Enqueuer, Registry
+from onebeat.tasks.current_scheduler import Enqueuer
+from onebeat.tasks.registry import Registry
 
 SECOND = 1_000_000
 REPORT_EACH = 5.0  # seconds between two reports of what a drain waits for

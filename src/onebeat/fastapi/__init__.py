@@ -1,4 +1,4 @@
-"""onebeat in a FastAPI application: install, dependencies."""
+"""onebeat in a FastAPI application: `install`, and dependencies of routes."""
 
 from __future__ import annotations
 

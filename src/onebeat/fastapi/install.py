@@ -1,14 +1,14 @@
-"""install: the tracking layer around the whole application, the engine inside its lifespan."""
+"""install: puts the tracking layer around the whole application and the engine inside its lifespan."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, AbstractContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from contextvars import ContextVar
 from datetime import timedelta
 from types import MethodType
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -19,6 +19,7 @@ from onebeat.logs.access import AccessLog
 from onebeat.logs.filter import TrackingFilter
 from onebeat.offload.setup import close_offload
 from onebeat.offload.watchdog.watchdog import Watchdog
+from onebeat.scheduler.integration import Integrable, integration_of
 from onebeat.tracking.denials import silence_false_alarms
 from onebeat.tracking.middleware import App, Receive, Scope, Send, TrackingMiddleware, refuse
 from onebeat.tracking.orphans import orphans_tracked
@@ -29,19 +30,9 @@ Lifespan = Callable[[Any], AbstractAsyncContextManager[Any]]
 _entering: ContextVar[object] = ContextVar("onebeat_lifespan", default=None)
 
 
-class Startable(Protocol):
-    """What `install` needs of a scheduler; `activate`, `bind_app`, `lifespan`, `started` are used where they exist."""
-
-    async def start(self) -> None:
-        """Run the engine in this event loop."""
-
-    async def stop(self) -> None:
-        """Drain and close."""
-
-
 def install(
     app: Starlette,
-    scheduler: Startable | None = None,
+    scheduler: Integrable | None = None,
     *,
     tracking: bool | TrackingRules = True,
     logs: bool | Mapping[str, Any] = False,
@@ -49,19 +40,20 @@ def install(
 ) -> None:
     """Put the tracking layer around `app` and run `scheduler` inside the app's lifespan. Does no I/O.
 
-    - Every response, 404, 422, 500 and mounted apps included, and every log record of a request has the tracking id.
-    - The engine starts after the app's own startup and stops before its shutdown. Where the app's lifespan is
-      `scheduler.lifespan`, none is added.
-    - `tracking`: `TrackingRules` instead of the defaults; False leaves requests alone.
-    - `logs`: True calls `setup_logging()`, a mapping gives its options. With or without, what waits is written when
-      the lifespan ends.
-
-    - `watchdog`: names what blocks the event loop for longer than 0.1 s while the app serves; a number of seconds or a
-      `timedelta` is another limit, False starts none. Threads and child processes of `onebeat.offload` end with the
-      lifespan.
+    - Every response and every log record of a request carries the tracking id. This includes mounted apps and the
+      responses 404, 422 and 500.
+    - The engine starts after the app's own startup and stops before its shutdown. If the app's lifespan is
+      `scheduler.lifespan`, `install` adds none.
+    - `tracking`: `TrackingRules` replace the defaults; False leaves requests alone.
+    - `logs`: True calls `setup_logging()`, and a mapping gives its options. In both cases, and without `logs`, queued
+      records are written when the lifespan ends.
+    - `watchdog`: logs what blocks the event loop for longer than 0.1 s while the app serves. A number of seconds or a
+      `timedelta` sets another limit; False starts no watchdog.
+    - The threads and child processes of `onebeat.offload` end with the lifespan.
 
     Call it once, after `FastAPI(...)`; OpenTelemetry may instrument the app before or after. Raises
-    `ConfigurationError` for a second call, for an app that serves already, and for what is no Starlette application.
+    `ConfigurationError` for a second call, for an app that serves already, and for another object than a Starlette
+    application.
 
     >>> from fastapi import FastAPI
     >>> app = FastAPI()
@@ -72,7 +64,7 @@ def install(
     """
     _check(app, scheduler)
     _check_options(tracking, logs)
-    dog = _watchdog(watchdog)
+    blocking = _watchdog(watchdog)
     if logs:
         log_setup.setup_logging(**(logs if isinstance(logs, Mapping) else {}))
     served = _served_by(app, scheduler)
@@ -82,25 +74,25 @@ def install(
         served = TrackingMiddleware(AccessLog(served).__call__, rules, refusal=refusal).__call__
         filter_root_handlers()
     _replace_call(app, served)
-    if (bind := getattr(scheduler, "bind_app", None)) is not None:
-        bind(app)
-    _replace_lifespan(app, _Life(scheduler, tracked=bool(tracking), watchdog=dog))
+    if scheduler is not None:
+        integration_of(scheduler).bind_app(app)
+    _replace_lifespan(app, _LifespanWrapper(scheduler, tracked=bool(tracking), watchdog=blocking))
 
 
 def _check(app: object, scheduler: object) -> None:
     if not isinstance(app, Starlette):
-        hint = "wrap it in onebeat.tracking.TrackingMiddleware instead"
         raise ConfigurationError(
-            f"install() takes a FastAPI or Starlette application, not {type(app).__name__}; {hint}"
+            f"install() takes a FastAPI or Starlette application, not {type(app).__name__}; "
+            "wrap it in onebeat.tracking.TrackingMiddleware instead"
         )
     if getattr(app, _INSTALLED, False):
         raise ConfigurationError(
-            "install() was called for this app already; give scheduler, tracking and logs to one call"
+            "install() was called for this app already; pass scheduler, tracking and logs in one call"
         )
     if app.middleware_stack is not None:
-        raise ConfigurationError("this app serves already; call install(app) right after it is made")
-    if scheduler is not None and not (hasattr(scheduler, "start") and hasattr(scheduler, "stop")):
-        raise ConfigurationError(f"install(app, scheduler): {type(scheduler).__name__} is no Scheduler")
+        raise ConfigurationError("this app serves already; call install(app) right after you create it")
+    if scheduler is not None and not isinstance(scheduler, Integrable):
+        raise ConfigurationError(f"install(app, scheduler) takes a onebeat.Scheduler, not {type(scheduler).__name__}")
 
 
 def _check_options(tracking: object, logs: object) -> None:
@@ -124,13 +116,12 @@ def _watchdog(limit: object) -> Watchdog | None:
 
 
 # ── requests ──────────────────────────────────────────────────────────────────────────────────────────────────────────
-def _served_by(app: Starlette, scheduler: Startable | None) -> App:
-    """The application as it was, with the scheduler active in each request."""
+def _served_by(app: Starlette, scheduler: Integrable | None) -> App:
+    """Return the application as it was; the scheduler is the active one during each request."""
     served: App = MethodType(type(app).__call__, app)
-    activate: Callable[[], AbstractContextManager[Any]] | None = getattr(scheduler, "activate", None)
-
-    if activate is None:
+    if scheduler is None:
         return served
+    activate = integration_of(scheduler).activate
 
     async def active(scope: Scope, receive: Receive, send: Send) -> None:
         with activate():
@@ -142,13 +133,13 @@ def _served_by(app: Starlette, scheduler: Startable | None) -> App:
 def _replace_call(app: Starlette, served: App) -> None:
     """Override `__call__` in a subclass made for this one app.
 
-    A wrapped middleware stack would make OpenTelemetry's instrumentation give up, when it comes later; a wrapper object
-    would not be the FastAPI application any more.
+    OpenTelemetry cannot instrument an app whose middleware stack is wrapped, and a wrapper object would no longer be
+    a FastAPI application.
     """
 
     base = type(app)
     names = {
-        "__call__": staticmethod(served),  # as it is: a function around it would cost each request a frame
+        "__call__": staticmethod(served),  # not wrapped: a wrapper would cost each request one more call
         "__module__": base.__module__,
         "__qualname__": base.__qualname__,
         _INSTALLED: True,
@@ -164,20 +155,20 @@ def filter_root_handlers() -> None:
 
 
 # ── lifespan ──────────────────────────────────────────────────────────────────────────────────────────────────────────
-class _Life:
-    """Wraps an app's lifespan, whatever it becomes later: logs outermost, then the user's, then the engine."""
+class _LifespanWrapper:
+    """Wraps an app's lifespan, also one that is set later: logs are outermost, the engine is innermost."""
 
-    def __init__(self, scheduler: Startable | None, *, tracked: bool, watchdog: Watchdog | None) -> None:
+    def __init__(self, scheduler: Integrable | None, *, tracked: bool, watchdog: Watchdog | None) -> None:
         self._scheduler = scheduler
         self._tracked = tracked
         self._watchdog = watchdog
 
     def around(self, former: Lifespan) -> Lifespan:
-        """The lifespan to enter instead of `former`."""
+        """Return the lifespan to enter instead of `former`."""
 
         @asynccontextmanager
         async def lifespan(app: Any) -> AsyncIterator[Any]:
-            if _entering.get() is self:  # merged into a wider one by `include_router`; that one starts the engine
+            if _entering.get() is self:  # `include_router` merged it into another one, which starts the engine
                 async with former(app) as state:
                     yield state
                 return
@@ -204,7 +195,7 @@ class _Life:
             silence_false_alarms()
             stack.enter_context(orphans_tracked())
         log_setup.open_logs(access_layer=self._tracked)
-        stack.push_async_callback(run_in_threadpool, log_setup.close_logs)  # it waits for the writers
+        stack.push_async_callback(run_in_threadpool, log_setup.close_logs)  # it blocks until the writers have written
 
     async def _start_engine(self, stack: AsyncExitStack) -> None:
         if self._scheduler is not None:
@@ -212,15 +203,17 @@ class _Life:
             stack.push_async_callback(self._scheduler.stop)
 
     def _started(self) -> bool:
-        return bool(getattr(self._scheduler, "started", False))
+        return self._scheduler is not None and integration_of(self._scheduler).started
 
     def _is_started_by(self, former: Lifespan, before: bool) -> bool:
-        """Whether the app's own lifespan is, or holds, the scheduler's."""
-        return former == getattr(self._scheduler, "lifespan", None) or (self._started() and not before)
+        """Return whether the app's own lifespan is the scheduler's, or has started the scheduler."""
+        if self._scheduler is None:
+            return False
+        return former == self._scheduler.lifespan or (self._started() and not before)
 
 
-def _replace_lifespan(app: Starlette, life: _Life) -> None:
-    """Wrap the router's lifespan each time it is read, so that routers included later are inside as well."""
+def _replace_lifespan(app: Starlette, life: _LifespanWrapper) -> None:
+    """Wrap the router's lifespan each time it is read, so that lifespans of routers included later are inside it."""
     router = app.router
     base = type(router)
     stored = router.lifespan_context

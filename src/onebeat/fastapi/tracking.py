@@ -9,16 +9,16 @@ from onebeat.errors import ConfigurationError
 from onebeat.tracking.context import tracking_id
 
 
-async def _present() -> str:
-    """The id in force; it needs no request, so a dependency that uses it serves tasks as well."""
+async def _current() -> str:
+    """Return the tracking id of this context; needs no request, so that tasks can depend on it as well."""
     id = tracking_id()
     if id is None:
         raise ConfigurationError("there is no tracking id here: call install(app) where the app is made")
     return id
 
 
-TrackingId = Annotated[str, Depends(_present)]
+TrackingId = Annotated[str, Depends(_current)]
 """A parameter annotated with it receives the tracking id: `async def route(id: TrackingId): ...`.
 
-Raises `ConfigurationError` (so 500) where `install(app)` was forgotten.
+Without `install(app)` it raises `ConfigurationError`, which the client sees as status 500.
 """

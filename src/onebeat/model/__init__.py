@@ -1,1 +1,1 @@
-"""Words: pure values, their decisions, and the protocols between rooms."""
+"""Pure values, the decisions on them, and the protocols between packages."""

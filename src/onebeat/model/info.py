@@ -1,4 +1,4 @@
-"""What people see: snapshots of jobs, schedules and fires, with the verbs of a job."""
+"""Snapshots that the API returns: jobs with their verbs, attempts, schedules, fires, workers, queues, pages."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ T = TypeVar("T")
 
 
 class JobVerbs(Protocol):
-    """Where a snapshot's verbs go: `scheduler.jobs`."""
+    """What the verbs of a snapshot call: `scheduler.jobs`."""
 
     async def get(self, id: UUID | str) -> JobInfo:
-        """The job as it is now."""
+        """Return the job as it is now."""
 
     async def wait(self, id: UUID | str, timeout: float | timedelta | None = None) -> JobInfo:
-        """Return when the job has ended."""
+        """Wait until the job has ended and return it."""
 
     async def cancel(self, id: UUID | str) -> JobInfo:
-        """Cancel it."""
+        """Cancel the job and return it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,19 +56,19 @@ class JobInfo:
 
     @property
     def finished(self) -> bool:
-        """Whether the job has ended, well or not."""
+        """Return whether the job has ended: succeeded, failed or cancelled."""
         return self.state in FINAL
 
     def bound(self, jobs: JobVerbs) -> JobInfo:
-        """The same snapshot with verbs."""
+        """Return the same snapshot with verbs that call `jobs`."""
         return replace(self, _jobs=jobs)
 
     async def wait(self, timeout: float | timedelta | None = None) -> JobInfo:
-        """Return the snapshot of the ended job; `TimeoutError` after `timeout` (seconds or a timedelta)."""
+        """Wait until the job has ended and return it; raises `TimeoutError` after `timeout`, seconds or a timedelta."""
         return await self._verbs().wait(self.id, timeout)
 
     async def result(self, timeout: float | timedelta | None = None) -> Any:
-        """Wait and return the value; raises `JobFailed`, `JobCancelled` or `TimeoutError`."""
+        """Wait until the job has ended and return its value; raises `JobFailed`, `JobCancelled` or `TimeoutError`."""
         ended = await self.wait(timeout)
         if ended.state is JobState.FAILED:
             raise JobFailed(
@@ -79,21 +79,21 @@ class JobInfo:
         return ended.value
 
     async def refresh(self) -> JobInfo:
-        """The job as it is now; raises `JobNotFound` when it was pruned."""
+        """Return the job as it is now; raises `JobNotFound` when it was pruned."""
         return await self._verbs().get(self.id)
 
     async def cancel(self) -> JobInfo:
-        """Cancel: at once when not started, else the running function is asked to stop."""
+        """Cancel the job at once when it has not started; else ask its function to stop."""
         return await self._verbs().cancel(self.id)
 
     def _verbs(self) -> JobVerbs:
-        assert self._jobs is not None, "a JobInfo made by hand has no verbs"
+        assert self._jobs is not None, "a JobInfo that scheduler.jobs did not return has no verbs"
         return self._jobs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttemptInfo:
-    """One try of a job that is worth remembering: all but a success at the first."""
+    """One attempt at a job. A success at the first attempt is not stored."""
 
     job_id: UUID
     attempt: int
@@ -109,7 +109,7 @@ class AttemptInfo:
 class ScheduleInfo:
     """A schedule at one moment. `rev` counts edits; `source` is `code` or `api`.
 
-    `problem` says why its row cannot be read by this version, or not wholly; such a schedule does not fire here.
+    `problem` says why this version cannot read its row completely; such a schedule does not fire here.
     """
 
     id: str
@@ -136,7 +136,7 @@ class ScheduleInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fire:
-    """What became of one due instant; a `gap` row stands for `count` of them, up to `until`."""
+    """The decision on one due instant; a `gap` row stands for `count` instants, up to `until`."""
 
     schedule_id: str
     fire_time: datetime
@@ -153,9 +153,9 @@ class Fire:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerInfo:
-    """A process that runs an engine, at one moment. `alive`: its lease holds by the database's clock.
+    """A process that runs an engine, at one moment. It is `alive` while its lease holds by the database's clock.
 
-    `queues` None: every queue. `running`: jobs it holds, of its `slots`.
+    `queues` is None for every queue. `running` counts the jobs that it holds, at most `slots`.
     """
 
     id: str
@@ -174,7 +174,7 @@ class WorkerInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QueueInfo:
-    """The unfinished jobs of one queue by state, and how many live workers serve it (0: nothing will move)."""
+    """The unfinished jobs of one queue by state, and how many live workers serve it."""
 
     name: str
     queued: int = 0
@@ -186,7 +186,7 @@ class QueueInfo:
 
 @dataclass(frozen=True, slots=True)
 class Page(Generic[T]):
-    """Some of many, and the cursor for the next ones (None at the end)."""
+    """Some items of a list, and the cursor of the next page, None at the end."""
 
     items: tuple[T, ...]
     cursor: str | None = None

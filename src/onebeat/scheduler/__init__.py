@@ -1,1 +1,1 @@
-"""The Scheduler and the collections it offers: jobs, schedules, queues, workers, locks."""
+"""The Scheduler, its runtime, and its collections: jobs, schedules, queues, workers."""

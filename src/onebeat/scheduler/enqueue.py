@@ -1,22 +1,91 @@
-"""From a call to the job that is stored, and to the snapshot the caller gets without another round trip."""
+"""From a call to the job that is stored, and to the snapshot that the caller receives without another query."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 from onebeat.engine.wakeups import Wakeups
+from onebeat.errors import ConfigurationError
 from onebeat.model import payload
 from onebeat.model.ids import uuid7
-from onebeat.model.info import JobInfo
+from onebeat.model.info import JobInfo, JobVerbs
 from onebeat.model.job import JobState, NewJob
-from onebeat.model.protocols import Carrier
-from onebeat.tasks.task import Call
+from onebeat.model.protocols import Carrier, Clock
+from onebeat.scheduler.runtime import Runtime
+from onebeat.store.jobs import insert
+from onebeat.tasks.registry import Registry
+from onebeat.tasks.task import Call, Task
 from onebeat.timing.clock import from_us
 
 
+class _Owner(Protocol):
+    registry: Registry
+
+
+class JobEnqueuer:
+    """Stores the calls of a scheduler's tasks as jobs.
+
+    `scheduler` tells its tasks and its `repr`. `running` returns its runtime or raises `NotStarted`. The returned
+    snapshots wait, refresh and cancel through `jobs`.
+    """
+
+    def __init__(
+        self,
+        scheduler: _Owner,
+        *,
+        running: Callable[[], Runtime],
+        jobs: JobVerbs,
+        carrier: Carrier,
+        clock: Clock,
+        wakeups: Wakeups,
+    ) -> None:
+        self._scheduler = scheduler
+        self._running = running
+        self._jobs = jobs
+        self._carrier = carrier
+        self._clock = clock
+        self._wakeups = wakeups
+
+    def __repr__(self) -> str:
+        return repr(self._scheduler)
+
+    def owns(self, task: Task[Any, Any]) -> bool:
+        """Return whether the scheduler includes the task."""
+        return task in self._scheduler.registry
+
+    async def enqueue_calls(self, calls: Sequence[Call[Any]]) -> list[JobInfo]:
+        """Store the calls in one transaction and announce the jobs."""
+        database = self._running().here().database
+        now, offset = self._clock.now(), database.offset_us
+        new = [new_job(call, self._carrier, now=now + place, offset=offset) for place, call in enumerate(calls)]
+        if not new:
+            return []
+        write = database.write_one if len(new) == 1 and not new[0].tags else database.write
+        await write(insert.add, new)
+        announce_stored(self._wakeups, new)
+        return [snapshot(job, now + offset).bound(self._jobs) for job in new]
+
+    def enqueue_calls_sync(self, calls: Sequence[Call[Any]]) -> list[JobInfo]:
+        """Store the calls from another thread than the event loop's; blocks for one round trip."""
+        loop = self._running().loop
+        if _running_loop() is loop:
+            raise ConfigurationError(
+                "enqueue_sync would block the event loop it waits for; use `await task.enqueue(…)`"
+            )
+        return asyncio.run_coroutine_threadsafe(self.enqueue_calls(calls), loop).result()
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
 def new_job(call: Call[Any], carrier: Carrier, *, now: int, offset: int) -> NewJob:
-    """The job of a call at `now`, the local clock; `offset` is the database's clock minus it, both microseconds."""
+    """Return the job of a call. `now`: the local clock; `offset`: the database's clock minus it; both microseconds."""
     task, options = call.task, call.options
     settings = task.settings
     run_at = options.run_at if options.delay is None else now + offset + options.delay
@@ -43,7 +112,7 @@ def new_job(call: Call[Any], carrier: Carrier, *, now: int, offset: int) -> NewJ
 
 
 def announce_stored(wakeups: Wakeups, jobs: Sequence[NewJob]) -> None:
-    """Wake the claimer for what may run now, and the promoter for what waits until later."""
+    """Wake the claimer for jobs that may run now, and the promoter for jobs of a later time."""
     if any(job.state is JobState.QUEUED for job in jobs):
         wakeups.jobs_queued()
     if any(job.state is JobState.SCHEDULED for job in jobs):
@@ -51,7 +120,7 @@ def announce_stored(wakeups: Wakeups, jobs: Sequence[NewJob]) -> None:
 
 
 def snapshot(job: NewJob, now: int) -> JobInfo:
-    """The job as it was just stored; a round trip saved."""
+    """Return the job as it was just stored, without a query. `now`: the database's clock, microseconds."""
     return JobInfo(
         id=job.id,
         task=job.task,

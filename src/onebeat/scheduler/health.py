@@ -1,4 +1,4 @@
-"""Whether this process can do its work."""
+"""Health: whether this process reaches the database and runs jobs."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from onebeat.engine.worker import Worker
 from onebeat.store.connection.database import Database
 from onebeat.store.tx import Tx
 
-PATIENCE = 2.0  # seconds a health check may take
+LIMIT = 2.0  # seconds a health check may take
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Health:
-    """`ok` is what a readiness probe wants; the rest says why not."""
+    """`ok` answers a readiness probe; the other fields give the reasons."""
 
     ok: bool
     database: Literal["reachable", "unreachable", "closed"]
@@ -28,8 +28,8 @@ class Health:
     problem: str | None = None
 
 
-async def check(database: Database | None, worker: Worker | None, *, role: str) -> Health:
-    """Ask the database once, for at most 2 s."""
+async def check(database: Database | None, worker: Worker | None) -> Health:
+    """Ask the database once, for at most 2 s; None stands for a scheduler that is not started. Never raises."""
     if database is None:
         return Health(ok=False, database="closed", worker="stopped", problem="the scheduler is not running")
     state: Literal["working", "draining", "client", "stopped"] = "client"
@@ -37,11 +37,11 @@ async def check(database: Database | None, worker: Worker | None, *, role: str) 
         state = "working" if worker.working else "draining"
     began = time.monotonic()
     try:
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(LIMIT):
             await database.read(_ask)
-    except Exception as error:  # noqa: BLE001 - said in the answer
-        words = str(error) or f"no answer within {PATIENCE:g} s"
-        return Health(ok=False, database="unreachable", worker=state, problem=words)
+    except Exception as error:  # noqa: BLE001 - the answer holds it
+        problem = str(error) or f"no answer within {LIMIT:g} s"
+        return Health(ok=False, database="unreachable", worker=state, problem=problem)
     return Health(
         ok=state in ("working", "client"),
         database="reachable",

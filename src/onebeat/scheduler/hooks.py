@@ -1,4 +1,4 @@
-"""Carries the engine's events to the hooks of `scheduler.on` and to the log."""
+"""EventHooks: hands each event of the engine to the log and to the functions registered with `scheduler.on`."""
 
 from __future__ import annotations
 
@@ -12,26 +12,30 @@ E = TypeVar("E", bound=Event)
 log = logging.getLogger("onebeat")
 
 
-class Announcer:
-    """Calls every hook of the event's class and its bases; a hook that raises is logged and harms nobody."""
+class EventHooks:
+    """Calls the hooks of an event's class and of its base classes; a hook that raises is logged and stops nothing.
 
-    def __init__(self, word: Callable[[Event], None]) -> None:
-        self._word = word
+    `write_log` is called with every event, before the hooks.
+    """
+
+    def __init__(self, write_log: Callable[[Event], None]) -> None:
+        self._write_log = write_log
         self._hooks: dict[type[Event], list[Callable[[Any], None]]] = {}
-        self._found: dict[type[Event], tuple[Callable[[Any], None], ...]] = {}
+        self._by_class: dict[type[Event], tuple[Callable[[Any], None], ...]] = {}  # base classes included; a cache
 
     def on(self, kind: type[E], hook: Callable[[E], None]) -> None:
-        """Call `hook` with each event of this class or a subclass, in the thread that announces it."""
+        """Call `hook` with each event of this class or a subclass, in the thread that announces the event."""
         self._hooks.setdefault(kind, []).append(hook)
-        self._found.clear()
+        self._by_class.clear()
 
     def __call__(self, event: Event) -> None:
+        """Announce the event."""
         kind = type(event)
-        hooks = self._found.get(kind)
+        hooks = self._by_class.get(kind)
         if hooks is None:
             hooks = tuple(hook for base in kind.__mro__ for hook in self._hooks.get(base, ()))
-            self._found[kind] = hooks
-        for hook in (self._word, *hooks):
+            self._by_class[kind] = hooks
+        for hook in (self._write_log, *hooks):
             try:
                 hook(event)
             except Exception:

@@ -1,4 +1,4 @@
-"""`scheduler.jobs`: look at jobs, wait for them, change them."""
+"""`scheduler.jobs`: find jobs, wait for them, change them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from onebeat.tracking.ids import check_tracking_id
 
 
 class Jobs:
-    """The jobs in the database, of every process. Ids are UUIDs or their text."""
+    """The jobs in the database, whichever process enqueued them. Ids are UUIDs or their text."""
 
     def __init__(
         self,
@@ -36,7 +36,7 @@ class Jobs:
         self._prune = prune
 
     async def get(self, id: UUID | str) -> JobInfo:
-        """The job as it is now; raises `JobNotFound`."""
+        """Return the job as it is now; raises `JobNotFound`."""
         info: JobInfo = await self._database().read(reports.job, _uuid(id))
         return info.bound(self)
 
@@ -52,10 +52,10 @@ class Jobs:
         limit: int = 100,
         cursor: str | None = None,
     ) -> Page[JobInfo]:
-        """Jobs that fit every filter given, newest first, at most `limit` (1,000) a page.
+        """Return the jobs that match every given filter, newest first, at most `limit` (1,000) in a page.
 
-        `cursor` is that of the page before. Raises `ConfigurationError` for a filter that no job can fit, such as a
-        name with a blank or an unknown state, and for a cursor that is none.
+        `cursor` is the one of the previous page. Raises `ConfigurationError` for a filter that no job can match, such
+        as a name with a blank or an unknown state, and for a cursor that no page returned.
         """
         _check(state, tracking_id, tag=tag, task=task, queue=queue, schedule_id=schedule_id)
         page: Page[JobInfo] = await self._database().read(
@@ -81,7 +81,7 @@ class Jobs:
         tracking_id: str | None = None,
         tag: str | None = None,
     ) -> int:
-        """How many jobs fit every filter given; refuses filters as `list` does."""
+        """Return how many jobs match every given filter; raises `ConfigurationError` as `list` does."""
         _check(state, tracking_id, tag=tag, task=task, queue=queue, schedule_id=schedule_id)
         counts = await self._database().read(
             reports.count_jobs,
@@ -95,14 +95,17 @@ class Jobs:
         return sum(counts.values())
 
     async def attempts(self, id: UUID | str) -> Sequence[AttemptInfo]:
-        """The attempts worth remembering, in order: all but a success at the first try. Raises `JobNotFound`."""
+        """Return the stored attempts in order; a success at the first try has none. Raises `JobNotFound`."""
         found = await self._database().read(reports.attempts, _uuid(id))
         if not found:
             await self.get(id)
         return found
 
     async def cancel(self, id: UUID | str) -> JobInfo:
-        """Cancel: at once when not started; a running function is asked to stop and learns it within 2 s."""
+        """Cancel a job at once when it has not started; else ask its function to stop, which learns it within 2 s.
+
+        Raises `JobNotFound`.
+        """
         await self._database().write(control.cancel, [_uuid(id)])
         info = await self.get(id)
         if info.state in FINAL:
@@ -112,7 +115,10 @@ class Jobs:
         return info
 
     async def retry(self, id: UUID | str) -> JobInfo:
-        """Queue an ended job again, with fresh budgets. Raises `JobExists` when it has not ended, `JobNotFound`."""
+        """Queue an ended job again with a new count of attempts.
+
+        Raises `JobExists` when it has not ended, `JobNotFound`.
+        """
         if not await self._database().write(control.retry, _uuid(id)):
             info = await self.get(id)
             raise JobExists(f"job {info.id} is {info.state}; only an ended job can be retried")
@@ -120,14 +126,17 @@ class Jobs:
         return await self.get(id)
 
     async def wait(self, id: UUID | str, timeout: Seconds | None = None) -> JobInfo:
-        """Return the ended job; `TimeoutError` after `timeout` (seconds or a timedelta), `JobNotFound`."""
-        patience = _patience(timeout)
+        """Wait until the job has ended and return it.
+
+        Raises `TimeoutError` after `timeout` (seconds or a timedelta), `JobNotFound`.
+        """
+        limit = _seconds(timeout)
         info = await self.get(id)
         if info.state not in FINAL:
             try:
-                await self._watcher().wait(info.id, patience)
+                await self._watcher().wait(info.id, limit)
             except TimeoutError:
-                raise TimeoutError(f"job {info.id} ({info.task}) has not ended within {patience:g} s") from None
+                raise TimeoutError(f"job {info.id} ({info.task}) has not ended within {limit:g} s") from None
             info = await self.get(id)
         return info
 
@@ -138,25 +147,25 @@ class Jobs:
             raise JobExists(f"job {info.id} is {info.state}; cancel it and wait for its end before deleting it")
 
     async def prune(self) -> int:
-        """Delete what is older than the retention now; the number of jobs deleted."""
+        """Delete now what is older than the retention; return the number of deleted jobs."""
         return await self._prune()
 
 
 def _check(state: JobState | str | None, tracking_id: str | None, **names: str | None) -> None:
-    """Refuse filters that no job can fit."""
+    """Raise `ConfigurationError` for filters that no job can match."""
     if state is not None and state not in list(JobState):
         raise ConfigurationError(f"no job is ever {str(state)[:60]!r}; states are {', '.join(JobState)}")
     check_tracking_id(tracking_id)
     check_filters(**names)
 
 
-def _patience(timeout: Seconds | None) -> float | None:
-    """Seconds to wait, None without limit; what is left of a deadline that is over may be negative."""
+def _seconds(timeout: Seconds | None) -> float | None:
+    """Return the seconds to wait, None without limit. A caller's remaining time may be negative."""
     seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
     if seconds is None or seconds == math.inf:
         return None
     if isinstance(seconds, bool) or not isinstance(seconds, int | float) or math.isnan(seconds):
-        raise InvalidArguments(f"timeout={timeout!r:.40} is no duration; give seconds, a timedelta, or None")
+        raise InvalidArguments(f"timeout={timeout!r:.40} is not a duration; give seconds, a timedelta, or None")
     return float(seconds)
 
 
@@ -166,4 +175,4 @@ def _uuid(id: UUID | str) -> UUID:
     try:
         return UUID(id)
     except (ValueError, AttributeError, TypeError):
-        raise JobNotFound(f"{str(id)[:60]!r} is no job id; ids are UUIDs") from None
+        raise JobNotFound(f"{str(id)[:60]!r} is not a job id; ids are UUIDs") from None

@@ -1,4 +1,4 @@
-"""`scheduler.schedules`: add, look at, edit, pause and explain schedules at run time."""
+"""`scheduler.schedules`: add, find, edit, pause, fire and explain schedules at run time."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol, Unpack
 
 from onebeat.engine.wakeups import Wakeups
 from onebeat.errors import ConfigurationError, InvalidTrigger, StaleRevision
-from onebeat.model import changes, payload
+from onebeat.model import changes
 from onebeat.model.checks import aware_us, check_filters
 from onebeat.model.definition import Definition
 from onebeat.model.ids import token
@@ -17,18 +17,20 @@ from onebeat.model.info import Fire, Page, ScheduleInfo
 from onebeat.model.policies import Decision, ScheduleState
 from onebeat.model.protocols import Trigger
 from onebeat.model.schedule import PlannedFire, Schedule, Unfinished
+from onebeat.scheduler.definitions import definition_of
 from onebeat.scheduler.why import INSTANT, Why, explain
 from onebeat.settings import Settings
 from onebeat.store import reports
 from onebeat.store.connection.database import Database
 from onebeat.store.schedules import edit as store, fire as store_fires, read
 from onebeat.store.tx import Tx
-from onebeat.tasks.router import Declared, ScheduleOptions, declared
-from onebeat.tasks.task import Registry, Task
+from onebeat.tasks.declared_schedule import ScheduleOptions, declared_schedule
+from onebeat.tasks.registry import Registry
+from onebeat.tasks.task import Task
 from onebeat.timing.clock import from_us
 from onebeat.timing.zones import zone_name
 
-MERGES = 20  # times an edit is put together anew because another one came between
+MERGES = 20  # times an edit is repeated because another one was committed first
 IfExists = Literal["error", "replace", "keep"]
 Decide = Callable[[Schedule, int, tuple[Unfinished, ...]], tuple[PlannedFire, ...]]
 
@@ -67,13 +69,13 @@ class Schedules:
     ) -> ScheduleInfo:
         """Store a schedule. Nothing before now is due.
 
-        Where the id is taken: "error" raises, unless that schedule is finished and was added at run time; "keep" leaves
-        it as it is, finished or not; "replace" changes it to what is said here, also when its row cannot be read.
+        `if_exists` decides when the id is taken. "error" raises, unless that schedule is finished and was added at run
+        time. "keep" changes nothing. "replace" gives it these values, also when its row cannot be read.
         Raises `ScheduleExists`, `InvalidTrigger` (an `At` more than 60 s ago), `InvalidArguments`, `UnknownTask`.
         """
         if if_exists not in ("error", "replace", "keep"):
-            raise ConfigurationError(f"if_exists={if_exists!r}; take 'error', 'replace' or 'keep'")
-        item = declared(id, self._task(task), trigger, options)
+            raise ConfigurationError(f"if_exists={if_exists!r} is unknown; give 'error', 'replace' or 'keep'")
+        item = declared_schedule(id, self._task(task), trigger, options)
         database = self._database()
         definition = definition_of(item, self._scheduler.settings.timezone)
         await database.write(store.add, definition, if_exists=if_exists)
@@ -84,7 +86,7 @@ class Schedules:
         return self._scheduler.registry.get(task) if isinstance(task, str) else task
 
     async def get(self, id: str) -> ScheduleInfo:
-        """The schedule as it is now; raises `ScheduleNotFound`."""
+        """Return the schedule as it is now; raises `ScheduleNotFound`."""
         return await self._database().read(read.get, id)
 
     async def list(
@@ -98,12 +100,12 @@ class Schedules:
         limit: int = 100,
         cursor: str | None = None,
     ) -> Page[ScheduleInfo]:
-        """Schedules that fit every filter given, by id, at most `limit` (1,000) a page.
+        """Return the schedules that match every given filter, by id, at most `limit` (1,000) in a page.
 
-        Raises `ConfigurationError` for a filter that no schedule can fit, such as a name with a blank.
+        Raises `ConfigurationError` for a filter that no schedule can match, such as a name with a blank.
         """
         check_filters(tag=tag, task=task)
-        _check_word("state", state, ScheduleState)
+        _check_choice("state", state, ScheduleState)
         return await self._database().read(
             read.listing,
             tag=tag,
@@ -125,11 +127,11 @@ class Schedules:
         override: bool = False,
         **options: Unpack[ScheduleOptions],
     ) -> ScheduleInfo:
-        """Change what is named. A new trigger or zone computes the next fire anew; else it stays.
+        """Change what is given. The next fire is computed again when the trigger or its zone changes; else it stays.
 
-        Of a row that cannot be read all that is damaged must be named.
-        Raises `StaleRevision` when `expected_rev` is not the present one, `ScheduleNotFound`, and `ConfigurationError`
-        for a schedule declared in code without `override=True`.
+        For a row that cannot be read, give every damaged value.
+        Raises `StaleRevision` when `expected_rev` is not the current revision, `ScheduleNotFound`, and
+        `ConfigurationError` for a schedule declared in code without `override=True`.
         """
         database = self._database()
         for left in reversed(range(MERGES)):
@@ -140,7 +142,7 @@ class Schedules:
             try:
                 await database.write(store.edit, changed, expected_rev=rev, override=override)
                 break
-            except StaleRevision:  # someone else's edit came between: what it changed and this one does not is kept
+            except StaleRevision:  # another edit was committed first; repeat this one on top of it
                 if expected_rev is not None or not left:
                     raise
         self._wakeups.schedules_changed()
@@ -151,30 +153,33 @@ class Schedules:
     ) -> Definition:
         merged: ScheduleOptions = {**read.options_of(present, options), **options}  # type: ignore[typeddict-item]  # both are
         known = self._task(task if task is not None else present.task)
-        item = declared(present.id, known, trigger or read.trigger_of(present), merged)
+        item = declared_schedule(present.id, known, trigger or read.trigger_of(present), merged)
         try:
             default = zone_name(present.timezone)
-        except InvalidTrigger:  # the row is damaged, or newer than this machine's zone data
+        except InvalidTrigger:  # the row is damaged, or this machine has older zone data
             default = self._scheduler.settings.timezone
         return definition_of(item, default)
 
     async def pause(self, id: str, reason: str | None = None) -> ScheduleInfo:
-        """Stop firing until `resume`; nothing of the pause is caught up."""
+        """Stop firing until `resume`, which does not catch up the fires of the pause. Raises `ScheduleNotFound`."""
         await self._database().write(store.pause, id, reason)
         return await self.get(id)
 
     async def resume(self, id: str) -> ScheduleInfo:
-        """Fire again, from now; one `gap` row tells what the pause left out."""
+        """Fire again, from now on; one `gap` record tells what the pause left out. Raises `ScheduleNotFound`."""
         await self._database().write(store.resume, id, by=self._who())
         self._wakeups.schedules_changed()
         return await self.get(id)
 
     async def remove(self, id: str) -> None:
-        """Delete the schedule and its fires; its jobs stay. One declared in code comes back at the next start."""
+        """Delete the schedule and its fires, not its jobs. One declared in code returns at the next start.
+
+        Raises `ScheduleNotFound`.
+        """
         await self._database().write(store.remove, [id], missing_ok=False)
 
     async def remove_where(self, *, tag: str) -> int:
-        """Delete every schedule with this tag; how many."""
+        """Delete every schedule with this tag; return how many."""
         removed = 0
         while page := await self.list(tag=tag, limit=1000):
             if not len(page):
@@ -183,9 +188,10 @@ class Schedules:
         return removed
 
     async def fire_now(self, id: str, *, force: bool = False) -> Fire:
-        """Fire once by hand, now, also when paused; it moves neither the next fire nor a counter.
+        """Fire once, now, also when paused. This changes neither the next fire nor a counter.
 
-        It meets `overlap` as any other fire unless `force`: the returned `Fire` says what became of it and why.
+        `overlap` applies as to any other fire unless `force`. The returned `Fire` holds the decision and its reason.
+        Raises `ScheduleNotFound`.
         """
 
         mark = token()  # made before the transaction, which may run again when the answer to its commit is lost
@@ -199,9 +205,9 @@ class Schedules:
     async def backfill(
         self, id: str, start: datetime, end: datetime, *, limit: int | None = None, again: bool = False
     ) -> Sequence[Fire]:
-        """Fire every instant of `start` ≤ instant < `end` once more; a second call of the same range makes nothing.
+        """Fire every instant of `start` ≤ instant < `end` once more; a second call for the same range fires nothing.
 
-        `again` makes them anew; `limit` takes the oldest. Unless `overlap` is "allow" the jobs run one after the other.
+        `again` fires them all again; `limit` takes the oldest. Unless `overlap` is "allow", the jobs run one by one.
         Raises `InvalidArguments` for an empty or future range and for over 1,000 instants without a limit.
         """
         first, last = aware_us(start, "start"), aware_us(end, "end")
@@ -221,9 +227,9 @@ class Schedules:
         return fires
 
     async def why(self, id: str, at: datetime) -> Why:
-        """One sentence on what became of the instant `at`, and the records behind it. Raises `ScheduleNotFound`."""
+        """Explain in one sentence what happened at the instant `at`, with the records. Raises `ScheduleNotFound`."""
         moment = aware_us(at, "at")
-        info = await self.get(id)  # before the records: what is decided in between has one
+        info = await self.get(id)  # before the records, so that a fire decided in between has one
         found = await self._database().read(reports.fires_around, id, moment)
         return explain(info, from_us(moment), await self._now(), found)
 
@@ -231,15 +237,16 @@ class Schedules:
         return from_us(await self._database().read(Tx.now))
 
     async def upcoming(self, id: str, n: int = 10) -> Sequence[datetime]:
-        """The next `n` fire times (at most 1,000), aware, in the schedule's zone; of a paused one: if resumed now.
+        """Return the next `n` fire times (at most 1,000), aware, in the schedule's zone.
 
-        `max_fires` is taken into account; what `overlap` will leave out cannot be known.
+        For a paused schedule these are the fires after a resume now. `max_fires` is respected. The fires that `overlap`
+        will skip are not known in advance and are included. Raises `ScheduleNotFound`.
         """
         info = await self.get(id)
         moments: list[datetime] = []
         after = None if info.next_fire is None else info.next_fire - INSTANT
         if after is not None and info.state == "paused":
-            after = max(after, await self._now())  # what came due during a pause never fires
+            after = max(after, await self._now())  # what was due during a pause never fires
         if info.policies is not None and info.policies.max_fires is not None:
             n = min(n, info.policies.max_fires - info.fires_count)
         while after is not None and len(moments) < min(n, 1000):
@@ -258,12 +265,14 @@ class Schedules:
         limit: int = 100,
         cursor: str | None = None,
     ) -> Page[Fire]:
-        """What became of the due instants, newest first; `start` ≤ instant < `end`; at most `limit` (1,000) a page.
+        """Return the decisions on due instants, newest first, at most `limit` (1,000) in a page.
 
-        Raises `ScheduleNotFound`, and `ConfigurationError` for a `decision` there is none of or a `cursor` of no page.
+        `start` and `end` are aware and keep the fires with `start` ≤ instant < `end`.
+
+        Raises `ScheduleNotFound`, and `ConfigurationError` for an unknown `decision` or a cursor that no page returned.
         """
         check_filters(schedule_id=id)
-        _check_word("decision", decision, Decision)
+        _check_choice("decision", decision, Decision)
         page = await self._database().read(
             reports.fires,
             schedule_id=id,
@@ -274,43 +283,11 @@ class Schedules:
             cursor=cursor,
         )
         if not page:
-            await self.get(id)  # none yet, or no such schedule
+            await self.get(id)  # no fire yet, or no such schedule
         return page
 
 
-def _check_word(what: str, value: str | None, words: type[StrEnum]) -> None:
-    if value is not None and value not in set(words):
-        known = ", ".join(repr(str(word)) for word in words)
-        raise ConfigurationError(f"{what}={value!r:.60} is none of {known}")
-
-
-def definition_of(item: Declared, default_zone: str) -> Definition:
-    """What is stored of a declaration: its zone filled in, its arguments checked."""
-    trigger = item.trigger if item.trigger.timezone else item.trigger.with_timezone(default_zone)
-    trigger = trigger.bind(item.id)
-    zone = trigger.timezone or default_zone
-    task = item.task
-    settings = task.settings
-    options = {
-        "queue": item.queue or settings.queue,
-        "priority": settings.priority if item.priority is None else item.priority,
-        "max_attempts": settings.retry.attempts,
-        "timeout": settings.timeout,
-        "at_most_once": settings.at_most_once,
-        "own_queue": item.queue,
-        "own_priority": item.priority,
-    }
-    kwargs = dict(item.kwargs or {})
-    arguments = payload.decode(task.signature.pack(item.args, kwargs))
-    return Definition(
-        id=item.id,
-        task=task.name,
-        trigger=payload.canonical(trigger.to_json()),
-        timezone=str(zone),
-        policies=payload.canonical(item.policies.to_json()),
-        options=payload.canonical(options),
-        args=payload.canonical(arguments["a"]),
-        kwargs=payload.canonical(arguments["k"]),
-        tags=payload.canonical(list(item.tags)),
-        note=item.note,
-    )
+def _check_choice(what: str, value: str | None, choices: type[StrEnum]) -> None:
+    if value is not None and value not in set(choices):
+        known = ", ".join(repr(str(choice)) for choice in choices)
+        raise ConfigurationError(f"{what}={value!r:.60} is not one of {known}")

@@ -1,4 +1,4 @@
-"""The first SIGTERM or SIGINT stops claiming at once, before a server has closed its connections."""
+"""Signals: the first SIGTERM or SIGINT stops claiming at once, before a server has closed its connections."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ STOPPING = (signal.SIGTERM, signal.SIGINT)
 
 
 class Signals:
-    """Chains to the handlers it finds, in the main thread; elsewhere it does nothing."""
+    """Adds to the signal handlers of a server. It works in the main thread; in other threads it does nothing."""
 
     def __init__(self, stop_claiming: Callable[[], None]) -> None:
         self._stop_claiming = stop_claiming
@@ -23,7 +23,7 @@ class Signals:
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def catch(self) -> None:
-        """Put a handler before those of the server; a process without one keeps Python's own."""
+        """Run a handler before the server's; a process without one keeps Python's own."""
         if threading.current_thread() is not threading.main_thread():
             return
         self._loop = asyncio.get_running_loop()
@@ -34,7 +34,7 @@ class Signals:
                 signal.signal(number, partial(self._on_signal, before))
 
     def leave(self) -> None:
-        """Put the former handlers back, where nobody has put another one since."""
+        """Restore the former handlers, except where another handler was set since."""
         if threading.current_thread() is threading.main_thread():
             for number, before in self._before.items():
                 now = signal.getsignal(number)
@@ -49,12 +49,12 @@ class Signals:
 
 
 async def until_signalled(stop_claiming: Callable[[], None]) -> None:
-    """Return at the first SIGTERM or SIGINT; a second one ends the process at once, with exit code 128 + signal."""
+    """Return at the first SIGTERM or SIGINT; a second one ends the process at once, with exit status 128 + signal."""
     stop = asyncio.Event()
 
     def on_signal(number: int) -> None:
         if stop.is_set():
-            os._exit(128 + number)  # no drain, no word: the lease and the run file tell the others
+            os._exit(128 + number)  # without a drain; other workers learn it from the lease and the run file
         stop.set()
         stop_claiming()
 

@@ -1,4 +1,4 @@
-"""What became of one instant of a schedule, in one sentence and the records behind it."""
+"""Why: what happened at one instant of a schedule, in one sentence, with the records."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ INSTANT = timedelta(microseconds=1)
 
 @dataclass(frozen=True, slots=True)
 class Why:
-    """One sentence, and the fire records it stands on; `str()` is the sentence."""
+    """One sentence, and the fire records that it reports; `str()` is the sentence."""
 
     sentence: str
     fires: tuple[Fire, ...] = ()
@@ -23,22 +23,22 @@ class Why:
 
 
 def explain(info: ScheduleInfo, at: datetime, now: datetime, fires: Sequence[Fire]) -> Why:
-    """Answer from the records of the instant `at`, or from the rule and the schedule's state where there is none."""
+    """Explain the instant `at` from its records; without any, from the trigger and the schedule's state."""
     name, when = f"schedule {info.id}", at.isoformat()
     at = at.astimezone(UTC)  # in its own zone a repeated hour compares equal to itself an hour later
     own = [fire for fire in fires if fire.decision != "gap"]
     if own:
-        return Why(f"{when} of {name} was {_all_told(own)}", tuple(own))
+        return Why(f"{when} of {name} was {_decisions(own)}", tuple(own))
     if fires:
         return _in_gap(info, at, when, fires)
     if info.problem is not None:
         return Why(f"{name} cannot be read by this version of onebeat ({info.problem}), so nothing of it fires here")
-    if not _named(info, at):
+    if not _has_instant(info, at):
         following = info.trigger.next_after(at)
         hint = "never fires after it" if following is None else f"fires next at {following.isoformat()}"
         return Why(f"{when} is no fire time of {name}, which {hint}")
     if info.next_fire is not None and at >= info.next_fire:
-        return Why(_ahead(info, name, when, due=at <= now))
+        return Why(_undecided(info, name, when, due=at <= now))
     if at <= info.created_at:
         return Why(f"{when} lies before {name} was created, at {info.created_at.isoformat()}; nothing before is due")
     if info.state == "finished" and (info.last_fire is None or at > info.last_fire):
@@ -47,16 +47,16 @@ def explain(info: ScheduleInfo, at: datetime, now: datetime, fires: Sequence[Fir
     return Why(f"{when} of {name} has no record: it was pruned, or the rule was edited since")
 
 
-def _all_told(fires: Sequence[Fire]) -> str:
-    """The first decision, and the last by hand or backfill with how many there were between."""
+def _decisions(fires: Sequence[Fire]) -> str:
+    """Return the first decision, the last one by hand or by backfill, and the number between them."""
     first, *later = fires
     if not later:
-        return _told(first)
+        return _decision(first)
     between = f"; {len(later) - 1} more" if len(later) > 1 else ""
-    return f"{_told(first)}{between}; {_told(later[-1])}"
+    return f"{_decision(first)}{between}; {_decision(later[-1])}"
 
 
-def _told(fire: Fire) -> str:
+def _decision(fire: Fire) -> str:
     how = {"manual": " by hand", "backfill": " by a backfill"}.get(fire.origin, "")
     made = f"; its job is {fire.job_id}" if fire.job_id is not None else ""
     return f"{fire.decision}{how}: {fire.reason}{made}"
@@ -64,22 +64,22 @@ def _told(fire: Fire) -> str:
 
 def _in_gap(info: ScheduleInfo, at: datetime, when: str, fires: Sequence[Fire]) -> Why:
     gap = fires[-1]
-    many = "an unknown number of" if gap.count is None else str(gap.count)
-    if info.problem is not None or at in (gap.fire_time, gap.until) or _named(info, at):
-        sentence = f"{when} of schedule {info.id} is one of {many} fires left out together: {gap.reason}"
+    count = "an unknown number of" if gap.count is None else str(gap.count)
+    if info.problem is not None or at in (gap.fire_time, gap.until) or _has_instant(info, at):
+        sentence = f"{when} of schedule {info.id} is one of {count} fires left out together: {gap.reason}"
     else:
-        sentence = f"{when} is no fire time of schedule {info.id}; {many} fires around it were left out: {gap.reason}"
+        sentence = f"{when} is no fire time of schedule {info.id}; {count} fires around it were left out: {gap.reason}"
     return Why(sentence, tuple(fires))
 
 
-def _named(info: ScheduleInfo, at: datetime) -> bool:
-    """Whether the rule, as it is today, has this instant."""
-    named = info.trigger.next_after(at - INSTANT)
-    return named is not None and named.astimezone(UTC) == at  # in a repeated hour two zones never compare equal
+def _has_instant(info: ScheduleInfo, at: datetime) -> bool:
+    """Return whether the trigger, as it is now, fires at this instant."""
+    following = info.trigger.next_after(at - INSTANT)
+    return following is not None and following.astimezone(UTC) == at  # in a repeated hour two zones never compare equal
 
 
-def _ahead(info: ScheduleInfo, name: str, when: str, *, due: bool) -> str:
-    """Of an instant that no tick has decided: what it waits for."""
+def _undecided(info: ScheduleInfo, name: str, when: str, *, due: bool) -> str:
+    """Return what an undecided instant waits for."""
     if info.state == "paused":
         paused = f"{name} has been paused ({info.paused_reason or 'no reason given'})"
         if due:

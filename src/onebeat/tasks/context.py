@@ -1,4 +1,4 @@
-"""JobContext: what a running function may know and ask."""
+"""JobContext: what a running function can learn about its job, and ask for it."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _monotonic = SystemClock().monotonic
 
 
 class Reports(Protocol):
-    """Where a job's progress goes."""
+    """Writes the progress of one job."""
 
     async def __call__(self, report: dict[str, Any], /) -> None:
-        """Write it, or keep it until its half second is over."""
+        """Write the report, or keep it until half a second has passed since the last one."""
 
     async def write_last(self) -> None:
-        """Write what was kept."""
+        """Write the report that was kept, if there is one."""
 
 
 class JobContext:
@@ -62,21 +62,21 @@ class JobContext:
         self._reported: Reports | None = None  # once there was something to report
         self._stop = False  # a plain flag: it is only ever set, from any thread
         self._lost = False
-        self._left = False  # whether the function was told that its claim is gone
+        self._left = False  # whether the function learnt that its claim is lost
         self._loop = _running_loop()
 
     @property
     def cancelled(self) -> bool:
-        """True once this attempt should end: cancelled, timed out, drained, or its lease lost. Safe from any thread."""
+        """Return whether this attempt should end: cancelled, timed out, drained, or its lease lost. Thread-safe."""
         return self._stop
 
     @property
     def remaining(self) -> float | None:
-        """Seconds until the timeout (negative when past), None without one."""
+        """Return the seconds until the timeout, negative after it; None without a timeout."""
         return None if self._deadline is None else self._deadline - self._monotonic()
 
     def checkpoint(self) -> None:
-        """Return at once, or raise `LeaseLost`, `JobCancelled` or `TimeoutError`: for long loops of a thread task."""
+        """Raise `LeaseLost`, `JobCancelled` or `TimeoutError` when this attempt should end. Call it in long loops."""
         if self._lost:
             raise LeaseLost(f"job {self.id} is no longer held by this worker; stop without writing")
         if self._stop:
@@ -86,7 +86,7 @@ class JobContext:
             raise TimeoutError(f"job {self.id} is past its timeout")
 
     async def ensure_owned(self) -> None:
-        """Ask the database whether this claim still holds; raises `LeaseLost` when it does not. One round trip."""
+        """Raise `LeaseLost` when the database says that this worker no longer holds the job. One round trip."""
         if self._lost or (self._owned is not None and not await self._owned()):
             self._left = True
             raise LeaseLost(
@@ -94,14 +94,14 @@ class JobContext:
             )
 
     async def progress(self, done: float, total: float | None = None, message: str | None = None) -> None:
-        """Tell how far the work is; at most one write each half second, the last one always."""
+        """Store how much is done. At most one report each half second is written, and always the last one."""
         if self._report is not None:
             self._reported = self._report
             await self._report({"done": done, "total": total, "message": message})
 
     @property
     def sync(self) -> SyncContext:
-        """The same verbs for a task that runs in a thread."""
+        """Return the same verbs for a task that runs in a thread."""
         return SyncContext(self)
 
     def _ask_to_stop(self, *, lost: bool = False) -> None:
@@ -110,17 +110,17 @@ class JobContext:
 
 
 class SyncContext:
-    """`JobContext`'s awaitable verbs, blocking, for thread tasks."""
+    """The awaitable verbs of `JobContext` as blocking ones, for tasks that run in a thread."""
 
     def __init__(self, context: JobContext) -> None:
         self._context = context
 
     def ensure_owned(self) -> None:
-        """See `JobContext.ensure_owned`."""
+        """Do what `JobContext.ensure_owned` does."""
         self._run(self._context.ensure_owned())
 
     def progress(self, done: float, total: float | None = None, message: str | None = None) -> None:
-        """See `JobContext.progress`."""
+        """Do what `JobContext.progress` does."""
         self._run(self._context.progress(done, total, message))
 
     def _run(self, coroutine: Any) -> None:
@@ -135,7 +135,7 @@ current: ContextVar[JobContext | None] = ContextVar("onebeat_job", default=None)
 
 
 def current_job() -> JobContext:
-    """The running job's context; raises `NotStarted` outside a job.
+    """Return the running job's context; raises `NotStarted` outside a job.
 
     >>> current_job()
     Traceback (most recent call last):

@@ -1,4 +1,4 @@
-"""Where a task's function may run: the event loop, a thread, a child process; what cannot work is refused at once."""
+"""Placement: whether a function can run on the event loop, in a thread or in a child process."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ RunIn = Literal["auto", "loop", "thread", "process"]
 
 
 def check_placement(function: Callable[..., Any], name: str, run_in: str) -> None:
-    """Raise `ConfigurationError`, with what to change, for a function that cannot run there."""
+    """Raise `ConfigurationError` when the function cannot run in `run_in`; the message says what to change."""
     if run_in not in ("auto", "loop", "thread", "process"):
-        raise ConfigurationError(f"task {name!r}: run_in={run_in!r}; take 'auto', 'loop', 'thread' or 'process'")
+        raise ConfigurationError(f"task {name!r}: run_in={run_in!r}; give 'auto', 'loop', 'thread' or 'process'")
     plain = inspect.unwrap(function)
     if inspect.isgeneratorfunction(plain) or inspect.isasyncgenfunction(plain):
-        raise ConfigurationError(f"task {name!r} is a generator, whose body no job would run: return a value instead")
+        raise ConfigurationError(
+            f"task {name!r} is a generator function, and calling it runs nothing: return a value instead of yielding"
+        )
     if run_in in ("thread", "process") and inspect.iscoroutinefunction(plain):
         raise ConfigurationError(
             f"task {name!r} is async and runs on the event loop; run_in={run_in!r} is for sync functions"
@@ -30,15 +32,15 @@ def check_placement(function: Callable[..., Any], name: str, run_in: str) -> Non
             f"task {name!r}: {plain.__qualname__} is made inside a function or is a lambda, so a child process cannot "
             "find it: define it at the top of a module"
         )
-    for parameter, kind in _given(plain):
+    for parameter, kind in _passed_by_onebeat(plain):
         raise ConfigurationError(
             f"task {name!r} runs in a process, where there is no {kind} for its parameter {parameter!r}: "
             "take what it needs as plain arguments, or leave out run_in='process'"
         )
 
 
-def _given(function: Callable[..., Any]) -> Iterator[tuple[str, str]]:
-    """The parameters that are filled by this process; their annotations may be text that cannot be read yet."""
+def _passed_by_onebeat(function: Callable[..., Any]) -> Iterator[tuple[str, str]]:
+    """Yield the parameters that this process passes itself; annotations may be text that cannot be evaluated yet."""
     for parameter in inspect.signature(function).parameters.values():
         hint, default = parameter.annotation, parameter.default
         if hint is JobContext or (isinstance(hint, str) and hint.rpartition(".")[2] == JobContext.__name__):

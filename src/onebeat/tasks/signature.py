@@ -1,4 +1,4 @@
-"""A function's parameters: checked against the annotations at enqueue, restored to them when run."""
+"""Signature: checks a call's arguments against the function's annotations and stores them as JSON."""
 
 from __future__ import annotations
 
@@ -56,13 +56,13 @@ class Signature:
 
     @cached_property
     def context_parameter(self) -> str | None:
-        """The parameter annotated `JobContext`, which the executor fills."""
+        """Return the name of the parameter annotated `JobContext`, which the executor passes; None without one."""
         found = [name for name in self._full.parameters if self._hints.get(name) is JobContext]
         return found[0] if found else None
 
     @cached_property
     def _callable(self) -> inspect.Signature:
-        """What the enqueuing code may pass."""
+        """The parameters that the enqueuing code passes."""
         kept = [p for name, p in self._full.parameters.items() if name != self.context_parameter]
         return self._full.replace(parameters=kept)
 
@@ -84,16 +84,18 @@ class Signature:
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hex digits that change when names, order, annotations or defaults change."""
-        words = [f"{p.kind.name} {p.name} {p.annotation!r} {p.default!r}" for p in self._callable.parameters.values()]
-        return hashlib.sha256("\n".join(words).encode()).hexdigest()[:16]
+        """Return 16 hex digits that change when names, order, annotations or defaults of the parameters change."""
+        parameters = [
+            f"{p.kind.name} {p.name} {p.annotation!r} {p.default!r}" for p in self._callable.parameters.values()
+        ]
+        return hashlib.sha256("\n".join(parameters).encode()).hexdigest()[:16]
 
     def check(self) -> None:
-        """Read every annotation now; raises `ConfigurationError` for one that cannot work."""
+        """Resolve every annotation now; raises `ConfigurationError` for one that cannot be stored as JSON."""
         _ = self._adapters
 
     def pack(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
-        """Canonical JSON text of the arguments; raises `InvalidArguments`, naming the argument."""
+        """Return the arguments as canonical JSON text; raises `InvalidArguments`, which names the argument."""
         if not args and not kwargs and not self._callable.parameters:
             return EMPTY
         try:
@@ -102,7 +104,7 @@ class Signature:
             raise InvalidArguments(f"{self._name}{self._callable}: {error}") from None
         positional: list[Any] = []
         named: dict[str, Any] = {}
-        by_place = any(p.kind is p.VAR_POSITIONAL for p in self._callable.parameters.values())
+        by_position = any(p.kind is p.VAR_POSITIONAL for p in self._callable.parameters.values())
         for name, value in bound.arguments.items():
             kind = self._callable.parameters[name].kind
             if kind is inspect.Parameter.VAR_POSITIONAL:
@@ -110,7 +112,7 @@ class Signature:
             elif kind is inspect.Parameter.VAR_KEYWORD:
                 named.update({key: self._plain(name, item) for key, item in value.items()})
             elif kind is inspect.Parameter.POSITIONAL_ONLY or (
-                by_place and kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
+                by_position and kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
             ):
                 positional.append(self._plain(name, value))
             else:
@@ -125,12 +127,15 @@ class Signature:
             checked = adapter.validate_python(value)
             return adapter.dump_python(checked, mode="json")
         except ValidationError as error:
-            raise InvalidArguments(f"{self._name}: argument {name!r}: {_words(error)}") from None
+            raise InvalidArguments(f"{self._name}: argument {name!r}: {_problem(error)}") from None
         except ValueError as error:
             raise InvalidArguments(f"{self._name}: argument {name!r} cannot be stored as JSON: {error}") from None
 
     def unpack(self, text: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The arguments as the function wants them; raises `InvalidArguments` when they no longer fit the code."""
+        """Return the stored arguments with the annotated types.
+
+        Raises `InvalidArguments` when they no longer fit the function.
+        """
         if text == EMPTY and not self._callable.parameters:
             return (), {}
         stored = payload.decode(text)
@@ -146,10 +151,10 @@ class Signature:
                 bound.arguments[name] = {key: self._restored(name, item) for key, item in value.items()}
             else:
                 bound.arguments[name] = self._restored(name, value)
-        return bound.args[: self._places], _named(bound)
+        return bound.args[: self._positional_count], _named(bound)
 
     @cached_property
-    def _places(self) -> int | None:
+    def _positional_count(self) -> int | None:
         parameters = self._callable.parameters.values()
         if any(p.kind is p.VAR_POSITIONAL for p in parameters):
             return None
@@ -162,27 +167,27 @@ class Signature:
         try:
             return adapter.validate_python(value)
         except ValidationError as error:
-            raise InvalidArguments(f"{self._name}: stored argument {name!r}: {_words(error)}") from None
+            raise InvalidArguments(f"{self._name}: stored argument {name!r}: {_problem(error)}") from None
 
 
 def _named(bound: inspect.BoundArguments) -> dict[str, Any]:
-    """What is passed by keyword: all but what `bound.args` already holds by place."""
+    """Return the arguments that are passed by keyword: those that `bound.args` does not pass by position."""
     parameters = bound.signature.parameters
-    by_place = any(p.kind is p.VAR_POSITIONAL for p in parameters.values())
+    by_position = any(p.kind is p.VAR_POSITIONAL for p in parameters.values())
     named: dict[str, Any] = {}
     for name, value in bound.arguments.items():
         kind = parameters[name].kind
         if kind is inspect.Parameter.VAR_KEYWORD:
             named.update(value)
         elif kind is inspect.Parameter.KEYWORD_ONLY or (
-            kind is inspect.Parameter.POSITIONAL_OR_KEYWORD and not by_place
+            kind is inspect.Parameter.POSITIONAL_OR_KEYWORD and not by_position
         ):
             named[name] = value
     return named
 
 
-def _words(error: ValidationError) -> str:
-    """What is wrong, without the value itself: it may be a secret."""
+def _problem(error: ValidationError) -> str:
+    """Describe what is wrong without the value, which may be a secret."""
     first = error.errors(include_url=False, include_input=False, include_context=False)[0]
     place = "".join(f"[{part!r}]" for part in first["loc"])
     return f"{place} {first['msg']}".strip()

@@ -1,0 +1,201 @@
+"""Runtime: the parts of a scheduler that exist while it is started: database, watcher, heartbeat, worker."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable, Mapping
+from random import Random
+from typing import Self
+
+from onebeat.engine.heartbeat import Heartbeat
+from onebeat.engine.sweeper import RetentionAges, prune
+from onebeat.engine.wakeups import Wakeups
+from onebeat.engine.worker import Worker, WorkerOptions
+from onebeat.errors import NotStarted
+from onebeat.model.events import DatabaseCaution, Event
+from onebeat.model.protocols import Carrier, Clock
+from onebeat.offload.runners import ProcessRunner, ThreadRunner
+from onebeat.scheduler.definitions import definition_of
+from onebeat.scheduler.signals import Signals
+from onebeat.scheduler.watcher import Watcher
+from onebeat.settings import Settings
+from onebeat.store.connection.database import Database
+from onebeat.store.migrations import prepare
+from onebeat.tasks import current_scheduler
+from onebeat.tasks.current_scheduler import Enqueuer
+from onebeat.tasks.declared_schedule import DeclaredSchedule
+from onebeat.tasks.registry import Registry
+from onebeat.timing.clock import seconds_us
+
+
+class Runtime:
+    """A scheduler's database, watcher, heartbeat and worker, in the event loop that started them.
+
+    It is started once and stopped once; a scheduler that starts again builds another one. `worker` is None in the role
+    `client`. `close_locks` is awaited before the heartbeat and the database close.
+    """
+
+    def __init__(
+        self,
+        *,
+        settings: Settings,
+        database: Database,
+        registry: Registry,
+        declared: Mapping[str, DeclaredSchedule],
+        carrier: Carrier,
+        clock: Clock,
+        wakeups: Wakeups,
+        announce: Callable[[Event], None],
+        enqueuer: Enqueuer,
+        close_locks: Callable[[], Awaitable[None]],
+    ) -> None:
+        self.database = database
+        self.loop = asyncio.get_running_loop()
+        self.watcher = Watcher(database, announce)
+        self.heartbeat = Heartbeat(database, interval=seconds_us(settings.heartbeat), clock=clock, announce=announce)
+        self.worker: Worker | None = None
+        self.is_open = False
+        self._process = os.getpid()
+        self._settings = settings
+        self._registry = registry
+        self._declared = declared
+        self._carrier = carrier
+        self._clock = clock
+        self._wakeups = wakeups
+        self._announce = announce
+        self._enqueuer = enqueuer
+        self._close_locks = close_locks
+        self._unsubscribe: Callable[[], None] = lambda: None
+        self._signals = Signals(self.stop_claiming)
+
+    # ── life ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+    async def start(self) -> None:
+        """Open the database, migrate it unless told not to, and run the worker; an error leaves everything closed."""
+        await self._open_database()
+        for caution in self.database.cautions:
+            self._announce(DatabaseCaution(database=self.database.where, caution=caution))
+        self.is_open = True
+        self._unsubscribe = self._wakeups.job_ended.subscribe(self.watcher.ended)
+        current_scheduler.running.append(self._enqueuer)
+        if self._settings.role == "all":
+            try:
+                await self._start_worker()
+            except BaseException:
+                try:
+                    if self.worker is not None and self.worker.id is not None:  # its parts run already
+                        await self.worker.drain(0)
+                finally:
+                    await self._close()
+                raise
+
+    async def _open_database(self) -> None:
+        database, settings = self.database, self._settings
+        try:
+            await database.open(settings.start_timeout)
+            await prepare(database, migrate=settings.migrate, app=settings.app)
+            await database.measure_offset()
+        except BaseException:
+            await database.close()
+            raise
+
+    async def _start_worker(self) -> None:
+        settings = self._settings
+        self.worker = Worker(
+            options=_worker_options(settings, one_writer=self.database.dialect.one_writer),
+            database=self.database,
+            registry=self._registry,
+            definitions=[definition_of(item, settings.timezone) for item in self._declared.values()],
+            carrier=self._carrier,
+            runners={"thread": ThreadRunner(settings.slots), "process": ProcessRunner()},
+            heartbeat=self.heartbeat,
+            wakeups=self._wakeups,
+            clock=self._clock,
+            random=Random(),  # noqa: S311 - jitter; made here so that forked processes differ
+            announce=self._announce,
+            enqueuer=self._enqueuer,
+        )
+        await self.worker.start()
+        self._signals.catch()
+
+    async def stop(self) -> None:
+        """Drain the worker, then close everything, also when the drain fails."""
+        self._signals.leave()
+        try:
+            if self.worker is not None:
+                await self.worker.drain()
+        finally:
+            await self._close()
+
+    async def _close(self) -> None:
+        if not self.is_open:  # stopped while it started
+            return
+        if self._enqueuer in current_scheduler.running:
+            current_scheduler.running.remove(self._enqueuer)
+        self._unsubscribe()
+        await self.watcher.close()
+        await self._close_locks()
+        await asyncio.to_thread(self.heartbeat.stop)
+        self.is_open = False
+        await self.database.close()
+
+    # ── use ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+    def check_process(self) -> None:
+        """Raise `NotStarted` in a forked child, which has neither the event loop nor the threads of its parent."""
+        if self._process != os.getpid():
+            raise NotStarted(
+                "this scheduler was started in the parent of this process, and a fork takes neither its event loop nor "
+                "its threads along; start a scheduler after the fork, or start processes with spawn"
+            )
+
+    def here(self) -> Self:
+        """Return this runtime in the event loop that started it; elsewhere raise `NotStarted`."""
+        if asyncio.get_running_loop() is not self.loop:
+            raise NotStarted(
+                "this scheduler runs in another event loop than this one; enqueue from here with "
+                "`await asyncio.to_thread(task.enqueue_sync, …)`, or start a scheduler in this loop"
+            )
+        return self
+
+    @property
+    def worker_id(self) -> str | None:
+        """Return the id under which this process holds jobs, None for a client or while it holds no lease."""
+        return None if self.worker is None else self.worker.id
+
+    def stop_claiming(self) -> None:
+        """Let this process's worker start nothing more. Safe on the event loop only."""
+        if self.worker is not None:
+            self.worker.stop_claiming()
+
+    async def prune(self) -> int:
+        """Delete what is older than the retention; return the number of jobs deleted."""
+        return await prune(self.database, _retention(self._settings))
+
+
+def _worker_options(settings: Settings, *, one_writer: bool) -> WorkerOptions:
+    return WorkerOptions(
+        slots=settings.slots,
+        queues=settings.queues if isinstance(settings.queues, tuple) else None,
+        own_slots=settings.queues if isinstance(settings.queues, dict) else {},
+        lease=seconds_us(settings.lease),
+        heartbeat=seconds_us(settings.heartbeat),
+        drain=seconds_us(settings.drain),
+        default_timeout=seconds_us(settings.default_timeout),
+        poll=seconds_us(settings.poll),
+        connections=2 if one_writer else settings.pool_size + 1,  # one more for the heartbeat
+        retention=_retention(settings),
+    )
+
+
+def _retention(settings: Settings) -> RetentionAges:
+    kept = settings.retention
+    return RetentionAges(
+        succeeded=_age(kept.succeeded),
+        failed=_age(kept.failed),
+        fires=_age(kept.fires),
+        workers=_age(kept.workers),
+    )
+
+
+def _age(seconds: float | None) -> int | None:
+    return None if seconds is None else seconds_us(seconds)

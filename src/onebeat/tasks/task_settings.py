@@ -1,0 +1,80 @@
+"""How the jobs of a task run: the options of its declaration, checked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypedDict
+
+from onebeat.errors import ConfigurationError
+from onebeat.model.checks import Seconds, check_name, check_priority, check_retry, duration
+from onebeat.tasks.placement import RunIn, check_placement
+from onebeat.timing.backoff import Retry
+
+
+class TaskOptions(TypedDict, total=False):
+    """Options of `@task`; `@cron` and `@every` take them too, beside those of a schedule."""
+
+    queue: str
+    priority: int
+    retry: Retry | None
+    timeout: Seconds | None
+    run_in: RunIn
+    at_most_once: bool
+    aliases: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskSettings:
+    """How jobs of a task run unless a call says otherwise. `timeout`: microseconds; None takes the default timeout."""
+
+    queue: str = "default"
+    priority: int = 0
+    retry: Retry = field(default_factory=Retry)
+    timeout: int | None = None
+    run_in: RunIn = "auto"
+    at_most_once: bool = False
+
+
+def make_settings(function: Callable[..., Any], name: str, options: TaskOptions) -> TaskSettings:
+    """Return the checked settings of the task `name`; raises `ConfigurationError` with what to change."""
+    run_in, retry, timeout = options.get("run_in", "auto"), options.get("retry"), options.get("timeout")
+    at_most_once = options.get("at_most_once", False)
+    check_placement(function, name, run_in)
+    if at_most_once:
+        refuse_retry(name, retry)
+    settings = TaskSettings(
+        queue=check_name(options.get("queue", "default"), "queue"),
+        priority=check_priority(options.get("priority", 0)),
+        timeout=None if timeout is None else duration(timeout, "timeout", least=1),
+        run_in=run_in,
+        at_most_once=at_most_once,
+    )
+    if at_most_once:
+        return replace(settings, retry=Retry(attempts=1))
+    return settings if retry is None else replace(settings, retry=check_retry(retry))
+
+
+def refuse_retry(name: str, retry: Retry | None) -> None:
+    """Raise `ConfigurationError` when an `at_most_once` task is given a retry."""
+    if retry is not None:
+        raise ConfigurationError(f"task {name!r} is at_most_once: one start, whatever happens; leave out retry=")
+
+
+def refuse_unknown(options: Mapping[str, Any]) -> None:
+    """Raise `ConfigurationError` when a name among `options` is not an option of a task."""
+    unknown = set(options) - set(TaskOptions.__annotations__)
+    if unknown:
+        known = ", ".join(sorted(TaskOptions.__annotations__))
+        raise ConfigurationError(f"unknown task option {', '.join(sorted(unknown))}; there are {known}")
+
+
+def default_name(function: Callable[..., Any]) -> str:
+    """Return the function's own name; raises `ConfigurationError` for one made inside a function, or a lambda."""
+    qualified = getattr(function, "__qualname__", "")
+    name = getattr(function, "__name__", "")
+    if not name or "<locals>" in qualified or name == "<lambda>":
+        raise ConfigurationError(
+            f'{qualified or function!r} has no lasting name; give the task one: @scheduler.task(name="…")'
+        )
+    return str(name)
