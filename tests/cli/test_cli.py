@@ -266,7 +266,7 @@ def start_worker(shop: Path, output: Path, **extra: str) -> subprocess.Popen[byt
 
 def wait_for(file: Path, process: subprocess.Popen[bytes], output: Path) -> None:
     deadline = time.monotonic() + 60
-    while not file.exists():
+    while not file.exists() or not file.stat().st_size:  # the file is created before its text is written
         assert process.poll() is None, output.read_text()
         assert time.monotonic() < deadline, output.read_text()
         time.sleep(0.02)  # between two looks at another process
