@@ -1,4 +1,4 @@
-"""What several tests of the engine begin with."""
+"""Fixtures of the engine's tests: schedulers, days without workers, and the parts of one worker."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 from onebeat.scheduler.scheduler import Scheduler
 from onebeat.timing.clock import HOUR
 from tests.conftest import MakeDatabase
+from tests.engine.parts import Parts, a_worker_of
 from tests.support.simulated_worker import SimulatedWorker
 from tests.support.virtual import START, VirtualClock
 
@@ -36,3 +37,10 @@ async def simulated(database_url: str, make_database: MakeDatabase) -> Simulated
     """Every database in turn, with a virtual clock that shows a full hour."""
     clock = VirtualClock(START - START % HOUR)
     return SimulatedWorker(await make_database(database_url, database_clock=clock), database_url, clock)
+
+
+@pytest.fixture
+async def parts(database_url: str, make_database: MakeDatabase) -> Parts:
+    """Every database in turn under a virtual clock, and the parts of one worker on it."""
+    clock = VirtualClock()
+    return await a_worker_of(await make_database(database_url, database_clock=clock), clock)

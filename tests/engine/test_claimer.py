@@ -16,7 +16,7 @@ from onebeat.store.connection.database import Database
 from onebeat.store.jobs import insert
 from onebeat.store.tx import Tx
 from tests.conftest import MakeDatabase
-from tests.support.builders import SECOND, a_job, registered
+from tests.support.builders import SECOND, a_job, identity_of, registered
 
 POLL = 30 * SECOND
 
@@ -44,7 +44,7 @@ class Places:
 
 
 def a_claimer(database: Database, worker: str, places: Places) -> Claimer:
-    return Claimer(database=database, slots=places, worker_id=lambda: worker, queues=None, own_slots={}, poll=POLL)
+    return Claimer(database=database, slots=places, identity=identity_of(worker), queues=None, own_slots={}, poll=POLL)
 
 
 async def test_a_job_whose_row_another_search_held_is_not_left_until_the_next_poll(
@@ -130,11 +130,10 @@ async def test_a_claim_of_a_worker_that_lost_its_lease_meanwhile_starts_nothing_
     claimer = Claimer(
         database=database,
         slots=places,
-        worker_id=lambda: worker,
+        identity=identity_of("anew"),
         queues=None,
         own_slots={},
         poll=POLL,
-        holding=lambda: "anew",
     )
     await claimer._claim(worker, 10, None, ())
     info = await database.read(reports.job, job.id)

@@ -6,12 +6,13 @@ import pytest
 from sqlalchemy import select
 
 from onebeat.engine.dispatcher import DOUBLING, HEAD_START, Dispatcher
+from onebeat.engine.wakeups import Wakeups
 from onebeat.model.events import Event, ScheduleFired
 from onebeat.store.connection.database import Database
 from onebeat.timing.triggers import Every
 from tests.conftest import MakeDatabase
 from tests.guarantees.arrange import added
-from tests.support.builders import SECOND, registered
+from tests.support.builders import SECOND, identity_of, registered
 from tests.support.simulated_worker import a_schedule
 from tests.support.virtual import START, VirtualClock
 
@@ -36,14 +37,13 @@ class Fleet:
 
         made = Dispatcher(
             database=self.database,
-            worker_id=lambda: worker_id,
-            hashes=lambda: (),
+            identity=identity_of(worker_id),
+            hashes=(),
             new_tracking_id=lambda: "t" * 32,
             running=lambda: self.running,
             poll=POLL,
+            wakeups=Wakeups(),
             announce=announce,
-            woken=lambda: None,
-            promoter_woken=lambda: None,
         )
         assert await self.look(made, -1) == 0
         return made

@@ -299,3 +299,30 @@ async def test_an_edit_whose_commit_was_not_heard_of_has_succeeded(make: Make, m
     monkeypatch.setattr(scheduler._database, "write", twice)
     edited = await scheduler.schedules.update("a", note="new", expected_rev=added.rev)
     assert (edited.note, edited.rev) == ("new", added.rev + 1)
+
+
+async def test_a_fire_by_hand_whose_commit_was_not_heard_of_is_one_fire(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scheduler = make(role="client")
+
+    @scheduler.every(hours=1, id="beat", overlap="allow")
+    @scheduler.task(name="beat")
+    async def beat() -> None: ...
+
+    worker = make()
+    worker.include(scheduler)
+    await worker.start()
+    await scheduler.start()
+    assert scheduler._database is not None
+    write = scheduler._database.write
+
+    async def twice(call: Any, *args: Any, **keywords: Any) -> Any:
+        await write(call, *args, **keywords)
+        return await write(call, *args, **keywords)
+
+    monkeypatch.setattr(scheduler._database, "write", twice)
+    fire = await scheduler.schedules.fire_now("beat")
+    assert fire.decision == "started"
+    assert [found.key for found in await scheduler.schedules.fires("beat")] == [fire.key]
+    assert await scheduler.jobs.count(task="beat") == 1

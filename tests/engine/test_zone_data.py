@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from random import Random
 
 import pytest
 from sqlalchemy import update
 
-from onebeat.engine.sweeper import Retention, Sweeper
+from onebeat.engine.sweeper import RetentionAges, Sweeper
+from onebeat.engine.wakeups import Wakeups
 from onebeat.scheduler.scheduler import Scheduler
 from onebeat.store.connection.database import Database
 from onebeat.tasks.router import TaskRouter
@@ -15,6 +17,7 @@ from onebeat.timing.clock import DAY, HOUR, MINUTE, SECOND, from_us
 from onebeat.timing.triggers import Cron
 from tests.guarantees.arrange import added
 from tests.support import rows
+from tests.support.builders import identity_of
 from tests.support.simulated_worker import SimulatedWorker, a_schedule
 
 NIGHTLY = Cron("30 2 * * *", "Europe/Berlin")
@@ -58,16 +61,19 @@ async def test_a_worker_that_starts_moves_the_next_fires_by_its_own_data(
 async def test_a_worker_that_runs_looks_once_a_day(simulated: SimulatedWorker, spoil: Spoil) -> None:
     await added(simulated.database, a_schedule(trigger=NIGHTLY))
     woken: list[int] = []
+    wakeups = Wakeups()
+    wakeups.schedules_changed.subscribe(lambda: woken.append(simulated.clock.now))
     sweeper = Sweeper(
         database=simulated.database,
-        worker_id=lambda: None,
+        identity=identity_of(None),
         interval=15 * SECOND,
-        retention=Retention(),
-        announce=lambda event: None,
-        woken=lambda: woken.append(simulated.clock.now),
-        suspects=lambda now: None,
+        retention=RetentionAges(),
         tasks=lambda: ("work",),
         patience=MINUTE,
+        run_dry=lambda now: None,
+        wakeups=wakeups,
+        random=Random(1),
+        announce=lambda event: None,
     )
 
     async def next_fire_after_a_sweep(seconds: float) -> int | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from onebeat.engine.sweeper import Retention, prune
+from onebeat.engine.sweeper import RetentionAges, prune
 from onebeat.model.policies import CatchUp
 from onebeat.store import retention
 from onebeat.store.schedules import declare
@@ -51,9 +51,9 @@ async def test_a_schedule_keeps_its_newest_records_when_there_are_very_many(
     assert await simulated.database.read(retention.crowded, 50) == ["s"]
     assert await simulated.database.write(retention.prune_crowd, "s", 50, 10) == 10
     newest = [fire for fire in await simulated.verdicts() if fire.schedule_id == "s"][-50:]
-    await prune(simulated.database, Retention(fires=None))
+    await prune(simulated.database, RetentionAges(fires=None))
     assert len(await simulated.verdicts()) == 86 + 4
-    await prune(simulated.database, Retention())
+    await prune(simulated.database, RetentionAges())
     assert [fire for fire in await simulated.verdicts() if fire.schedule_id == "s"] == newest
     assert len(await simulated.verdicts()) == 50 + 4
 
@@ -65,16 +65,16 @@ async def test_a_finished_schedule_goes_when_its_fires_have_gone(simulated: Simu
     await simulated.away(3600)
     assert (await simulated.schedules.get("once")).state == "finished"
     simulated.clock.advance(29 * 86_400)
-    await prune(simulated.database, Retention())
+    await prune(simulated.database, RetentionAges())
     assert await ids(simulated) == ["hourly", "once", "paused"]
     await simulated.schedules.fire_now("once")  # a record of its own keeps it
     simulated.clock.advance(29 * 86_400)
-    await prune(simulated.database, Retention())
+    await prune(simulated.database, RetentionAges())
     assert await ids(simulated) == ["hourly", "once", "paused"]
     simulated.clock.advance(2 * 86_400)
-    await prune(simulated.database, Retention(fires=None))
+    await prune(simulated.database, RetentionAges(fires=None))
     assert await ids(simulated) == ["hourly", "once", "paused"]
-    await prune(simulated.database, Retention())
+    await prune(simulated.database, RetentionAges())
     assert await ids(simulated) == ["hourly", "paused"]
 
 
@@ -95,5 +95,5 @@ async def test_what_code_declares_stays_though_it_is_over(simulated: SimulatedWo
     await simulated.database.write(declare.declare, [item])
     assert (await simulated.schedules.get("s")).state == "finished"
     simulated.clock.advance(100 * 86_400)
-    await prune(simulated.database, Retention())
+    await prune(simulated.database, RetentionAges())
     assert await ids(simulated) == ["s"]

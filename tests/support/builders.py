@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
+from onebeat.engine.identity import WorkerIdentity
 from onebeat.model.ids import token, uuid7
 from onebeat.model.job import SUCCESS, Claimed, NewJob, Outcome, settle
 from onebeat.store import workers
@@ -43,6 +44,23 @@ def a_worker(**changes: Any) -> workers.NewWorker:
         "lease": 60 * SECOND,
     }
     return workers.NewWorker(**(values | changes))
+
+
+class HeldLease:
+    """A lease whose trust is what the test says."""
+
+    def __init__(self, worker_id: str) -> None:
+        self.worker_id = worker_id
+        self.trusted = True
+
+
+def identity_of(worker_id: str | None) -> WorkerIdentity:
+    """The identity of a worker that fires and claims under this id; None: of a process without a lease."""
+    identity = WorkerIdentity()
+    identity.claiming = True
+    if worker_id is not None:
+        identity.take(HeldLease(worker_id))
+    return identity
 
 
 async def registered(database: Database, **changes: Any) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+from onebeat.engine.wakeups import Wakeups
 from onebeat.model import payload
 from onebeat.model.definition import Definition
 from onebeat.model.policies import Policies
@@ -42,7 +43,7 @@ class SimulatedWorker:
         self.started: list[tuple[int, int]] = []  # (fire time, when it ran)
         self.schedules = Schedules(
             lambda: database,
-            woken=lambda: None,
+            wakeups=Wakeups(),
             scheduler=Scheduler(url),
             who=lambda: "me",
             new_tracking_id=lambda: "t" * 32,

@@ -1,4 +1,4 @@
-"""Time that only moves when a test says so, in place of the database's own clock."""
+"""Time that only moves when a test says so, in place of the database's own clock and of the process's clocks."""
 
 from __future__ import annotations
 
@@ -19,3 +19,19 @@ class VirtualClock:
         """Move on (or back, when negative); the new now, in microseconds."""
         self.now += round(seconds * SECOND)
         return self.now
+
+
+class ProcessClock:
+    """The `Clock` of an engine part: its three clocks all show the virtual time."""
+
+    def __init__(self, time: VirtualClock) -> None:
+        self.time = time
+
+    def now(self) -> int:
+        return self.time.now
+
+    def boot(self) -> int:
+        return self.time.now
+
+    def monotonic(self) -> float:
+        return self.time.now / SECOND

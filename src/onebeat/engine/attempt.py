@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 import traceback
 from collections.abc import Callable
 from dataclasses import replace
@@ -33,6 +32,7 @@ class Run:
         context: JobContext,
         *,
         retry: Retry,
+        started: float,
         timeout: float,
         runner: Runner | None,
         overran: Callable[[Run], None],
@@ -43,7 +43,7 @@ class Run:
         self.context = context
         self.retry = retry
         self.timeout = timeout
-        self.started = time.monotonic()
+        self.started = started  # monotonic seconds
         self.stop_reason: StopReason | None = None
         self.unstoppable = False  # a thread that was asked and goes on
         self._runner = runner

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+from onebeat.engine.identity import WorkerIdentity
 from onebeat.model.ids import token
 from onebeat.model.job import SUSPECT_CRASHES, Claimed
 from onebeat.store.connection.database import Database
@@ -47,16 +48,14 @@ class Claimer:
         *,
         database: Database,
         slots: Slots,
-        worker_id: Callable[[], str | None],
+        identity: WorkerIdentity,
         queues: Sequence[str] | None,
         own_slots: Mapping[str, int],
         poll: int,
-        holding: Callable[[], str | None] | None = None,
     ) -> None:
         self._database = database
         self._slots = slots
-        self._worker_id = worker_id
-        self._holding = holding or worker_id  # whose jobs may run here, also while nothing more is claimed
+        self._identity = identity
         self._queues = queues
         self._own = list(own_slots)
         self._poll = poll
@@ -68,7 +67,7 @@ class Claimer:
 
     async def tick(self, now: int) -> int | None:
         """Claim once for each group of queues; look again at once when a claim came back full."""
-        worker_id = self._worker_id()
+        worker_id = self._identity.claimant
         if worker_id is None:
             return now + self._poll
         if self._running_dry(now):
@@ -103,8 +102,8 @@ class Claimer:
         write = self._database.write_one if self._database.dialect.update_returning else self._database.write
         more = False
         for tasks, most in self._slots.startable(limit):
-            room = min(limit, most, self._slots.free)
-            if room <= 0:
+            wanted = min(limit, most, self._slots.free)
+            if wanted <= 0:
                 continue
             lease_token = token()
             self.in_flight.add(lease_token)
@@ -113,20 +112,20 @@ class Claimer:
                     claim.claim,
                     worker_id=worker_id,
                     token=lease_token,
-                    limit=room,
+                    limit=wanted,
                     tasks=tasks,
                     queues=queues,
                     excluded=excluded,
                     suspects=suspects,
                 )
-                if self._holding() == worker_id:
+                if self._identity.holder == worker_id:
                     for job in claimed:
                         self._slots.start(job)
                 elif claimed:  # the lease was lost meanwhile: others may take them any moment, so none starts here
                     await self._database.write(rescue.give_back, [(job.id, job.lease_token) for job in claimed])
             finally:
                 self.in_flight.discard(lease_token)
-            more |= len(claimed) == room
+            more |= len(claimed) == wanted
             limit -= len(claimed)
             if claimed:
                 await asyncio.sleep(0)  # each reaches its thread or process: the next look finds that place taken

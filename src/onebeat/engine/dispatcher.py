@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 
+from onebeat.engine.identity import WorkerIdentity
+from onebeat.engine.wakeups import Wakeups
 from onebeat.model.events import Event, FireConflict, ScheduleFired, ScheduleSkipping, ScheduleUnreadable
 from onebeat.store.connection.database import Database
 from onebeat.store.schedules import fire
@@ -27,44 +29,41 @@ class Dispatcher:
         self,
         *,
         database: Database,
-        worker_id: Callable[[], str | None],
-        hashes: Callable[[], Collection[str]],
+        identity: WorkerIdentity,
+        hashes: Collection[str],
         new_tracking_id: Callable[[], str],
         running: Callable[[], int],
         poll: int,
+        wakeups: Wakeups,
         announce: Callable[[Event], None],
-        woken: Callable[[], None],
-        promoter_woken: Callable[[], None],
     ) -> None:
         self._database = database
-        self._worker_id = worker_id
+        self._identity = identity
         self._hashes = hashes
         self._new_tracking_id = new_tracking_id
         self._running = running
         self._poll = poll
+        self._wakeups = wakeups
         self._announce = announce
-        self._woken = woken
-        self._promoter_woken = promoter_woken
         self._unreadable: dict[str, int] = {}  # schedule → when to look at it again
         self._expected: int | None = None  # the next fire as last read, on the database's clock
         self._behind = False  # another worker fired what was due last
 
     async def tick(self, now: int) -> int | None:
         """Fire what is due; the earliest next fire, or the next poll."""
-        worker_id = self._worker_id()
+        worker_id = self._identity.claimant
         if worker_id is None:
             return now + self._poll
-        hashes = self._hashes()
         self._unreadable = {id: until for id, until in self._unreadable.items() if until > now}
         database_now = now + self._database.offset_us
         if self._behind or self._expected is None or self._expected > database_now:
-            self._expected = await self._database.read(fire.next_due, hashes, tuple(self._unreadable))
+            self._expected = await self._database.read(fire.next_due, self._hashes, tuple(self._unreadable))
             if self._expected is None or self._expected > database_now:
                 return self._later(now, self._expected)
         held_back = HEAD_START * self._behind + DOUBLING * self._running().bit_length()
         if self._expected + held_back > database_now:
             return now + self._expected + held_back - database_now
-        report = await self._fire(worker_id, hashes)
+        report = await self._fire(worker_id)
         self._tell(report)
         self._unreadable |= {id: now + UNREADABLE for id, _ in report.unreadable}
         self._expected = report.next_fire
@@ -75,12 +74,12 @@ class Dispatcher:
             return now + CONTENDED
         return self._later(now, report.next_fire)
 
-    async def _fire(self, worker_id: str, hashes: Collection[str], careful: bool = False) -> FireReport:
+    async def _fire(self, worker_id: str, careful: bool = False) -> FireReport:
         try:
             return await self._database.write(
                 fire.fire_due,
                 worker_id=worker_id,
-                hashes=hashes,
+                hashes=self._hashes,
                 new_tracking_id=self._new_tracking_id,
                 limit=BATCH,
                 careful=careful,
@@ -89,7 +88,7 @@ class Dispatcher:
         except FireRecorded:
             if careful:
                 raise
-            return await self._fire(worker_id, hashes, careful=True)
+            return await self._fire(worker_id, careful=True)
 
     def _later(self, now: int, fire: int | None) -> int:
         if fire is None:
@@ -120,6 +119,6 @@ class Dispatcher:
         for schedule_id, problem in report.unreadable:
             self._announce(ScheduleUnreadable(schedule_id=schedule_id, problem=problem))
         if queued:
-            self._woken()
+            self._wakeups.jobs_queued()
         if delayed:
-            self._promoter_woken()
+            self._wakeups.jobs_delayed()

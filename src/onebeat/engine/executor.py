@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from random import random
+from random import Random
 from typing import Any, cast
 from uuid import UUID
 
 from onebeat.engine.attempt import MAX_TRACEBACK, Run, StopReason, clip, retry_in_force
 from onebeat.engine.claimer import is_suspect
+from onebeat.engine.identity import WorkerIdentity
+from onebeat.engine.progress import ProgressWriter
+from onebeat.engine.settler import Settler
+from onebeat.engine.wakeups import Wakeups
 from onebeat.errors import DatabaseUnavailable, UnknownTask
-from onebeat.model import payload
 from onebeat.model.events import Event, JobStarted, ThreadOverran, ValueDropped, about, trouble
 from onebeat.model.fired import fire_time
 from onebeat.model.job import Claimed, Ending, Outcome, settle
-from onebeat.model.protocols import Carrier, Runner, Unit
+from onebeat.model.protocols import Carrier, Clock, Runner, Unit
 from onebeat.store.connection.database import Database
 from onebeat.store.jobs import control
 from onebeat.store.jobs.settle import Ended
@@ -28,7 +30,6 @@ from onebeat.timing.backoff import Retry
 from onebeat.timing.clock import from_us
 
 SECOND = 1_000_000
-PROGRESS_EACH = 0.5  # seconds between two writes of one job's progress
 
 
 class Executor:
@@ -44,10 +45,11 @@ class Executor:
         slots: int,
         own_slots: Mapping[str, int],
         default_timeout: int,
-        trusted: Callable[[], bool],
-        ended: Callable[[Ended, float], None],
-        unsettled: Callable[[], int],
-        awake: Callable[[], None],
+        identity: WorkerIdentity,
+        settler: Settler,
+        wakeups: Wakeups,
+        clock: Clock,
+        random: Random,
         announce: Callable[[Event], None],
         enqueuer: Enqueuer | None = None,
     ) -> None:
@@ -58,10 +60,11 @@ class Executor:
         self._slots = slots
         self._own_slots = own_slots
         self._default_timeout = default_timeout
-        self._trusted = trusted
-        self._ended = ended
-        self._unsettled = unsettled
-        self._awake = awake
+        self._identity = identity
+        self._settler = settler
+        self._wakeups = wakeups
+        self._clock = clock
+        self._random = random
         self._announce = announce
         self._enqueuer = enqueuer
         self._runs: dict[UUID, Run] = {}
@@ -77,7 +80,7 @@ class Executor:
         """How many jobs could start now; none beside a suspect, and few while settlements pile up."""
         if self._suspects:
             return 0
-        return max(0, min(self._slots - len(self._runs), 2 * self._slots + 100 - self._unsettled()))
+        return max(0, min(self._slots - len(self._runs), 2 * self._slots + 100 - self._settler.unsettled))
 
     def free_in(self, queue: str) -> int:
         """How many jobs of a queue with slots of its own could start now."""
@@ -110,7 +113,7 @@ class Executor:
     def oldest(self) -> float:
         """Seconds since the oldest run here began; 0 when nothing runs."""
         first = next(iter(self._runs.values()), None)
-        return 0.0 if first is None else time.monotonic() - first.started
+        return 0.0 if first is None else self._clock.monotonic() - first.started
 
     @property
     def running(self) -> Mapping[UUID, Run]:
@@ -127,7 +130,7 @@ class Executor:
             self._end(job, Outcome(ending=Ending.UNDECODABLE, error=words), Retry(), 0.0)
             return
         if not self._runs:
-            self._awake()
+            self._wakeups.run_started()
         self._runs[job.id] = run
         self._by_queue[job.queue] += 1
         self._suspects += is_suspect(job)
@@ -140,9 +143,9 @@ class Executor:
 
     async def wait_idle(self, timeout: float) -> bool:
         """Whether every run ended within `timeout` seconds."""
-        deadline = time.monotonic() + timeout
+        deadline = self._clock.monotonic() + timeout
         while (alive := {task for task in self._tasks if not task.done()}) and (
-            left := deadline - time.monotonic()
+            left := deadline - self._clock.monotonic()
         ) > 0:
             await asyncio.wait(alive, timeout=left)
         return not alive
@@ -155,6 +158,7 @@ class Executor:
             task = None  # claimed under an old name list; it goes back unstarted
         own_timeout = None if task is None else task.settings.timeout
         timeout = (job.timeout_us or own_timeout or self._default_timeout) / SECOND
+        now = self._clock.monotonic()
         context = JobContext(
             id=job.id,
             attempt=job.attempt,
@@ -163,15 +167,17 @@ class Executor:
             fence=job.fence,
             schedule_id=job.schedule_id,
             fire_time=None if job.fire_us is None else fire_time(job.fire_us, job.fire_zone),
-            deadline=time.monotonic() + timeout,
+            deadline=now + timeout,
+            monotonic=self._clock.monotonic,
             owned=lambda: self._owned(job),
-            report=_Progress(self._database, job, self._trouble),
+            report=ProgressWriter(self._database, job, clock=self._clock, trouble=self._trouble),
         )
         return Run(
             job,
             task,
             context,
             retry=retry_in_force(task, job),
+            started=now,
             timeout=timeout,
             runner=None if task is None or task.runs_in == "loop" else self._runners[task.runs_in],
             overran=self._overran,
@@ -192,7 +198,7 @@ class Executor:
             self._tasks.discard(cast(asyncio.Task[None], asyncio.current_task()))  # a callback costs a turn of the loop
         if outcome.ending is Ending.LOST:
             return  # the job is someone else's by now
-        self._end(job, outcome, run.retry, time.monotonic() - run.started)
+        self._end(job, outcome, run.retry, self._clock.monotonic() - run.started)
 
     def _end(self, job: Claimed, outcome: Outcome, retry: Retry, seconds: float) -> None:
         settlement = settle(
@@ -202,13 +208,13 @@ class Executor:
             at_most_once=job.at_most_once,
             outcome=outcome,
             retry=retry,
-            random=random(),  # noqa: S311 - jitter, not a secret
+            random=self._random.random(),
         )
-        self._ended(Ended(job, outcome, settlement), seconds)
+        self._settler.put(Ended(job, outcome, settlement), seconds)
 
     async def _attempt(self, run: Run) -> Outcome:
         job = run.job
-        if not self._trusted():
+        if not self._identity.trusted:
             return Outcome(ending=Ending.RETURNED)  # the lease may be over: the database will say what becomes of it
         unit = Unit(
             kind="job",
@@ -221,11 +227,7 @@ class Executor:
         )
         active.set(self._enqueuer)
         with self._carrier.restore(job.tracking_id, job.carried, unit):
-            self._announce(
-                JobStarted(
-                    **about(job),
-                )
-            )
+            self._announce(JobStarted(**about(job)))
             outcome = await run.outcome()
             if run.context._reported is not None:
                 await run.context._reported.write_last()
@@ -239,7 +241,7 @@ class Executor:
 
     # ── what a run tells ──────────────────────────────────────────────────────────────────────────────────────────────
     async def _owned(self, job: Claimed) -> bool:
-        return self._trusted() and await self._database.read(control.owned, job.id, job.lease_token)
+        return self._identity.trusted and await self._database.read(control.owned, job.id, job.lease_token)
 
     def _overran(self, run: Run) -> None:
         job = run.job
@@ -261,48 +263,3 @@ class Executor:
         job = run.job
         self._announce(ValueDropped(**about(job), problem=problem, again=job.task in self._dropping))
         self._dropping.add(job.task)
-
-
-class _Progress:
-    """Writes a job's progress: at most once each half second, the last one always. Trouble with it fails no job."""
-
-    def __init__(self, database: Database, job: Claimed, trouble: Callable[[Exception], None]) -> None:
-        self._database = database
-        self._job = job
-        self._trouble = trouble
-        self._latest: str | None = None
-        self._written = 0.0
-        self._later: asyncio.Task[None] | None = None
-        self._over = asyncio.Event()
-
-    async def __call__(self, report: dict[str, Any]) -> None:
-        self._latest = payload.encode(report, what="progress")  # refused here, where the function says it
-        left = self._written + PROGRESS_EACH - time.monotonic()
-        if left <= 0:
-            await self._write()
-        elif self._later is None or self._later.done():
-            self._later = asyncio.create_task(self._write_after(left))
-
-    async def _write_after(self, delay: float) -> None:
-        try:
-            await asyncio.wait_for(self._over.wait(), delay)
-        except TimeoutError:
-            pass  # the half second
-        await self._write()
-
-    async def write_last(self) -> None:
-        """Write what still waits for its half second: the function has returned and the claim holds yet."""
-        self._over.set()
-        if self._later is not None:
-            await self._later
-        await self._write()
-
-    async def _write(self) -> None:
-        if self._latest is None:
-            return
-        text, self._latest = self._latest, None
-        self._written = time.monotonic()
-        try:
-            await self._database.write(control.progress, self._job.id, self._job.lease_token, text)
-        except Exception as error:  # noqa: BLE001 - announced; the function's own end counts
-            self._trouble(error)

@@ -20,19 +20,13 @@ class Loop:
     """Calls the tick of one part of the engine whenever it is due, woken, or to be retried after an error."""
 
     def __init__(
-        self,
-        name: str,
-        tick: Tick,
-        *,
-        clock: Clock,
-        announce: Callable[[Event], None],
-        random: Random | None = None,
+        self, name: str, tick: Tick, *, clock: Clock, random: Random, announce: Callable[[Event], None]
     ) -> None:
         self.name = name
         self._tick = tick
         self._clock = clock
         self._announce = announce
-        self._random = random or Random()  # noqa: S311 - jitter, not a secret
+        self._random = random
         self._alarm = Alarm()
         self._stopping = False
         self._failures = 0

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
+from onebeat.engine.wakeups import Wakeups
 from onebeat.store.connection.database import Database
 from onebeat.store.jobs import insert
+
+SOONEST = 1_000  # microseconds: a job that is due but was held by another worker is looked at again
 
 
 class Promoter:
     """Sleeps until the earliest scheduled job is due, by the database's clock."""
 
-    def __init__(self, *, database: Database, poll: int, woken: Callable[[], None]) -> None:
+    def __init__(self, *, database: Database, poll: int, wakeups: Wakeups) -> None:
         self._database = database
         self._poll = poll
-        self._woken = woken
+        self._wakeups = wakeups
 
     async def tick(self, now: int) -> int | None:
-        """Queue what is due; look again when the next one is, at the latest after the poll interval."""
+        """Queue what is due; return when the next job is due, at the latest one poll interval from now."""
         earliest = await self._database.read(insert.next_run_at)
         if earliest is None:
             return now + self._poll
@@ -25,7 +26,7 @@ class Promoter:
             return min(earliest - self._database.offset_us, now + self._poll)
         count, earliest = await self._database.write(insert.promote)
         if count:
-            self._woken()
+            self._wakeups.jobs_queued()
         if earliest is None:
             return now + self._poll
-        return min(max(earliest - self._database.offset_us, now + 1_000), now + self._poll)
+        return min(max(earliest - self._database.offset_us, now + SOONEST), now + self._poll)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
 from uuid import UUID
 
+from onebeat.engine.claimer import Claimer
 from onebeat.engine.executor import Executor
+from onebeat.engine.identity import WorkerIdentity
+from onebeat.engine.settler import Settler
 from onebeat.store.connection.database import Database
 from onebeat.store.jobs import claim, rescue
 
@@ -22,37 +24,47 @@ class Reconciler:
         self,
         *,
         database: Database,
+        identity: WorkerIdentity,
+        claimer: Claimer,
         executor: Executor,
-        worker_id: Callable[[], str | None],
-        unsettled_ids: Callable[[], set[UUID]],
-        in_flight: Callable[[], Collection[str]] = tuple,
+        settler: Settler,
     ) -> None:
         self._database = database
+        self._identity = identity
+        self._claimer = claimer
         self._executor = executor
-        self._worker_id = worker_id
-        self._unsettled_ids = unsettled_ids
-        self._in_flight = in_flight  # tokens of claims whose answers are on their way: late is not lost
+        self._settler = settler
         self._suspected: set[tuple[UUID, str]] = set()
+        self._cancel_requested = False  # since the last look, of a job that runs here
+
+    def cancel_requested(self, id: UUID) -> bool:
+        """Note that somebody asked to cancel the job; return whether it runs here, so that a look is worth while."""
+        if id not in self._executor.running:
+            return False
+        self._cancel_requested = True
+        return True
 
     async def tick(self, now: int) -> int | None:
-        """Look once."""
-        worker_id = self._worker_id()
+        """Compare once: ask cancelled runs to stop, and give back what was a stray in the last comparison too."""
+        worker_id = self._identity.holder
         if worker_id is None:
             return now + WHILE_RUNNING
         running = self._executor.running
-        if running and not self._suspected and self._executor.oldest < YOUNG:
+        if running and not self._suspected and not self._cancel_requested and self._executor.oldest < YOUNG:
             return now + WHILE_RUNNING
+        self._cancel_requested = False
         rows = await self._database.read(claim.held_by, worker_id)
         cancelled = [row.id for row in rows if row.cancel_requested_us is not None and row.id in running]
         self._executor.stop("cancel", [id for id in cancelled if running[id].stop_reason is None])
-        waiting = self._unsettled_ids()
+        waiting = self._settler.unsettled_ids
         strays = {(row.id, row.lease_token) for row in rows if not self._known(row.id, row.lease_token, waiting)}
-        sure = [stray for stray in strays & self._suspected if not self._known(*stray, self._unsettled_ids())]
+        sure = [stray for stray in strays & self._suspected if not self._known(*stray, self._settler.unsettled_ids)]
         if sure:
             await self._database.write(rescue.give_back, sure)
         self._suspected = strays
         return now + (WHILE_RUNNING if running or strays else WHILE_IDLE)
 
     def _known(self, id: UUID, token: str, waiting: set[UUID]) -> bool:
+        """Return whether the claim runs here, waits to be settled, or is an answer that is still on its way."""
         run = self._executor.running.get(id)
-        return (run is not None and run.job.lease_token == token) or id in waiting or token in self._in_flight()
+        return (run is not None and run.job.lease_token == token) or id in waiting or token in self._claimer.in_flight

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from uuid import UUID
 
+from onebeat.engine.identity import WorkerIdentity
+from onebeat.engine.wakeups import Wakeups
 from onebeat.errors import DatabaseUnavailable
 from onebeat.model.events import Event, JobSettled, SettlementLost, about
 from onebeat.model.job import JobState
@@ -24,16 +26,14 @@ class Settler:
         self,
         *,
         database: Database,
-        worker_id: Callable[[], str],
+        identity: WorkerIdentity,
+        wakeups: Wakeups,
         announce: Callable[[Event], None],
-        wake: Callable[[], None],
-        settled: Callable[[], None],
     ) -> None:
         self._database = database
-        self._worker_id = worker_id
+        self._identity = identity
+        self._wakeups = wakeups
         self._announce = announce
-        self._wake = wake
-        self._settled = settled
         self._waiting: list[tuple[Ended, float]] = []
 
     @property
@@ -54,7 +54,7 @@ class Settler:
     def put(self, ended: Ended, seconds: float) -> None:
         """Take the end of an attempt that ran for `seconds`."""
         self._waiting.append((ended, seconds))
-        self._wake()
+        self._wakeups.run_ended()
 
     async def tick(self, now: int) -> int | None:
         """Write one batch; what could not be written stays for the next tick."""
@@ -65,10 +65,13 @@ class Settler:
         kept = await self._write([ended for ended, _ in batch], refused)
         self._waiting[: len(batch)] = []
         self._waiting += [item for item in batch if item[0].job.id in refused]  # the others do not wait for it
+        delayed = False
         for ended, seconds in batch:
             if ended.job.id not in refused:
-                self._tell(ended, seconds, ended.job.id in kept)
-        self._settled()
+                delayed |= self._tell(ended, seconds, ended.job.id in kept)
+        self._wakeups.slots_freed()
+        if delayed:
+            self._wakeups.jobs_delayed()
         for error in refused.values():
             raise error
         return now if self._waiting else None
@@ -78,7 +81,7 @@ class Settler:
 
         One that is refused even so goes into `refused`.
         """
-        worker_id = self._worker_id()
+        worker_id = self._identity.last_id
         try:
             if settle.one_statement(self._database.dialect, batch):
                 return await self._database.write_one(settle.succeed, batch)
@@ -94,16 +97,12 @@ class Settler:
                 return set()
             return await self._write([bare], refused)
 
-    def _tell(self, ended: Ended, seconds: float, kept: bool) -> None:
+    def _tell(self, ended: Ended, seconds: float, kept: bool) -> bool:
+        """Announce what became of the job; return whether it waits for a later time now."""
         job, outcome, settlement = ended.job, ended.outcome, ended.settlement
         if not kept:
-            self._announce(
-                SettlementLost(
-                    **about(job),
-                    ending=str(outcome.ending),
-                )
-            )
-            return
+            self._announce(SettlementLost(**about(job), ending=str(outcome.ending)))
+            return False
         self._announce(
             JobSettled(
                 **about(job),
@@ -115,6 +114,8 @@ class Settler:
                 retry_in=None if settlement.delay is None else settlement.delay / SECOND,
             )
         )
+        self._wakeups.job_ended(job.id)  # also for a retry: a cancel that came meanwhile makes it final
+        return settlement.state is JobState.SCHEDULED
 
 
 def _without_texts(ended: Ended, error: Exception) -> Ended:

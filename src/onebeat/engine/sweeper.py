@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from random import Random, random
+from random import Random
 
 from onebeat.engine import run_file
+from onebeat.engine.identity import WorkerIdentity
+from onebeat.engine.wakeups import Wakeups
 from onebeat.model.events import Event, JobRescued, WorkerDied, about
+from onebeat.model.job import FINAL, JobState
 from onebeat.store import locks, retention, workers
 from onebeat.store.connection.database import Database
 from onebeat.store.jobs import claim, control, release, rescue
@@ -19,8 +22,8 @@ REZONE_EACH = 86_400 * SECOND  # zone data changes with packages
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Retention:
-    """How long ended things are kept, in microseconds; None keeps them for ever."""
+class RetentionAges:
+    """The ages at which ended rows are deleted, in microseconds; None keeps them for ever."""
 
     succeeded: int | None = 7 * 86_400 * SECOND
     failed: int | None = 30 * 86_400 * SECOND
@@ -35,51 +38,52 @@ class Sweeper:
         self,
         *,
         database: Database,
-        worker_id: Callable[[], str | None],
+        identity: WorkerIdentity,
         interval: int,
-        retention: Retention,
-        announce: Callable[[Event], None],
-        woken: Callable[[], None],
-        suspects: Callable[[int], None],
+        retention: RetentionAges,
         tasks: Callable[[], tuple[str, ...]],
         patience: int,
+        run_dry: Callable[[int], None],
+        wakeups: Wakeups,
+        random: Random,
+        announce: Callable[[Event], None],
     ) -> None:
         self._database = database
-        self._worker_id = worker_id
+        self._identity = identity
         self._interval = interval
         self._retention = retention
-        self._announce = announce
-        self._woken = woken
-        self._suspects = suspects
         self._tasks = tasks
         self._patience = patience
-        self._random = Random()  # noqa: S311 - jitter, not a secret
+        self._run_dry = run_dry
+        self._wakeups = wakeups
+        self._random = random
+        self._announce = announce
         self._boot_id = run_file.boot_id()
         self._next_prune = 0
         self._next_rezone = 0
 
     async def tick(self, now: int) -> int | None:
-        """One sweep."""
+        """Sweep once; return when to sweep again, with jitter so that a fleet does not sweep in step."""
         await self._database.measure_offset()
         await self._bury()
         await self._rescue()
         await self._database.write(release.heal_releases)
         await self._database.write(declare.arbitrate)
         if await self._database.read(claim.suspects_wait, self._tasks(), self._patience):
-            self._suspects(now)
+            self._run_dry(now)
         if now >= self._next_rezone:
             self._next_rezone = now + REZONE_EACH
             await self._rezone()
         if now >= self._next_prune:
             self._next_prune = now + PRUNE_EACH
             await prune(self._database, self._retention)
-        return now + int(self._interval * (0.9 + 0.2 * random()))  # noqa: S311 - jitter, not a secret
+        return now + int(self._interval * (0.9 + 0.2 * self._random.random()))
 
     async def _bury(self) -> None:
         """Mark dead whose lease ran out, and siblings on this host whose process is gone."""
         dead = await self._database.write(workers.mark_dead) if await self._database.read(workers.any_expired) else []
         if self._boot_id is not None:
-            own = self._worker_id()
+            own = self._identity.claimant
             alive = await self._database.read(workers.live)
             here = [w.id for w in alive if w.boot_id == self._boot_id and w.id != own]
             if gone := run_file.dead_siblings(here):
@@ -90,23 +94,22 @@ class Sweeper:
     async def _rezone(self) -> None:
         moved = await self._database.write(rezone.rezone)
         if moved:
-            self._woken()
+            self._wakeups.schedules_changed()
 
     async def _rescue(self) -> None:
         while rescued := await self._database.write(rescue.rescue, random=self._random):
             for job in rescued:
                 self._announce(
-                    JobRescued(
-                        **about(job),
-                        state=job.state,
-                        reason=job.reason,
-                        from_worker=job.from_worker,
-                    )
+                    JobRescued(**about(job), state=job.state, reason=job.reason, from_worker=job.from_worker)
                 )
-            self._woken()
+                if job.state in FINAL:
+                    self._wakeups.job_ended(job.id)
+            self._wakeups.jobs_queued()
+            if any(job.state == JobState.SCHEDULED for job in rescued):
+                self._wakeups.jobs_delayed()
 
 
-async def prune(database: Database, keep: Retention) -> int:
+async def prune(database: Database, keep: RetentionAges) -> int:
     """Delete what is older than the retention, and unused locks, in short transactions; the number of jobs deleted."""
     deleted = 0
     while count := await database.write(control.prune, succeeded=keep.succeeded, failed=keep.failed):

@@ -1,18 +1,20 @@
-"""The protocols between rooms: Trigger, Runner, Carrier, Resolver, Ownership, Renewable, Clock, Hints."""
+"""The protocols between packages: Clock, Trigger, Runner, Carrier, Renewable, Tick."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    import asyncio
 
 
 # ── time ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
 class Clock(Protocol):
-    """Reads time for one process. A test replaces it; nothing else in onebeat asks the machine."""
+    """Reads time for one process. A test replaces it; the engine and the store ask nothing else."""
 
     def now(self) -> int:
         """Wall clock, UTC microseconds since 1970; for humans and for knowing when to look, never for deciding."""
@@ -24,7 +26,6 @@ class Clock(Protocol):
         """Seconds on a clock that never steps; for pauses and limits within one process."""
 
 
-@runtime_checkable
 class Due(Protocol):
     """One instant a trigger names. `timing` makes it; everybody else only reads it."""
 
@@ -136,25 +137,7 @@ class Carrier(Protocol):
         """Enter the job's own context; both texts come from the database and are validated again."""
 
 
-class Resolver(Protocol):
-    """Gives a running function the parameters it declared beyond its arguments."""
-
-    def resolve(self, function: Callable[..., Any]) -> Mapping[str, Any]:
-        """Keyword arguments to add to the call."""
-
-
-# ── holding ───────────────────────────────────────────────────────────────────────────────────────────────────────────
-class Ownership(Protocol):
-    """Whether this process may still act as the holder of a claim."""
-
-    @property
-    def trusted(self) -> bool:
-        """False once the local trust deadline has passed; never True again for this worker id."""
-
-    async def ensure_owned(self) -> None:
-        """Ask the database; raises `LeaseLost` when the claim is gone."""
-
-
+# ── leases ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 class Renewable(Protocol):
     """Something with a lease that the heartbeat thread keeps alive (the worker's row, a held lock)."""
 
@@ -176,19 +159,6 @@ class Renewable(Protocol):
         """Called once, on the heartbeat thread, when the lease is lost."""
 
 
-# ── waking ────────────────────────────────────────────────────────────────────────────────────────────────────────────
-class Hints(Protocol):
-    """Shortens other processes' sleeps. Everything is right without it; hints carry no data."""
-
-    async def start(self, woken: Callable[[], None]) -> None:
-        """Begin to listen; `woken` is called on the event loop."""
-
-    def send(self) -> None:
-        """Tell the others to look; never blocks, never raises."""
-
-    async def stop(self) -> None:
-        """Stop listening."""
-
-
+# ── ticks ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 Tick = Callable[[int], Awaitable[int | None]]
 """One bounded step: takes `now` (wall microseconds), returns when to run again (same clock) or None: when woken."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+from onebeat.engine.wakeups import Wakeups
 from onebeat.model import payload
 from onebeat.model.ids import uuid7
 from onebeat.model.info import JobInfo
@@ -38,6 +40,14 @@ def new_job(call: Call[Any], carrier: Carrier, *, now: int, offset: int) -> NewJ
         carried=carried,
         tags=options.tags,
     )
+
+
+def announce_stored(wakeups: Wakeups, jobs: Sequence[NewJob]) -> None:
+    """Wake the claimer for what may run now, and the promoter for what waits until later."""
+    if any(job.state is JobState.QUEUED for job in jobs):
+        wakeups.jobs_queued()
+    if any(job.state is JobState.SCHEDULED for job in jobs):
+        wakeups.jobs_delayed()
 
 
 def snapshot(job: NewJob, now: int) -> JobInfo:

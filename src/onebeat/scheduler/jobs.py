@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
 from uuid import UUID
 
+from onebeat.engine.wakeups import Wakeups
 from onebeat.errors import ConfigurationError, InvalidArguments, JobExists, JobNotFound
 from onebeat.model.checks import Seconds, check_filters
 from onebeat.model.info import AttemptInfo, JobInfo, Page
@@ -26,12 +27,12 @@ class Jobs:
         database: Callable[[], Database],
         watcher: Callable[[], Watcher],
         *,
-        woken: Callable[[], None],
+        wakeups: Wakeups,
         prune: Callable[[], Awaitable[int]],
     ) -> None:
         self._database = database
         self._watcher = watcher
-        self._woken = woken
+        self._wakeups = wakeups
         self._prune = prune
 
     async def get(self, id: UUID | str) -> JobInfo:
@@ -103,14 +104,19 @@ class Jobs:
     async def cancel(self, id: UUID | str) -> JobInfo:
         """Cancel: at once when not started; a running function is asked to stop and learns it within 2 s."""
         await self._database().write(control.cancel, [_uuid(id)])
-        return await self.get(id)
+        info = await self.get(id)
+        if info.state in FINAL:
+            self._wakeups.job_ended(info.id)
+        else:
+            self._wakeups.cancel_requested(info.id)
+        return info
 
     async def retry(self, id: UUID | str) -> JobInfo:
         """Queue an ended job again, with fresh budgets. Raises `JobExists` when it has not ended, `JobNotFound`."""
         if not await self._database().write(control.retry, _uuid(id)):
             info = await self.get(id)
             raise JobExists(f"job {info.id} is {info.state}; only an ended job can be retried")
-        self._woken()
+        self._wakeups.jobs_queued()
         return await self.get(id)
 
     async def wait(self, id: UUID | str, timeout: Seconds | None = None) -> JobInfo:

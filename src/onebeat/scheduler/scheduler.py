@@ -6,23 +6,25 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from random import Random
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 from onebeat.engine.heartbeat import Heartbeat
-from onebeat.engine.sweeper import Retention, prune
-from onebeat.engine.worker import Plan, Worker
+from onebeat.engine.sweeper import RetentionAges, prune
+from onebeat.engine.wakeups import Wakeups
+from onebeat.engine.worker import Worker, WorkerOptions
 from onebeat.errors import ConfigurationError, NotStarted, ScheduleExists
 from onebeat.locks.database import DatabaseLocks
 from onebeat.locks.lock import BackendLock
 from onebeat.locks.locked import LockedDecorator
 from onebeat.locks.request import Seconds
 from onebeat.logs.events import word
-from onebeat.model.events import DatabaseCaution, Event, JobSettled
+from onebeat.model.events import DatabaseCaution, Event
 from onebeat.model.info import JobInfo
 from onebeat.model.protocols import Carrier, Clock
 from onebeat.offload.runners import ProcessRunner, ThreadRunner
-from onebeat.scheduler.enqueue import new_job, snapshot
+from onebeat.scheduler.enqueue import announce_stored, new_job, snapshot
 from onebeat.scheduler.health import Health, check
 from onebeat.scheduler.hooks import Announcer
 from onebeat.scheduler.jobs import Jobs
@@ -79,7 +81,7 @@ class Scheduler(TaskRouter):
         self._clock: Clock = SystemClock()
         self._carrier: Carrier = ContextCarrier()
         self._announce = Announcer(word)
-        self._announce.on(JobSettled, self._settled)
+        self._wakeups = Wakeups()
         self._database: Database | None = None
         self._worker: Worker | None = None
         self._draining: Worker | None = None
@@ -90,12 +92,13 @@ class Scheduler(TaskRouter):
         self._starting = False
         self._stopping: asyncio.Task[None] | None = None
         self._script: SyncClient | None = None
+        self._unsubscribe: Callable[[], None] = lambda: None
         self._app: Any = None
         self._signals = Signals(self._stop_claiming)
-        self.jobs = Jobs(self._database_here, self._open_watcher, woken=self._woken, prune=self._prune)
+        self.jobs = Jobs(self._database_here, self._open_watcher, wakeups=self._wakeups, prune=self._prune)
         self.schedules = Schedules(
             self._database_here,
-            woken=self._woken,
+            wakeups=self._wakeups,
             scheduler=self,
             who=self._who,
             new_tracking_id=lambda: self._carrier.capture()[0],
@@ -184,6 +187,7 @@ class Scheduler(TaskRouter):
             self._announce(DatabaseCaution(database=database.where, caution=caution))
         self._database, self._loop, self._process = database, asyncio.get_running_loop(), os.getpid()
         self._watcher = Watcher(database, self._announce)
+        self._unsubscribe = self._wakeups.job_ended.subscribe(self._watcher.ended)
         self._heartbeat = Heartbeat(
             database, interval=seconds_us(settings.heartbeat), clock=self._clock, announce=self._announce
         )
@@ -204,7 +208,7 @@ class Scheduler(TaskRouter):
         settings = self.settings
         own = settings.queues if isinstance(settings.queues, dict) else {}
         self._worker = Worker(
-            plan=Plan(
+            options=WorkerOptions(
                 slots=settings.slots,
                 queues=settings.queues if isinstance(settings.queues, tuple) else None,
                 own_slots=own,
@@ -222,7 +226,9 @@ class Scheduler(TaskRouter):
             carrier=self._carrier,
             runners={"thread": ThreadRunner(settings.slots), "process": ProcessRunner()},
             heartbeat=self._open_heartbeat(),
+            wakeups=self._wakeups,
             clock=self._clock,
+            random=Random(),  # noqa: S311 - jitter; made here so that forked processes differ
             announce=self._announce,
             enqueuer=self,
         )
@@ -254,6 +260,7 @@ class Scheduler(TaskRouter):
         if self in started:
             started.remove(self)
         if self._watcher is not None:
+            self._unsubscribe()
             await self._watcher.close()
         if self._database is not None:
             await self.locks.close()
@@ -351,7 +358,7 @@ class Scheduler(TaskRouter):
         return task in self.registry
 
     async def enqueue_calls(self, calls: Sequence[Call[Any]]) -> list[JobInfo]:
-        """Store the calls in one transaction; wakes this process's claimer."""
+        """Store the calls in one transaction, and wake who runs or promotes them."""
         database = self._database_here()
         now, offset = self._clock.now(), database.offset_us
         new = [new_job(call, self._carrier, now=now + place, offset=offset) for place, call in enumerate(calls)]
@@ -359,8 +366,7 @@ class Scheduler(TaskRouter):
             return []
         write = database.write_one if len(new) == 1 and not new[0].tags else database.write
         await write(insert.add, new)
-        if self._worker is not None:
-            self._worker.wake()
+        announce_stored(self._wakeups, new)
         return [snapshot(job, now + offset).bound(self.jobs) for job in new]
 
     def enqueue_calls_sync(self, calls: Sequence[Call[Any]]) -> list[JobInfo]:
@@ -421,17 +427,9 @@ class Scheduler(TaskRouter):
         if self._worker is not None:
             self._worker.stop_claiming()
 
-    def _woken(self) -> None:
-        if self._worker is not None:
-            self._worker.wake()
-
     def _who(self) -> str:
         """Who decides a fire by hand, for its record: this process's worker, or the word `client`."""
         return (self._worker.id if self._worker is not None else None) or "client"
-
-    def _settled(self, event: JobSettled) -> None:
-        if self._watcher is not None:
-            self._watcher.ended(event.job_id)
 
     async def _prune(self) -> int:
         database = self._open_database()
@@ -442,9 +440,9 @@ class Scheduler(TaskRouter):
         return await check(self._database, self._worker or self._draining, role=self.settings.role)
 
 
-def _retention(settings: Settings) -> Retention:
+def _retention(settings: Settings) -> RetentionAges:
     kept = settings.retention
-    return Retention(
+    return RetentionAges(
         succeeded=_age(kept.succeeded),
         failed=_age(kept.failed),
         fires=_age(kept.fires),

@@ -7,6 +7,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, Literal, Protocol, Unpack
 
+from onebeat.engine.wakeups import Wakeups
 from onebeat.errors import ConfigurationError, InvalidTrigger, StaleRevision
 from onebeat.model import changes, payload
 from onebeat.model.checks import aware_us, check_filters
@@ -44,7 +45,7 @@ class Schedules:
         self,
         database: Callable[[], Database],
         *,
-        woken: Callable[[], None],
+        wakeups: Wakeups,
         scheduler: _Owner,
         who: Callable[[], str],
         new_tracking_id: Callable[[], str],
@@ -52,7 +53,7 @@ class Schedules:
         self._database = database
         self._who = who
         self._new_tracking_id = new_tracking_id
-        self._woken = woken
+        self._wakeups = wakeups
         self._scheduler = scheduler
 
     async def add(
@@ -76,7 +77,7 @@ class Schedules:
         database = self._database()
         definition = definition_of(item, self._scheduler.settings.timezone)
         await database.write(store.add, definition, if_exists=if_exists)
-        self._woken()
+        self._wakeups.schedules_changed()
         return await self.get(id)
 
     def _task(self, task: Task[Any, Any] | str) -> Task[Any, Any]:
@@ -142,7 +143,7 @@ class Schedules:
             except StaleRevision:  # someone else's edit came between: what it changed and this one does not is kept
                 if expected_rev is not None or not left:
                     raise
-        self._woken()
+        self._wakeups.schedules_changed()
         return await self.get(id)
 
     def _changed(
@@ -165,7 +166,7 @@ class Schedules:
     async def resume(self, id: str) -> ScheduleInfo:
         """Fire again, from now; one `gap` row tells what the pause left out."""
         await self._database().write(store.resume, id, by=self._who())
-        self._woken()
+        self._wakeups.schedules_changed()
         return await self.get(id)
 
     async def remove(self, id: str) -> None:
@@ -215,7 +216,8 @@ class Schedules:
         fires = await self._database().write(
             store_fires.fire_by_hand, id, decide, by=self._who(), new_tracking_id=self._new_tracking_id
         )
-        self._woken()
+        self._wakeups.jobs_queued()
+        self._wakeups.jobs_delayed()
         return fires
 
     async def why(self, id: str, at: datetime) -> Why:

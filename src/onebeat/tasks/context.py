@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from datetime import datetime
@@ -11,6 +10,9 @@ from typing import Any, Protocol
 from uuid import UUID
 
 from onebeat.errors import JobCancelled, LeaseLost, NotStarted
+from onebeat.timing.clock import SystemClock
+
+_monotonic = SystemClock().monotonic
 
 
 class Reports(Protocol):
@@ -42,6 +44,7 @@ class JobContext:
         schedule_id: str | None = None,
         fire_time: datetime | None = None,
         deadline: float | None = None,
+        monotonic: Callable[[], float] = _monotonic,
         owned: Callable[[], Awaitable[bool]] | None = None,
         report: Reports | None = None,
     ) -> None:
@@ -52,7 +55,8 @@ class JobContext:
         self.fence = fence
         self.schedule_id = schedule_id
         self.fire_time = fire_time
-        self._deadline = deadline
+        self._deadline = deadline  # on the clock that `monotonic` reads, seconds
+        self._monotonic = monotonic
         self._owned = owned
         self._report = report
         self._reported: Reports | None = None  # once there was something to report
@@ -69,7 +73,7 @@ class JobContext:
     @property
     def remaining(self) -> float | None:
         """Seconds until the timeout (negative when past), None without one."""
-        return None if self._deadline is None else self._deadline - time.monotonic()
+        return None if self._deadline is None else self._deadline - self._monotonic()
 
     def checkpoint(self) -> None:
         """Return at once, or raise `LeaseLost`, `JobCancelled` or `TimeoutError`: for long loops of a thread task."""

@@ -1,0 +1,162 @@
+"""This process among the workers of the database: it registers, starts anew after a lost lease, and leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Callable, Sequence
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+
+from onebeat.engine.heartbeat import Heartbeat, WorkerLease
+from onebeat.engine.identity import WorkerIdentity
+from onebeat.engine.run_file import RunFile, boot_id
+from onebeat.model.definition import Definition
+from onebeat.model.events import Event, WorkerLost
+from onebeat.model.ids import token
+from onebeat.model.protocols import Clock
+from onebeat.store import workers
+from onebeat.store.connection.database import Database
+from onebeat.store.schedules import declare, rezone
+
+FIRST_PAUSE = 0.1  # seconds before a registration that failed is tried again, doubled each time
+LONGEST_PAUSE = 5.0  # seconds; the database may be back any moment
+LEAVE_WITHIN = 10.0  # seconds for the last write; after that the lease runs out by itself
+
+
+class Membership:
+    """Holds the worker's row, its lease and its run file, and keeps `identity` up to date.
+
+    A lost lease is final: what runs is stopped through `lost`, and the process registers under a new random id.
+    `rejoined` is called when that succeeded.
+    """
+
+    def __init__(
+        self,
+        *,
+        database: Database,
+        identity: WorkerIdentity,
+        heartbeat: Heartbeat,
+        tasks: Callable[[], Sequence[str]],
+        definitions: Sequence[Definition],
+        queues: Sequence[str] | None,
+        slots: int,
+        lease: int,
+        lost: Callable[[], None],
+        rejoined: Callable[[], None],
+        clock: Clock,
+        announce: Callable[[Event], None],
+    ) -> None:
+        self._database = database
+        self._identity = identity
+        self._heartbeat = heartbeat
+        self._tasks = tasks
+        self._definitions = definitions
+        self._queues = queues
+        self._slots = slots
+        self._length = lease
+        self._lost = lost
+        self._rejoined = rejoined
+        self._clock = clock
+        self._announce = announce
+        self._lease: WorkerLease | None = None
+        self._run_file: RunFile | None = None
+        self._event_loop: asyncio.AbstractEventLoop | None = None
+        self._rejoining: asyncio.Task[None] | None = None
+
+    async def join(self) -> None:
+        """Take a new worker id and its lease, and declare the schedules of this code."""
+        self._event_loop = asyncio.get_running_loop()
+        row = self._row()
+        run_file = RunFile(row.id)
+        run_file.hold()
+        sent = self._clock.boot()
+        await self._database.write(workers.register, row)
+        try:
+            await self._database.write(declare.declare, self._definitions)
+            await self._database.write(rezone.rezone)
+        except BaseException:
+            run_file.release()
+            await self._database.write(workers.stop, row.id)
+            raise
+        lease = WorkerLease(row.id, self._length, clock=self._clock, lost=partial(self._on_lost, row.id))
+        lease.granted(sent)
+        if self._run_file is not None:
+            self._run_file.release()
+        self._run_file, self._lease = run_file, lease
+        self._identity.take(lease)
+        self._heartbeat.add(lease)
+
+    def _row(self) -> workers.NewWorker:
+        return workers.NewWorker(
+            id=token(),
+            host=socket.gethostname(),
+            boot_id=boot_id(),
+            pid=os.getpid(),
+            tasks=self._tasks(),
+            definitions={definition.id: definition.hash for definition in self._definitions},
+            queues=self._queues,
+            slots=self._slots,
+            version=_version(),
+            lease=self._length,
+        )
+
+    # ── a lost lease ──────────────────────────────────────────────────────────────────────────────────────────────────
+    def _on_lost(self, worker_id: str, reason: str) -> None:
+        """Stop acting at once, then begin anew under another id. The heartbeat thread calls this."""
+        assert self._event_loop is not None
+        self._announce(WorkerLost(worker_id=worker_id, reason=reason))
+        self._event_loop.call_soon_threadsafe(self._begin_anew, worker_id)
+
+    def _begin_anew(self, worker_id: str) -> None:
+        if self._lease is None or self._lease.worker_id != worker_id:
+            return
+        self._lost()
+        self._lease = self._identity.lease = None
+        if self._identity.claiming:
+            self._rejoining = asyncio.create_task(self._rejoin())
+
+    async def _rejoin(self) -> None:
+        pause = FIRST_PAUSE
+        while self._identity.claiming and self._lease is None:
+            try:
+                await self.join()
+            except Exception as error:  # noqa: BLE001 - announced, and tried again
+                reason = f"cannot register anew yet: {error}"
+                self._announce(WorkerLost(worker_id=self._identity.last_id, reason=reason))
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, LONGEST_PAUSE)
+        self._rejoined()
+
+    # ── the end ───────────────────────────────────────────────────────────────────────────────────────────────────────
+    def stop_rejoining(self) -> None:
+        """Give up a registration that is under way: the worker drains."""
+        if self._rejoining is not None:
+            self._rejoining.cancel()
+
+    async def leave(self, *, idle: bool) -> None:
+        """End the lease and mark the worker stopped.
+
+        While threads still run (not `idle`) the row and the run file stay, and the lease runs out by itself.
+        """
+        lease = self._lease
+        if lease is not None:
+            self._heartbeat.remove(lease)
+            if idle and lease.trusted:
+                try:
+                    async with asyncio.timeout(LEAVE_WITHIN):
+                        await self._database.write(workers.stop, lease.worker_id)
+                except Exception as error:  # noqa: BLE001 - announced; the lease runs out by itself
+                    reason = f"could not be marked stopped: {error}"
+                    self._announce(WorkerLost(worker_id=lease.worker_id, reason=reason))
+        if self._run_file is not None and idle:
+            self._run_file.release()
+        self._lease = self._identity.lease = None
+
+
+def _version() -> str:
+    try:
+        return version("onebeat")
+    except PackageNotFoundError:
+        return "unknown"

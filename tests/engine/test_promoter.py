@@ -1,0 +1,65 @@
+"""The promoter queues what is due, sleeps until the next job is due, and wakes the claimer."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+from onebeat.model.job import JobState
+from onebeat.store import reports
+from tests.engine.parts import POLL, Parts
+from tests.support.builders import SECOND, a_job
+
+
+def due(parts: Parts, seconds: float) -> dict[str, object]:
+    """The values of a job that is due so many seconds from now."""
+    return {"state": JobState.SCHEDULED, "run_at": parts.clock.now + round(seconds * SECOND)}
+
+
+async def state(parts: Parts, job: UUID) -> str:
+    return str((await parts.database.read(reports.job, job)).state)
+
+
+async def test_without_delayed_jobs_it_looks_again_after_the_poll_interval(parts: Parts) -> None:
+    await parts.stored()
+    now = parts.clock.now
+    assert await parts.promoter.tick(now) == now + POLL
+    assert parts.woken == []
+
+
+async def test_it_sleeps_until_the_earliest_job_is_due_and_queues_it_then(parts: Parts) -> None:
+    early, late = a_job(**due(parts, 2)), a_job(**due(parts, 5))
+    await parts.stored(late, early)
+    now = parts.clock.now
+    assert await parts.promoter.tick(now) == now + 2 * SECOND
+    assert (await state(parts, early.id), parts.woken) == ("scheduled", [])
+    now = parts.clock.advance(2)
+    assert await parts.promoter.tick(now) == now + 3 * SECOND
+    assert (await state(parts, early.id), await state(parts, late.id)) == ("queued", "scheduled")
+    assert parts.woken == ["jobs_queued"]
+
+
+async def test_a_job_far_ahead_does_not_keep_it_from_polling(parts: Parts) -> None:
+    await parts.stored(a_job(**due(parts, 3600)))
+    now = parts.clock.now
+    assert await parts.promoter.tick(now) == now + POLL
+
+
+async def test_the_database_decides_what_is_due_and_the_offset_when_to_look(parts: Parts) -> None:
+    """The local clock is ten seconds behind the database's."""
+    job = a_job(**due(parts, 4))
+    await parts.stored(job)
+    parts.database.offset_us = 10 * SECOND
+    local = parts.clock.now - 10 * SECOND
+    assert await parts.promoter.tick(local) == local + 4 * SECOND
+    parts.clock.advance(4)
+    await parts.promoter.tick(local + 4 * SECOND)
+    assert await state(parts, job.id) == "queued"
+
+
+async def test_more_than_one_batch_is_looked_at_again_at_once(parts: Parts) -> None:
+    await parts.stored(*(a_job(**due(parts, -1)) for _ in range(501)))
+    now = parts.clock.now
+    again = await parts.promoter.tick(now)
+    assert again is not None
+    assert again - now <= 1_000
+    assert await parts.promoter.tick(now) == now + POLL
