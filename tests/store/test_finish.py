@@ -83,7 +83,7 @@ class Scene:
 @pytest.fixture
 async def scene(database_url: str, make_database: MakeDatabase) -> Scene:
     clock = VirtualClock()
-    return Scene(await make_database(database_url, clock=clock), clock)
+    return Scene(await make_database(database_url, database_clock=clock), clock)
 
 
 # ── the ways in which a job ends ──────────────────────────────────────────────────────────────────────────────────────
