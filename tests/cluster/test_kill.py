@@ -32,10 +32,10 @@ def report(name: str, facts: Facts, faults: int) -> None:
     )
 
 
-async def test_the_jobs_of_a_killed_worker_are_run_by_another(url: str, tmp_path: Path) -> None:
+async def test_the_jobs_of_a_killed_worker_are_run_by_another(sqlite_url: str, tmp_path: Path) -> None:
     mix = Mix(count=60, shortest=0.2, longest=0.5)
-    await enqueue(url, mix, seeded("one kill"))
-    with Cluster(url, tmp_path, count=2) as cluster:
+    await enqueue(sqlite_url, mix, seeded("one kill"))
+    with Cluster(sqlite_url, tmp_path, count=2) as cluster:
         await cluster.ready()
         until(cluster.ledger, lambda lines: any(line.pid == cluster.workers[0].pid for line in lines if line.job), 30)
         cluster.kill(0)
