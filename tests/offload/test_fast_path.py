@@ -21,6 +21,7 @@ from onebeat.offload.limits import Limit
 from onebeat.offload.pool.calls import AwaitedCall
 from onebeat.offload.pool.lanes import Lane, PoolThread
 from onebeat.offload.pool.process_lane import ProcessLane
+from onebeat.offload.runners import RunningProcess
 from tests.offload import work
 
 
@@ -56,10 +57,10 @@ def lane() -> Iterator[ProcessLane]:
     lane.close()
 
 
-def submit(lane: ProcessLane, function: Callable[..., Any], *args: Any, seconds: float | None = None) -> AwaitedCall:
+def submit(lane: ProcessLane, function: Callable[..., Any], *args: Any, seconds: float | None = None) -> RunningProcess:
     call = AwaitedCall(function, args, {}, Limit(seconds))
     lane.submit(call)
-    return call
+    return RunningProcess(call)
 
 
 async def idle(lane: ProcessLane) -> int:
@@ -85,7 +86,7 @@ async def test_what_is_not_small_goes_by_thread_and_so_does_the_rest_of_a_call_w
     for value in ([1] * 200, "x" * 10_000, 2**100, b"x" * 1_000_000, {1}, [letter * 1000 for letter in "abcde"]):
         call = submit(lane, work.identity, value)
         assert await call.future == value
-        assert woken.pop() is call
+        assert woken.pop() is call._call
     assert len(await submit(lane, work.identity, circle).future) == 1
     assert len(woken) == 1
     woken.clear()

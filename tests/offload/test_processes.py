@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import gc
 import logging
 import os
 import signal
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import AsyncIterator, Callable, Coroutine
 from datetime import timedelta
 from pathlib import Path
@@ -29,7 +31,7 @@ from onebeat.offload.pool.breaker import CircuitBreaker
 from onebeat.offload.pool.calls import AwaitedCall
 from onebeat.offload.pool.process_lane import ProcessLane
 from onebeat.offload.processes import close_processes, default_lane
-from onebeat.offload.runners import ProcessRunner
+from onebeat.offload.runners import ProcessRunner, RunningProcess
 from tests.offload import witness, work
 
 
@@ -68,11 +70,11 @@ async def until(condition: Callable[[], bool], seconds: float = 30) -> None:
             await asyncio.sleep(0.005)
 
 
-def submit(lane: ProcessLane, function: Callable[..., Any], *args: Any) -> AwaitedCall:
+def submit(lane: ProcessLane, function: Callable[..., Any], *args: Any) -> RunningProcess:
     """A call on a lane of the test's own."""
     call = AwaitedCall(function, args, {}, Limit())
     lane.submit(call)
-    return call
+    return RunningProcess(call)
 
 
 async def test_a_function_runs_in_a_child_and_the_child_is_kept() -> None:
@@ -265,6 +267,37 @@ async def test_exceptions_come_back_with_the_remote_traceback() -> None:
     with pytest.raises(work.Kept) as kept:
         await to_process(work.fail, "kept")
     assert kept.value.__notes__ == ["written in the child"]
+
+
+class Argument:
+    """What pickle refuses, and a weak reference can watch."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+
+
+async def test_a_refused_argument_is_freed_with_its_exception_and_without_a_garbage_collection() -> None:
+    async def refused(call: Callable[[Argument], Coroutine[Any, Any, object]]) -> weakref.ref[Argument]:
+        argument = Argument()
+        try:
+            await call(argument)
+        except TypeError:
+            return weakref.ref(argument)
+        raise AssertionError("it was sent")
+
+    async def awaited(argument: Argument) -> object:
+        return await to_process(work.identity, argument)
+
+    async def from_a_thread(argument: Argument) -> object:
+        return await to_thread(to_process_sync, work.identity, argument)
+
+    gc.disable()
+    try:
+        for call in (awaited, from_a_thread):
+            left = await refused(call)
+            await until(lambda left=left: left() is None, 5)  # type: ignore[misc]  # the thread lets go a moment later
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize(
@@ -707,7 +740,7 @@ async def test_children_also_start_by_spawning() -> None:
     with pytest.raises(WorkerProcessDied, match="exit code 5"):
         await submit(lane, work.exit_with, 5).future
     spinning = submit(lane, work.spin)
-    while spinning.terminator is None:
+    while spinning._call.terminator is None:
         await asyncio.sleep(0.001)
     spinning.stop("enough")
     with pytest.raises(Stopped):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -22,7 +23,7 @@ from onebeat.offload.pool.calls import AwaitedCall
 from onebeat.offload.pool.process_lane import ProcessLane
 from onebeat.offload.pool.process_quota import ProcessQuota
 from onebeat.offload.processes import close_processes, default_lane
-from onebeat.offload.runners import ProcessRunner
+from onebeat.offload.runners import ProcessRunner, RunningProcess
 from tests.offload import work
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
@@ -262,10 +263,10 @@ async def test_the_child_that_stays_needs_no_token(monkeypatch: pytest.MonkeyPat
     await to_thread(lane.close)
 
 
-def submit(lane: ProcessLane, function: Callable[..., Any], *args: Any) -> AwaitedCall:
+def submit(lane: ProcessLane, function: Callable[..., Any], *args: Any) -> RunningProcess:
     call = AwaitedCall(function, args, {}, Limit())
     lane.submit(call)
-    return call
+    return RunningProcess(call)
 
 
 async def test_closing_waits_for_what_runs_and_names_what_does_not_end(caplog: pytest.LogCaptureFixture) -> None:
@@ -287,6 +288,20 @@ async def test_closing_waits_for_what_runs_and_names_what_does_not_end(caplog: p
     opened.set()
     await task
     assert await close_offload() == []
+
+
+def test_closing_leaves_no_thread_of_its_own() -> None:
+    """Each lifespan of a test client ends with it; twenty of them once left twenty threads."""
+
+    def closing() -> list[threading.Thread]:
+        return [thread for thread in threading.enumerate() if re.fullmatch(r"onebeat-closing-\d+", thread.name)]
+
+    for _ in range(3):
+        asyncio.run(close_offload())
+        asyncio.run(ProcessRunner(1).close())
+    for thread in closing():
+        thread.join(5)
+    assert closing() == []
 
 
 def test_an_idle_program_with_children_ends_at_once_and_without_noise(tmp_path: Path) -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import functools
+import gc
 import logging
 import math
 import socket
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -136,6 +139,32 @@ async def test_an_exception_of_the_function_is_the_callers(raised: Exception) ->
     with pytest.raises(type(raised)) as caught:
         await to_thread(fail)
     assert caught.value is raised
+
+
+async def test_an_exception_frees_the_functions_variables_without_a_garbage_collection() -> None:
+    class Large: ...
+
+    watched: list[weakref.ref[Large]] = []
+
+    def fail() -> None:
+        large = Large()
+        watched.append(weakref.ref(large))
+        raise ValueError("no")
+
+    runner = ThreadRunner(1)
+    gc.disable()
+    try:
+        with contextlib.suppress(ValueError):
+            await to_thread(fail)
+        with contextlib.suppress(ValueError):
+            await runner.start(fail).future
+        async with asyncio.timeout(5):
+            while any(large() is not None for large in watched):
+                await asyncio.sleep(0.001)  # the thread releases the call a moment later
+    finally:
+        gc.enable()
+        await runner.close()
+    assert len(watched) == 2
 
 
 @pytest.mark.parametrize("raised", [SystemExit(3), KeyboardInterrupt(), StopIteration(1), asyncio.CancelledError()])

@@ -111,17 +111,18 @@ def to_process_sync(
                 call.error = Stopped(str(cancelled))
                 break
             call.stop(str(cancelled))
-    match call.error:
-        case None:
+    error, call.error = call.error, None
+    try:
+        if error is None:
             result: R = call.value
             return result
-        case Stopped() as stopped:
-            raise timeout_error(call, seconds, "its process was ended") or stopped from None
-        case WorkerProcessDied() as died:
+        if isinstance(error, Stopped):
+            raise timeout_error(call, seconds, "its process was ended") or error from None
+        if isinstance(error, WorkerProcessDied):
             breaker.record_death(function)
-            raise died
-        case error:
-            raise error
+        raise error
+    finally:
+        del error  # the traceback holds this frame: only a garbage collection would free the two
 
 
 breaker = CircuitBreaker()

@@ -12,7 +12,7 @@ from onebeat.offload.pool.calls import AwaitedCall
 from onebeat.offload.pool.lanes import Lane
 from onebeat.offload.pool.process_lane import ProcessLane
 from onebeat.offload.processes import process_settings
-from onebeat.offload.threads import to_thread
+from onebeat.offload.threads import run_on_own_thread
 
 
 class ThreadRunner:
@@ -58,11 +58,8 @@ class RunningThread:
 
     def __init__(self, call: AwaitedCall) -> None:
         self._call = call
-
-    @property
-    def future(self) -> asyncio.Future[Any]:
+        self.future: asyncio.Future[Any] = call.future
         """Completes with the value, the exception, or `Stopped` when the function left at a `checkpoint()`."""
-        return self._call.future
 
     def stop(self, reason: str) -> bool:
         """Set the flag that `checkpoint()` and `remaining()` read; return False, because a thread cannot be ended."""
@@ -109,9 +106,7 @@ class ProcessRunner:
     async def close(self) -> None:
         """Start nothing more and end all children, busy ones too."""
         self._closed = True
-        closing = Lane("closing", width=1)
-        await to_thread(self._lane.close, lane=closing)
-        closing.shut_down()  # else each start and stop of a scheduler would leave a thread
+        await run_on_own_thread(self._lane.close)
 
 
 class RunningProcess:
@@ -119,11 +114,8 @@ class RunningProcess:
 
     def __init__(self, call: AwaitedCall) -> None:
         self._call = call
-
-    @property
-    def future(self) -> asyncio.Future[Any]:
+        self.future: asyncio.Future[Any] = call.future
         """Completes with the value, the exception, `WorkerProcessDied`, or `Stopped` after `stop`."""
-        return self._call.future
 
     def stop(self, reason: str) -> bool:
         """End the child and its process tree: SIGTERM first, SIGKILL after half a second. Return True."""

@@ -9,11 +9,11 @@ from typing import Literal
 
 from onebeat.errors import ConfigurationError
 from onebeat.offload.pool.calls import Held, log
-from onebeat.offload.pool.lanes import Lane, all_lanes
+from onebeat.offload.pool.lanes import all_lanes
 from onebeat.offload.pool.process_lane import ProcessLane
 from onebeat.offload.pool.process_quota import PROCESSORS
 from onebeat.offload.processes import close_processes, default_lane, default_settings, set_process_settings
-from onebeat.offload.threads import DEFAULT_LANE, to_thread
+from onebeat.offload.threads import DEFAULT_LANE, run_on_own_thread
 
 
 def setup_offload(
@@ -89,5 +89,5 @@ async def close_offload(timeout: float | timedelta = 5.0) -> list[Held]:
             left += await lane.drain(max(0.0, until - loop.time()))
     for held in left:
         log.warning("%s still runs after %.1f s and is abandoned, now at:\n%s", held.function, held.seconds, held.stack)
-    await to_thread(close_processes, lane=Lane("closing", width=1))
+    await run_on_own_thread(close_processes)
     return left

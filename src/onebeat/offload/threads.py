@@ -74,6 +74,15 @@ async def to_thread(
             timer.cancel()
 
 
+async def run_on_own_thread(function: Callable[[], object]) -> None:
+    """Run `function` on a thread that ends afterwards; for the shutdown of lanes, which may be full or closed."""
+    lane = Lane("closing", width=1)
+    try:
+        await to_thread(function, lane=lane)
+    finally:
+        lane.shut_down()
+
+
 async def wait_until_ended(call: BlockingCall) -> None:
     """Return once the function has really ended, even if the caller is cancelled meanwhile."""
     ended = asyncio.get_running_loop().create_future()
@@ -121,7 +130,7 @@ def check_timeout(function: Callable[..., Any], timeout: float | timedelta | Non
 
 def withdraw_or_stop(call: AwaitedCall, lane: Lane, timeout: float) -> bool:
     """Withdraw an expired call that has not started, or tell a running one to end; return whether it is finished."""
-    if call.future.done():
+    if call.ended or call.future.done():
         return True
     if not lane.withdraw(call):
         call.stop(EXPIRED)

@@ -74,11 +74,12 @@ def describe_unpicklable(value: Any, path: str) -> str:
     return f"{path} is {_describe_kind(value)}: {error}"
 
 
-def _pickle_error(value: Any) -> Exception | None:
+def _pickle_error(value: Any) -> str | None:
+    """Return why pickle refuses the value; a text, because an exception would keep the frames of this search alive."""
     try:
         pickle.dumps(value, 5)
     except Exception as error:  # noqa: BLE001 - pickle raises anything a __reduce__ raises
-        return error
+        return str(error)
     return None
 
 

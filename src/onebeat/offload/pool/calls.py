@@ -84,7 +84,11 @@ class BlockingCall:
 
 
 class AwaitedCall(BlockingCall):
-    """A call made on an event loop; its future completes there."""
+    """A call made on an event loop; its future completes there, and the call drops the future then.
+
+    The future holds the exception, and the exception's traceback holds this call. If the call kept the future, only a
+    garbage collection would free them, with every local variable of the function.
+    """
 
     __slots__ = ("future", "loop")
 
@@ -111,7 +115,8 @@ class AwaitedCall(BlockingCall):
                 self.future.set_result(self.value)
             else:
                 self.future.set_exception(self.error)
-        self.error = self.value = None  # a traceback holds the frames of the call
+        self.error = self.value = None
+        del self.future
 
 
 class Terminator(Protocol):
