@@ -634,6 +634,51 @@ def test_no_orphan_outlives_a_killed_parent(start: str, tmp_path: Path) -> None:
     print(f"ended {time.monotonic() - killed:.2f} s after their parent")
 
 
+@pytest.mark.parametrize("start", ["auto", "spawn"])
+def test_functions_of_the_main_program_are_found_although_a_child_has_imported_multiprocessing(
+    start: str, tmp_path: Path
+) -> None:
+    """multiprocessing gives `__main__` its second name `__mp_main__` at import, which once looked like an import."""
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import asyncio\n"
+        "from onebeat.offload import setup_offload, to_process\n"
+        "def triple(n):\n"
+        "    return 3 * n\n"
+        "if __name__ == '__main__':\n"
+        f"    setup_offload(preload=['multiprocessing'], start={start!r})\n"
+        "    print(asyncio.run(to_process(triple, 14)))\n"
+    )
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run(
+        [sys.executable, str(program)],
+        env=os.environ | {"PYTHONPATH": str(root / "src")},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.stdout == "42\n", done.stderr
+
+
+@pytest.mark.parametrize("spawn", [False, True], ids=["forked", "spawned"])
+async def test_a_preloaded_module_that_calls_exit_is_left_out_and_one_that_ends_its_process_is_reported(
+    spawn: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "calls_exit.py").write_text("import sys\nsys.exit('no')\n")
+    (tmp_path / "ends_the_process.py").write_text("import os\nos._exit(3)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    lane = ProcessLane("preloading", 1, spawn=spawn, preload=("calls_exit",))
+    assert await submit(lane, work.identity, 1).future == 1
+    await asyncio.to_thread(lane.close)
+    assert "preloading calls_exit failed: SystemExit: no" in capfd.readouterr().err
+    lane = ProcessLane("preloading", 1, spawn=spawn, preload=("ends_the_process",))
+    with pytest.raises(WorkerProcessDied, match="exit code 3") as died:
+        await submit(lane, work.identity, 1).future
+    assert died.value.exit_code == 3
+    await asyncio.to_thread(lane.close)
+
+
 def test_a_script_may_send_what_is_its_own_and_ctrl_c_prints_no_child_traceback(tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text(

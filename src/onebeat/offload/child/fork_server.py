@@ -14,10 +14,9 @@ import select
 import signal
 import socket
 import struct
-import sys
-from importlib import import_module
 
 from onebeat.offload.child.exit_status import WAIT_RECORD
+from onebeat.offload.child.preload import import_modules
 from onebeat.offload.child.process_tree import Process, kill_tree, signal_group
 
 START_RECORD = struct.Struct("!IQ")  # a new child: its process id and its start time
@@ -29,11 +28,7 @@ def main(control_fd: int, parent: int, preload: list[str]) -> None:
     from onebeat.offload.child.main import serve
 
     _ignore_interrupt()
-    for name in preload:
-        try:
-            import_module(name)
-        except Exception as error:  # noqa: BLE001 - the child reports it again if it needs the module
-            print(f"onebeat: preloading {name} failed: {type(error).__name__}: {error}", file=sys.stderr)  # noqa: T201
+    import_modules(preload)
     gc.freeze()  # keeps the memory of preloaded modules shared between the children
     pipes = ForkServer(socket.socket(fileno=control_fd), parent).run()
     if pipes is not None:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Collection
 from contextlib import suppress
 
-from onebeat.errors import ConfigurationError
+from onebeat.errors import ConfigurationError, WorkerProcessDied
 from onebeat.offload.child.exit_status import WAIT_RECORD, ExitStatus, from_exit_code, from_wait_record
 from onebeat.offload.child.fork_server import START_RECORD
 from onebeat.offload.child.pipes import FORK_LOCK, Pipes
@@ -108,7 +108,10 @@ class ForkLauncher:
         self._closed = False
 
     def start(self) -> ChildProcess:
-        """Return a new child; a fork server that has ended is replaced once. After `close`: `ConnectionError`."""
+        """Return a new child; a fork server that has ended is replaced once.
+
+        Raises `WorkerProcessDied` when the second one ends too, and `ConnectionError` after `close`.
+        """
         with self._lock:
             if self._closed:
                 raise ConnectionError("this launcher is closed and starts no more child processes")
@@ -116,10 +119,12 @@ class ForkLauncher:
                 control = self._control or self._start_server()
                 try:
                     return _request_child(control)
-                except OSError:
-                    self._stop_server()
+                except OSError as error:
+                    status = self._stop_server()
                     if not may_retry:
-                        raise
+                        if isinstance(error, ConnectionError):
+                            raise _start_failure(status) from error
+                        raise  # for example, this process has no free descriptor
         raise AssertionError("unreachable")
 
     def close(self) -> None:
@@ -138,7 +143,11 @@ class ForkLauncher:
         self._control = control
         return control
 
-    def _stop_server(self) -> None:
+    def _stop_server(self) -> ExitStatus | None:
+        """Stop the fork server; return its exit status if it had ended by itself."""
+        code = None
+        if self._popen is not None and self._control is not None and _has_hung_up(self._control):
+            code = _wait(self._popen, 2)
         if self._control is not None:
             with suppress(OSError):  # the other end is closed already
                 self._control.shutdown(socket.SHUT_RDWR)  # a fork of this process may keep the socket open
@@ -149,6 +158,7 @@ class ForkLauncher:
                 signal_group(self._popen.pid, signal.SIGKILL)
                 self._popen.wait()
             self._popen = None
+        return None if code is None else from_exit_code(code)
 
 
 class SpawnLauncher:
@@ -197,11 +207,23 @@ def _request_child(control: socket.socket) -> ChildProcess:
         pipes.close(*pipes.child_ends)
         data = os.read(pipes.status, START_RECORD.size) if _is_readable(pipes.status, FORK_TIMEOUT) else b""
         if len(data) < START_RECORD.size:
-            raise ConnectionError(f"the fork server ended or did not answer within {FORK_TIMEOUT:g} s")
+            raise ConnectionError("the fork server has not forked a child")
     except OSError:
         pipes.close()
         raise
     return ChildProcess(pipes, Process(*START_RECORD.unpack(data)))
+
+
+def _start_failure(status: ExitStatus | None) -> WorkerProcessDied:
+    """Return the error for two fork servers in a row that forked no child."""
+    if status is None:
+        return WorkerProcessDied(f"the fork server of the child processes did not answer within {FORK_TIMEOUT:g} s")
+    return WorkerProcessDied(
+        f"the fork server of the child processes ended by {status} before it could fork one. "
+        "Check that no module of setup_offload(preload=…) ends its process.",
+        exit_code=status.exit_code,
+        signal=status.signal,
+    )
 
 
 def working_directory() -> str:
@@ -248,6 +270,13 @@ def _wait(popen: subprocess.Popen[bytes], timeout: float) -> int | None:
         return popen.wait(max(0.0, deadline - time.monotonic()))
     except subprocess.TimeoutExpired:
         return None
+
+
+def _has_hung_up(control: socket.socket) -> bool:
+    """Return whether the other end of the socket is closed."""
+    poll = select.poll()
+    poll.register(control, 0)
+    return any(event & select.POLLHUP for _, event in poll.poll(0))
 
 
 def _is_readable(fd: int, timeout: float) -> bool:

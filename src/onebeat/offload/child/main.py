@@ -16,11 +16,11 @@ import traceback
 import types
 from collections.abc import Callable
 from functools import partial
-from importlib import import_module
 from typing import Any
 
 from onebeat.errors import Stopped
 from onebeat.offload.child import remote_error, wire
+from onebeat.offload.child.preload import import_modules
 from onebeat.offload.child.process_tree import kill_tree
 from onebeat.offload.child.reference import FunctionReference, describe_unpicklable, resolve
 from onebeat.offload.child.wire import Channel, ChannelClosed, Frame, UnreadableFrame
@@ -51,8 +51,7 @@ def serve(reader: int, writer: int) -> None:
 def main_spawned(reader: int, writer: int, preload: list[str]) -> None:
     """Run `serve` in a new interpreter, after importing the modules to preload."""
     signal.signal(signal.SIGINT, lambda *_: None)
-    for name in preload:
-        import_module(name)
+    import_modules(preload)
     for fd in (reader, writer):
         os.set_inheritable(fd, False)
     serve(reader, writer)
@@ -180,8 +179,6 @@ def _exit_with_parent(parent: int) -> None:
 def _import_main_program(name: str | None, path: str | None) -> None:
     """Import the parent's main program as `__main__`, without running what its `__main__` guard protects."""
     global _main_missing_because
-    if "__mp_main__" in sys.modules:
-        return
     if name is None and path is None:
         _main_missing_because = (
             "the main program is not a file (it is a notebook, a prompt or `python -c`). "
