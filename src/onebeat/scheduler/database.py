@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from onebeat.errors import ConfigurationError
+from onebeat.model.protocols import Clock
 from onebeat.settings import Settings
 from onebeat.store.connection.database import Database
 from onebeat.store.tables import Tables
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def new_database(
-    target: str | AsyncEngine | Callable[[], AsyncEngine], *, tables: Tables, settings: Settings
+    target: str | AsyncEngine | Callable[[], AsyncEngine], *, tables: Tables, settings: Settings, clock: Clock
 ) -> Database:
     """Return a closed `Database`; raises `ConfigurationError` for a target or a schema that cannot be used."""
     database = Database(
@@ -25,6 +26,7 @@ def new_database(
         sqlite_synchronous=settings.sqlite_synchronous,
         sqlite_allow_network=settings.sqlite_allow_network,
         role=settings.role,
+        clock=clock,
     )
     if database.dialect.one_writer and settings.schema_ not in (None, "main"):
         raise ConfigurationError(

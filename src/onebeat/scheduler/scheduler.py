@@ -306,4 +306,4 @@ class _Integration:
     def new_database(self) -> Database:
         """Return a closed `Database` with the scheduler's settings; raises `ConfigurationError`."""
         owner = self._scheduler
-        return new_database(owner._target, tables=owner._tables, settings=owner.settings)
+        return new_database(owner._target, tables=owner._tables, settings=owner.settings, clock=owner._clock)
