@@ -60,7 +60,7 @@ EVERYTHING = [
 
 
 def test_each_subscriber_is_called_in_order_with_what_was_announced() -> None:
-    signal: Signal[[UUID]] = Signal()
+    signal: Signal[UUID] = Signal()
     heard: list[tuple[str, UUID]] = []
     signal.subscribe(lambda id: heard.append(("first", id)))
     signal.subscribe(lambda id: heard.append(("second", id)))
@@ -69,7 +69,7 @@ def test_each_subscriber_is_called_in_order_with_what_was_announced() -> None:
 
 
 def test_an_ended_subscription_is_called_no_more_and_leaves_the_others() -> None:
-    signal: Signal[[]] = Signal()
+    signal: Signal[()] = Signal()
     heard: list[str] = []
     unsubscribe = signal.subscribe(lambda: heard.append("first"))
     signal.subscribe(lambda: heard.append("second"))
@@ -80,7 +80,7 @@ def test_an_ended_subscription_is_called_no_more_and_leaves_the_others() -> None
 
 
 def test_a_subscriber_may_end_its_subscription_while_it_is_called() -> None:
-    signal: Signal[[]] = Signal()
+    signal: Signal[()] = Signal()
     heard: list[str] = []
 
     def once() -> None:

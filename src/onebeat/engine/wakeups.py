@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Generic, ParamSpec, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar, TypeVarTuple
 from uuid import UUID
 
-P = ParamSpec("P")
+Args = TypeVarTuple("Args")
 F = TypeVar("F")
 Unsubscribe = Callable[[], None]
 
 
-class Signal(Generic[P]):
+class Signal(Generic[*Args]):
     """One kind of wake-up. Calling it announces what happened in this process.
 
     An announcement calls every subscriber of this process, then every listener that tells other processes. Subscribers
     and listeners must return at once and must not raise. Everything runs on the event loop; another thread uses
     `loop.call_soon_threadsafe(signal)`.
 
-    >>> released: Signal[[str]] = Signal()
+    >>> released: Signal[str] = Signal()
     >>> unsubscribe = released.subscribe(print)
     >>> released("rebuild-index")
     rebuild-index
@@ -27,21 +27,21 @@ class Signal(Generic[P]):
     __slots__ = ("_listeners", "_subscribers")
 
     def __init__(self) -> None:
-        self._subscribers: tuple[Callable[P, object], ...] = ()
-        self._listeners: tuple[Callable[P, object], ...] = ()
+        self._subscribers: tuple[Callable[[*Args], object], ...] = ()
+        self._listeners: tuple[Callable[[*Args], object], ...] = ()
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> None:
+    def __call__(self, *args: *Args) -> None:
         for notify in self._subscribers:
-            notify(*args, **kwargs)
+            notify(*args)
         for tell in self._listeners:
-            tell(*args, **kwargs)
+            tell(*args)
 
-    def wake(self, *args: P.args, **kwargs: P.kwargs) -> None:
+    def wake(self, *args: *Args) -> None:
         """Call the subscribers alone: another process sent this hint, and must not get it back."""
         for notify in self._subscribers:
-            notify(*args, **kwargs)
+            notify(*args)
 
-    def subscribe(self, notify: Callable[P, object]) -> Unsubscribe:
+    def subscribe(self, notify: Callable[[*Args], object]) -> Unsubscribe:
         """Call `notify` for what happens here and for what other processes report; return what ends that."""
         self._subscribers = (*self._subscribers, notify)
 
@@ -50,7 +50,7 @@ class Signal(Generic[P]):
 
         return unsubscribe
 
-    def forward(self, tell: Callable[P, object]) -> Unsubscribe:
+    def forward(self, tell: Callable[[*Args], object]) -> Unsubscribe:
         """Call `tell` for what happens in this process alone; return what ends that."""
         self._listeners = (*self._listeners, tell)
 
@@ -94,16 +94,16 @@ class Wakeups:
 
     def __init__(self) -> None:
         # Other processes want to know of these too: `attach` forwards them.
-        self.jobs_queued: Signal[[]] = Signal()
-        self.jobs_delayed: Signal[[]] = Signal()
-        self.schedules_changed: Signal[[]] = Signal()
-        self.job_ended: Signal[[UUID]] = Signal()
-        self.cancel_requested: Signal[[UUID]] = Signal()
-        self.lock_released: Signal[[str]] = Signal()
+        self.jobs_queued: Signal[()] = Signal()
+        self.jobs_delayed: Signal[()] = Signal()
+        self.schedules_changed: Signal[()] = Signal()
+        self.job_ended: Signal[UUID] = Signal()
+        self.cancel_requested: Signal[UUID] = Signal()
+        self.lock_released: Signal[str] = Signal()
         # These concern the parts of this process alone.
-        self.run_started: Signal[[]] = Signal()  # the first run after an idle time
-        self.run_ended: Signal[[]] = Signal()  # its outcome waits to be written
-        self.slots_freed: Signal[[]] = Signal()  # outcomes were written: there is room for the next claim
+        self.run_started: Signal[()] = Signal()  # the first run after an idle time
+        self.run_ended: Signal[()] = Signal()  # its outcome waits to be written
+        self.slots_freed: Signal[()] = Signal()  # outcomes were written: there is room for the next claim
 
     def attach(self, listener: WakeupListener) -> Unsubscribe:
         """Tell `listener` what happens in this process, so that it can tell others; return what ends that.
