@@ -1,4 +1,4 @@
-"""Small pieces of SQL that several store rooms share: literal states, padded lists, waiting keys."""
+"""Small pieces of SQL that several store modules share: literal states and padded lists of values."""
 
 from __future__ import annotations
 

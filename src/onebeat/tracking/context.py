@@ -96,7 +96,7 @@ class Tracking(NamedTuple):
 
 
 VARIABLE: ContextVar[Tracking | None] = ContextVar("onebeat_tracking", default=None)
-"""The context variable. Read it with `current()`; only this room writes it."""
+"""The context variable. Read it with `current()`; only this package writes it."""
 
 
 def current() -> Tracking | None:
