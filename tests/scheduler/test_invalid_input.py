@@ -167,11 +167,10 @@ async def test_a_number_that_few_can_read_is_refused(number: int, tmp_path: Path
         assert jobs_in(tmp_path) == 0
 
 
-async def test_what_is_no_function_is_refused_as_a_task_by_its_name(tmp_path: Path) -> None:
+def test_what_is_no_function_is_refused_as_a_task_by_its_name(tmp_path: Path) -> None:
     scheduler = scheduler_on(tmp_path)
 
     async def greet(name: str, times: int) -> None: ...
 
-    scheduler.task(name="greet")(functools.partial(greet, times=2))
     with pytest.raises(ConfigurationError, match="task 'greet' is a partial, not a function"):
-        await scheduler.start()
+        scheduler.task(name="greet")(functools.partial(greet, times=2))

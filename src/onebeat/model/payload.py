@@ -13,18 +13,20 @@ from onebeat.errors import InvalidArguments
 MAX_BYTES = 64 * 1024  # one row must stay cheap to read and to replicate
 MAX_DEPTH = 32  # deeper data is a mistake, and recursion must stay bounded
 MAX_NODES = 10_000
+_EXACT = frozenset({str, int, float, dict, list})
 MAX_BITS = 3_400  # of one number: a thousand digits; Python itself reads and writes no more than 4,300
 
 
-def encode(value: Any, *, what: str = "the value") -> str:
-    """Canonical JSON text of `value`: sorted keys, ASCII, at most 64 KiB, depth 32, 10,000 nodes, finite numbers.
+def encode(value: Any, *, what: str = "the value", exact: bool = False) -> str:
+    """Return the canonical JSON text of `value`: sorted keys, ASCII, at most 64 KiB, depth 32, 10,000 nodes.
 
+    `exact` refuses what JSON would give back as another type: tuples, and subclasses of the JSON types.
     Raises `InvalidArguments`, naming `what` and the place of the fault.
 
     >>> encode({"b": 1, "a": [True, None]})
     '{"a":[true,null],"b":1}'
     """
-    _check(value, what)
+    _check(value, what, exact)
     text = canonical(value)
     if len(text) > MAX_BYTES:
         raise InvalidArguments(
@@ -58,7 +60,7 @@ def _refuse(word: str) -> None:
     raise ValueError(f"{word} is not JSON")
 
 
-def _check(value: Any, what: str) -> None:
+def _check(value: Any, what: str, exact: bool) -> None:
     nodes = 0
     stack: list[tuple[Any, int, str]] = [(value, 1, "")]
     while stack:
@@ -71,6 +73,11 @@ def _check(value: Any, what: str) -> None:
             raise InvalidArguments(f"{what} is nested deeper than {MAX_DEPTH} levels; flatten it or pass a key")
         if item is None or item is True or item is False or type(item) is str:
             continue
+        if exact and type(item) not in _EXACT:
+            raise InvalidArguments(
+                f"{place} is a {type(item).__qualname__}, which JSON would not give back; "
+                "annotate the parameter with its type so that it can be stored and restored, or pass plain data"
+            )
         if isinstance(item, int) and item.bit_length() > MAX_BITS:
             raise InvalidArguments(f"{place} is a number of over 1,000 digits, which few can read; pass it as text")
         if isinstance(item, float):
@@ -78,7 +85,7 @@ def _check(value: Any, what: str) -> None:
                 raise InvalidArguments(f"{place} is {item}; JSON has only finite numbers")
         elif isinstance(item, dict):
             for key, child in item.items():
-                if not isinstance(key, str):
+                if not isinstance(key, str) or (exact and type(key) is not str):
                     raise InvalidArguments(f"{place} has the key {key!r:.40}; JSON keys are strings")
                 stack.append((child, depth + 1, f"{path}.{key:.40}"))
         elif isinstance(item, list | tuple):

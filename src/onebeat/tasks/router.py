@@ -107,6 +107,7 @@ class TaskRouter:
         full = f"{self.prefix}.{own}" if self.prefix else own
         settings = make_settings(function, full, merged)
         task: Task[Any, Any] = Task(function, name=full, settings=settings, aliases=merged.get("aliases", ()))
+        task.signature.check_at_declaration()
         self.registry.add(task)
         return task
 

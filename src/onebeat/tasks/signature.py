@@ -9,15 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
-from pydantic.errors import PydanticSchemaGenerationError, PydanticUndefinedAnnotation
-
 from onebeat.errors import ConfigurationError, InvalidArguments
 from onebeat.model import payload
+from onebeat.tasks.argument import Argument, is_unresolved
 from onebeat.tasks.context import JobContext
 
 EMPTY = '{"a":[],"k":{}}'
-_PLAIN = inspect.Parameter.empty
 
 
 class Signature:
@@ -67,20 +64,8 @@ class Signature:
         return self._full.replace(parameters=kept)
 
     @cached_property
-    def _adapters(self) -> dict[str, TypeAdapter[Any] | None]:
-        return {name: self._adapter(p) for name, p in self._callable.parameters.items()}
-
-    def _adapter(self, parameter: inspect.Parameter) -> TypeAdapter[Any] | None:
-        hint = self._hints.get(parameter.name, _PLAIN)
-        if hint is _PLAIN or hint is Any:
-            return None
-        try:
-            return TypeAdapter(hint)
-        except (PydanticSchemaGenerationError, PydanticUndefinedAnnotation) as error:
-            raise ConfigurationError(
-                f"task {self._name!r}: parameter {parameter.name!r} is annotated {hint!r}, which is not JSON; "
-                "pass a key and load the object inside the task"
-            ) from error
+    def _arguments(self) -> dict[str, Argument]:
+        return {name: Argument(self._name, name, self._hints.get(name, Any)) for name in self._callable.parameters}
 
     @cached_property
     def fingerprint(self) -> str:
@@ -92,7 +77,15 @@ class Signature:
 
     def check(self) -> None:
         """Resolve every annotation now; raises `ConfigurationError` for one that cannot be stored as JSON."""
-        _ = self._adapters
+        _ = self._arguments
+
+    def check_at_declaration(self) -> None:
+        """Raise what `check` raises, unless an annotation names something that the module defines further down."""
+        try:
+            self.check()
+        except ConfigurationError as error:
+            if not is_unresolved(error.__cause__):
+                raise
 
     def pack(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
         """Return the arguments as canonical JSON text; raises `InvalidArguments`, which names the argument."""
@@ -102,34 +95,23 @@ class Signature:
             bound = self._callable.bind(*args, **kwargs)
         except TypeError as error:
             raise InvalidArguments(f"{self._name}{self._callable}: {error}") from None
+        arguments = self._arguments
         positional: list[Any] = []
         named: dict[str, Any] = {}
         by_position = any(p.kind is p.VAR_POSITIONAL for p in self._callable.parameters.values())
         for name, value in bound.arguments.items():
             kind = self._callable.parameters[name].kind
             if kind is inspect.Parameter.VAR_POSITIONAL:
-                positional.extend(self._plain(name, item) for item in value)
+                positional.extend(arguments[name].store(item) for item in value)
             elif kind is inspect.Parameter.VAR_KEYWORD:
-                named.update({key: self._plain(name, item) for key, item in value.items()})
+                named.update({key: arguments[name].store(item) for key, item in value.items()})
             elif kind is inspect.Parameter.POSITIONAL_ONLY or (
                 by_position and kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
             ):
-                positional.append(self._plain(name, value))
+                positional.append(arguments[name].store(value))
             else:
-                named[name] = self._plain(name, value)
-        return payload.encode({"a": positional, "k": named}, what=f"the arguments of {self._name}")
-
-    def _plain(self, name: str, value: Any) -> Any:
-        adapter = self._adapters[name]
-        if adapter is None:
-            return value
-        try:
-            checked = adapter.validate_python(value)
-            return adapter.dump_python(checked, mode="json")
-        except ValidationError as error:
-            raise InvalidArguments(f"{self._name}: argument {name!r}: {_problem(error)}") from None
-        except ValueError as error:
-            raise InvalidArguments(f"{self._name}: argument {name!r} cannot be stored as JSON: {error}") from None
+                named[name] = arguments[name].store(value)
+        return payload.encode({"a": positional, "k": named}, what=f"the arguments of {self._name}", exact=True)
 
     def unpack(self, text: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return the stored arguments with the annotated types.
@@ -143,14 +125,15 @@ class Signature:
             bound = self._callable.bind(*stored["a"], **stored["k"])
         except (TypeError, KeyError) as error:
             raise InvalidArguments(f"{self._name}{self._callable}: the stored arguments do not fit: {error}") from None
+        arguments = self._arguments
         for name, value in bound.arguments.items():
             kind = self._callable.parameters[name].kind
             if kind is inspect.Parameter.VAR_POSITIONAL:
-                bound.arguments[name] = tuple(self._restored(name, item) for item in value)
+                bound.arguments[name] = tuple(arguments[name].restore(item) for item in value)
             elif kind is inspect.Parameter.VAR_KEYWORD:
-                bound.arguments[name] = {key: self._restored(name, item) for key, item in value.items()}
+                bound.arguments[name] = {key: arguments[name].restore(item) for key, item in value.items()}
             else:
-                bound.arguments[name] = self._restored(name, value)
+                bound.arguments[name] = arguments[name].restore(value)
         return bound.args[: self._positional_count], _named(bound)
 
     @cached_property
@@ -159,15 +142,6 @@ class Signature:
         if any(p.kind is p.VAR_POSITIONAL for p in parameters):
             return None
         return sum(p.kind is p.POSITIONAL_ONLY for p in parameters)
-
-    def _restored(self, name: str, value: Any) -> Any:
-        adapter = self._adapters[name]
-        if adapter is None:
-            return value
-        try:
-            return adapter.validate_python(value)
-        except ValidationError as error:
-            raise InvalidArguments(f"{self._name}: stored argument {name!r}: {_problem(error)}") from None
 
 
 def _named(bound: inspect.BoundArguments) -> dict[str, Any]:
@@ -184,10 +158,3 @@ def _named(bound: inspect.BoundArguments) -> dict[str, Any]:
         ):
             named[name] = value
     return named
-
-
-def _problem(error: ValidationError) -> str:
-    """Describe what is wrong without the value, which may be a secret."""
-    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-    place = "".join(f"[{part!r}]" for part in first["loc"])
-    return f"{place} {first['msg']}".strip()
