@@ -8,6 +8,7 @@ ONEBEAT_DATABASE_URL.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -40,6 +41,17 @@ def work_in_thread(ctx: JobContext, seconds: float, with_value: bool) -> int | N
     with ledger.attempt(ctx):
         time.sleep(seconds)
     return ctx.fence if with_value else None
+
+
+@router.task(name="hold_on")
+async def hold_on(ctx: JobContext, seconds: float) -> int:
+    """Swallows every cancel until its time is over."""
+    end = time.monotonic() + seconds
+    with ledger.attempt(ctx):
+        while (left := end - time.monotonic()) > 0:
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(left)
+    return ctx.fence
 
 
 @router.task(name="flaky", retry=Retry(attempts=3, base=0.2, jitter=False))

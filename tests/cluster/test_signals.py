@@ -96,3 +96,23 @@ async def terminated(url: str, folder: Path, mix: Mix, workers: int) -> None:
     judge(facts)
     assert len(facts.jobs) == mix.count
     assert [job for job in facts.jobs if job.crashes] == []
+
+
+@pytest.mark.campaign
+async def test_three_deploys_over_jobs_of_20_s_count_no_death(sqlite_url: str, tmp_path: Path) -> None:
+    """A thread and a coroutine that swallows its cancel go on when their server must end; both are run again."""
+    async with app.build(sqlite_url, role="client"):
+        await app.work_in_thread.enqueue(20, False)
+        await app.hold_on.enqueue(20)
+    settings = {"drain": 1, "lease": 60, "heartbeat": 1}
+    for deploy in range(3):
+        with Cluster(sqlite_url, tmp_path, count=1, command=uvicorn(1), settings=settings) as cluster:
+            until(cluster.ledger, started(2 * deploy + 2), 30)
+            await cluster.terminate(timeout=30)
+        left = await rows.read(sqlite_url)
+        assert [(job.errors, job.crashes) for job in left.jobs] == [(0, 0), (0, 0)]
+    with Cluster(sqlite_url, tmp_path, count=1, command=uvicorn(1), settings={**settings, "drain": 40}) as cluster:
+        await cluster.quiet(60)
+        await cluster.terminate()
+        left = await rows.read(sqlite_url)
+    assert [(job.state, job.attempt, job.crashes) for job in left.jobs] == [("succeeded", 4, 0)] * 2

@@ -9,11 +9,13 @@ from uuid import UUID
 
 import pytest
 
+from onebeat.engine.loop import Loop
 from onebeat.engine.reconciler import WHILE_IDLE, WHILE_RUNNING
 from onebeat.scheduler.scheduler import Scheduler
 from onebeat.store import reports
 from onebeat.store.connection.database import Database
 from onebeat.store.jobs import control
+from onebeat.tasks.router import TaskRouter
 from tests.engine.conftest import Make
 from tests.engine.parts import Parts, reconciled
 from tests.support.builders import a_job, ended
@@ -37,6 +39,34 @@ async def test_a_claim_whose_answer_is_late_is_run_once(make: Make, monkeypatch:
     answered.set()
     await job.wait(10)
     assert starts == [1]
+
+
+async def test_a_claim_whose_answer_comes_during_a_drain_goes_back_unstarted(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, scheduler, starts, answered = make(role="client"), make(), [], asyncio.Event()
+    router = TaskRouter()
+
+    @router.task(name="pay", at_most_once=True)
+    async def pay() -> None:
+        starts.append(1)
+
+    client.include(router)
+    scheduler.include(router)
+    await client.start()
+    job = await pay.enqueue()
+    for name in ("write", "write_one"):
+        monkeypatch.setattr(Database, name, answer_of_claims_after(answered, getattr(Database, name)))
+    monkeypatch.setattr(Loop.stop, "__defaults__", (0.1,))  # seconds; the answer takes longer
+    await scheduler.start()
+    await waits_until(lambda: is_running(client, job.id))
+    stopping = asyncio.create_task(scheduler.stop())
+    await asyncio.wait({stopping}, timeout=0.5)
+    answered.set()
+    await stopping
+    info = await client.jobs.get(job.id)
+    assert (info.state, info.attempt, starts) == ("queued", 0, [])
+    assert [worker.state for worker in await client.workers.list()] == ["stopped"]
 
 
 def answer_of_claims_after(answered: asyncio.Event, call: Callable[..., Any]) -> Callable[..., Any]:

@@ -118,10 +118,10 @@ class Claimer:
                     excluded=excluded,
                     suspects=suspects,
                 )
-                if self._identity.holder == worker_id:
+                if self._identity.claimant == worker_id:
                     for job in claimed:
                         self._slots.start(job)
-                elif claimed:  # the lease was lost meanwhile: others may take them any moment, so none starts here
+                elif claimed:  # a drain began or the lease was lost meanwhile, so none starts here
                     await self._database.write(rescue.give_back, [(job.id, job.lease_token) for job in claimed])
             finally:
                 self.in_flight.discard(lease_token)

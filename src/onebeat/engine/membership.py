@@ -23,6 +23,7 @@ from onebeat.store.schedules import declare, rezone
 FIRST_PAUSE = 0.1  # seconds before a registration that failed is tried again, doubled each time
 LONGEST_PAUSE = 5.0  # seconds; the database may be back any moment
 LEAVE_WITHIN = 10.0  # seconds for the last write; after that the lease runs out by itself
+LEAVING_LEASE = 5_000_000  # microseconds that others wait for work that could not be stopped, before they run it
 
 
 class Membership:
@@ -138,21 +139,28 @@ class Membership:
     async def leave(self, *, idle: bool) -> None:
         """End the lease and mark the worker stopped.
 
-        While threads still run (not `idle`) the row and the run file stay, and the lease runs out by itself.
+        While runs that cannot be stopped go on (not `idle`), it is marked leaving and keeps its run file: others take
+        its jobs back as drained when the process is gone, or after `LEAVING_LEASE`.
         """
         lease = self._lease
         if lease is not None:
             self._heartbeat.remove(lease)
-            if idle and lease.trusted:
+            if lease.trusted:
                 try:
                     async with asyncio.timeout(LEAVE_WITHIN):
-                        await self._database.write(workers.stop, lease.worker_id)
+                        await self._mark(lease.worker_id, idle=idle)
                 except Exception as error:  # noqa: BLE001 - announced; the lease runs out by itself
-                    reason = f"could not be marked stopped: {error}"
+                    reason = f"could not be marked {'stopped' if idle else 'leaving'}: {error}"
                     self._announce(WorkerLost(worker_id=lease.worker_id, reason=reason))
         if self._run_file is not None and idle:
             self._run_file.release()
         self._lease = self._identity.lease = None
+
+    async def _mark(self, worker_id: str, *, idle: bool) -> None:
+        if idle:
+            await self._database.write(workers.stop, worker_id)
+        else:
+            await self._database.write(workers.leave, worker_id, LEAVING_LEASE)
 
 
 def _version() -> str:

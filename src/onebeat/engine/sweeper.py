@@ -84,9 +84,8 @@ class Sweeper:
         dead = await self._database.write(workers.mark_dead) if await self._database.read(workers.any_expired) else []
         if self._boot_id is not None:
             own = self._identity.claimant
-            alive = await self._database.read(workers.live)
-            here = [w.id for w in alive if w.boot_id == self._boot_id and w.id != own]
-            if gone := run_file.dead_siblings(here):
+            here = await self._database.read(workers.present_on, self._boot_id)
+            if gone := run_file.dead_siblings([id for id in here if id != own]):
                 dead += await self._database.write(workers.mark_dead_by_id, gone)
         for worker in dead:
             self._announce(WorkerDied(worker_id=worker.id, host=worker.host, pid=worker.pid))

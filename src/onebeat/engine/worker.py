@@ -256,11 +256,15 @@ class Worker:
         """
         self.stop_claiming()
         self._membership.stop_rejoining()
-        for loop in (self._dispatches, self._promotions, self._sweeps, self._claims):
+        patience = self._options.drain / SECOND if patience is None else patience
+        # A claim may be in flight: its jobs go back when its answer comes, so it is awaited as long as running jobs.
+        claims = asyncio.create_task(self._claims.stop(patience + CANCELLED_WITHIN))
+        for loop in (self._dispatches, self._promotions, self._sweeps):
             await loop.stop()
-        await self._wait_for_runs(self._options.drain / SECOND if patience is None else patience)
+        await self._wait_for_runs(patience)
         self._executor.stop("drain")
         await self._executor.wait_idle(CANCELLED_WITHIN)
+        await claims
         returned = await self._flush()
         await self._reconciling.stop()
         await self._settling.stop()

@@ -140,7 +140,9 @@ _WORDS: dict[type[e.Event], Callable[[Any], None]] = {
     e.JobRescued: _said(
         jobs,
         logging.WARNING,
-        lambda v: f"job {v.task} of dead worker {v.from_worker}: {v.state}" + (f" ({v.reason})" if v.reason else ""),
+        lambda v: (
+            f"job {v.task} taken back from worker {v.from_worker}: {v.state}" + (f" ({v.reason})" if v.reason else "")
+        ),
     ),
     e.ThreadOverran: _said(
         jobs,

@@ -166,7 +166,7 @@ class SettlementLost(JobEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobRescued(JobEvent):
-    """A dead worker's job was taken back."""
+    """A job was taken back from a worker that died, or that stopped before the job ended."""
 
     state: str
     reason: str | None

@@ -18,7 +18,8 @@ class Workers:
     async def list(self, *, state: str | None = None) -> Sequence[WorkerInfo]:
         """Return the workers, newest first, at most 1,000.
 
-        `state` keeps those that are "alive", "dead" or "stopped" by the database's clock.
+        `state` keeps those that are "alive", "leaving", "dead" or "stopped" by the database's clock. A leaving one has
+        drained, but work that it could not stop may go on for some seconds.
         """
         found = await self._database().read(reports.workers)
         return [worker for worker in found if state is None or worker.state == state]

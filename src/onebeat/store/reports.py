@@ -155,7 +155,7 @@ def fire(row: Row[Any]) -> Fire:
 
 
 def workers(tx: Tx, limit: int = 1000) -> list[WorkerInfo]:
-    """Workers of any state, newest first, with the number of jobs each holds; one whose lease ran out is `dead`."""
+    """Workers of any state, newest first, with the number of jobs each holds; one whose lease ran out has ended."""
     table, c = tx.tables.workers, tx.tables.jobs.c
     held = select(c.worker_id, func.count().label("many")).where(c.state == RUNNING).group_by(c.worker_id).subquery()
     query = (
@@ -168,12 +168,13 @@ def workers(tx: Tx, limit: int = 1000) -> list[WorkerInfo]:
 
 
 def _worker(row: Row[Any]) -> WorkerInfo:
-    over = row.state == "alive" and row.lease_until_us <= int(row.now)
+    over = row.lease_until_us <= int(row.now)  # the sweeper has not marked it yet
+    ends = {"alive": "dead", "leaving": "stopped"} if over else {}
     return WorkerInfo(
         id=row.id,
         host=row.host,
         pid=row.pid,
-        state="dead" if over else row.state,
+        state=ends.get(row.state, row.state),
         started_at=from_us(row.started_us),
         heartbeat_at=from_us(row.heartbeat_us),
         lease_until=from_us(row.lease_until_us),

@@ -1,4 +1,4 @@
-"""Workers: register, renew, mark dead."""
+"""Workers: register, renew, leave, mark those that ended."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from onebeat.store.sql import RUNNING, padded, word
 from onebeat.store.tx import Tx
 
 ALIVE = word("alive")
+LEAVING = word("leaving")  # it drained, but work that it could not stop is left: its jobs count as drained, not lost
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,42 +93,62 @@ def renew(tx: Tx, worker_id: str, lease: int) -> bool:
 
 
 def expired(tx: Tx) -> ColumnElement[bool]:
-    """Who may be marked dead: alive by its row, but its lease has run out by the database's clock."""
+    """Return the condition that a worker has not stopped by its row, but its lease ran out by the database's clock."""
     c = tx.tables.workers.c
-    return and_(c.state == ALIVE, c.lease_until_us <= tx.clock)
+    return and_(_present(tx), c.lease_until_us <= tx.clock)
+
+
+def _present(tx: Tx) -> ColumnElement[bool]:
+    return tx.tables.workers.c.state.in_([ALIVE, LEAVING])
 
 
 def any_expired(tx: Tx) -> bool:
-    """Whether a worker waits to be marked dead."""
+    """Whether a worker waits to be marked dead or stopped."""
     table = tx.tables.workers
     return tx.execute(select(table.c.id).where(expired(tx)).limit(1)).first() is not None
 
 
 def mark_dead(tx: Tx) -> list[WorkerRow]:
-    """Mark the workers whose lease has run out dead, for good; those that this call marked."""
+    """Mark workers whose lease ran out: dead for good, or stopped where they were leaving. Return the dead ones."""
     table = tx.tables.workers
     rows = tx.execute(tx.dialect.skip_locked(select(table).where(expired(tx)).limit(100))).all()
     return _mark(tx, [_info(row) for row in rows])
 
 
 def mark_dead_by_id(tx: Tx, ids: Sequence[str]) -> list[WorkerRow]:
-    """Mark these workers dead: their processes are known to be gone from this host."""
+    """Do the same as `mark_dead` for these workers, whose processes are known to be gone from this host."""
     if not ids:
         return []
     table = tx.tables.workers
-    rows = tx.execute(tx.dialect.skip_locked(select(table).where(table.c.id.in_(padded(ids)), table.c.state == ALIVE)))
+    rows = tx.execute(tx.dialect.skip_locked(select(table).where(table.c.id.in_(padded(ids)), _present(tx))))
     return _mark(tx, [_info(row) for row in rows.all()])
 
 
 def _mark(tx: Tx, found: list[WorkerRow]) -> list[WorkerRow]:
-    if found:
-        table = tx.tables.workers
-        tx.execute(
-            update(table)
-            .where(table.c.id.in_(padded([w.id for w in found])), table.c.state == ALIVE)
-            .values(state="dead", stopped_us=tx.clock)
-        )
-    return found
+    """Write the ends of these locked workers and return the dead ones."""
+    table = tx.tables.workers
+    for before, after in (("alive", "dead"), ("leaving", "stopped")):
+        if ids := [worker.id for worker in found if worker.state == before]:
+            tx.execute(
+                update(table)
+                .where(table.c.id.in_(padded(ids)), table.c.state == word(before))
+                .values(state=after, stopped_us=tx.clock)
+            )
+    return [worker for worker in found if worker.state == "alive"]
+
+
+def leave(tx: Tx, worker_id: str, lease: int) -> bool:
+    """Mark the worker leaving and cut its lease to `lease` microseconds from now; return False when it had ended.
+
+    It may not claim any more. When the lease is over, or the process is gone, its jobs are rescued as drained.
+    """
+    table = tx.tables.workers
+    result = tx.execute(
+        update(table)
+        .where(table.c.id == worker_id, table.c.state == ALIVE)
+        .values(state="leaving", lease_until_us=tx.clock + lease)
+    )
+    return bool(result.rowcount)
 
 
 def stop(tx: Tx, worker_id: str) -> bool:
@@ -145,6 +166,12 @@ def live(tx: Tx) -> list[WorkerRow]:
     """The workers that are alive by the database's clock."""
     table = tx.tables.workers
     return [_info(row) for row in tx.execute(select(table).where(not_expired(tx)).order_by(table.c.started_us))]
+
+
+def present_on(tx: Tx, boot_id: str) -> list[str]:
+    """Return the ids of the workers of this boot of a host that have not ended by their rows, leaving ones too."""
+    table = tx.tables.workers
+    return [row.id for row in tx.execute(select(table.c.id).where(_present(tx), table.c.boot_id == boot_id))]
 
 
 def advertised(tx: Tx) -> dict[str, set[str]]:

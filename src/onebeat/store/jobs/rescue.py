@@ -8,7 +8,7 @@ from random import Random
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Row, and_, null, or_, select, update
+from sqlalchemy import Row, and_, exists, null, or_, select, update
 
 from onebeat.model.job import Ending, JobState, Outcome, Settlement, settle as decide, stored_retry
 from onebeat.store.jobs.finish import FinishedJob, after_end, final_values
@@ -19,9 +19,10 @@ from onebeat.timing.backoff import Retry
 
 RESCUED_AT_ONCE = 200  # one batch stays a short transaction
 LOST = Outcome(ending=Ending.LOST, error="its worker died")
+DRAINED = Outcome(ending=Ending.DRAINED, error="its worker stopped before the job ended")
 RETURNED = Outcome(ending=Ending.RETURNED)
 
-Decided = tuple[Row[Any], Settlement]  # a job's row, and what becomes of the job
+Decided = tuple[Row[Any], Outcome, Settlement]  # a job's row, how its attempt ended, and what becomes of the job
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,15 +43,23 @@ class Rescued:
 def rescue(tx: Tx, *, random: Random, limit: int = RESCUED_AT_ONCE) -> list[Rescued]:
     """Take up to `limit` running jobs back from dead and stopped workers, and return them.
 
-    The worker's lease decides, never the age of the job. `random` spreads the delays of jobs that are retried later.
+    The worker's lease decides, never the age of the job. Only the jobs of a dead worker count as lost; those of a
+    stopped one are drained. `random` spreads the delays of jobs that are retried later.
     """
     jobs, workers = tx.tables.jobs, tx.tables.workers
     gone = select(workers.c.id).where(workers.c.state.in_([word("dead"), word("stopped")]))
-    query = select(jobs).where(jobs.c.state == RUNNING, jobs.c.worker_id.in_(gone)).order_by(jobs.c.id).limit(limit)
+    stopped = exists().where(workers.c.id == jobs.c.worker_id, workers.c.state == word("stopped"))
+    query = (
+        select(jobs, stopped.label("worker_stopped"))
+        .where(jobs.c.state == RUNNING, jobs.c.worker_id.in_(gone))
+        .order_by(jobs.c.id)
+        .limit(limit)
+    )
     rows = tx.execute(tx.dialect.skip_locked(query)).all()
-    taken = _take_back(tx, [(row, _decision(row, LOST, random.random())) for row in rows], LOST)
-    _record_losses(tx, [row for row, _ in taken])
-    return [_rescued(row, decision) for row, decision in taken]
+    outcomes = [(row, DRAINED if row.worker_stopped else LOST) for row in rows]
+    taken = _take_back(tx, [(row, outcome, _decision(row, outcome, random.random())) for row, outcome in outcomes])
+    _record_attempts(tx, taken)
+    return [_rescued(row, decision) for row, _, decision in taken]
 
 
 def give_back(tx: Tx, claims: Sequence[tuple[UUID, str]]) -> list[Rescued]:
@@ -64,8 +73,8 @@ def give_back(tx: Tx, claims: Sequence[tuple[UUID, str]]) -> list[Rescued]:
     held = or_(*(and_(jobs.c.id == id, claim_holds(tx, token)) for id, token in claims))
     rows = tx.execute(tx.dialect.lock_rows(select(jobs).where(held))).all()
     jitter = 0.0  # of no effect, because a returned job is queued without a delay
-    taken = _take_back(tx, [(row, _decision(row, RETURNED, jitter)) for row in rows], RETURNED)
-    return [_rescued(row, decision) for row, decision in taken]
+    taken = _take_back(tx, [(row, RETURNED, _decision(row, RETURNED, jitter)) for row in rows])
+    return [_rescued(row, decision) for row, _, decision in taken]
 
 
 def _decision(row: Row[Any], outcome: Outcome, jitter: float) -> Settlement:
@@ -81,21 +90,21 @@ def _decision(row: Row[Any], outcome: Outcome, jitter: float) -> Settlement:
     )
 
 
-def _take_back(tx: Tx, jobs: Sequence[Decided], outcome: Outcome) -> list[Decided]:
+def _take_back(tx: Tx, jobs: Sequence[Decided]) -> list[Decided]:
     """Write the decisions on jobs whose claim still holds, with what follows, and return those jobs."""
-    taken = [(row, decision) for row, decision in jobs if _write(tx, row, decision, outcome.error)]
+    taken = [item for item in jobs if _write(tx, *item)]
     after_end(
         tx,
         [
             FinishedJob(id=row.id, previous=JobState.RUNNING, schedule_id=row.schedule_id)
-            for row, decision in taken
+            for row, _, decision in taken
             if decision.final
         ],
     )
     return taken
 
 
-def _write(tx: Tx, row: Row[Any], decision: Settlement, error: str | None) -> bool:
+def _write(tx: Tx, row: Row[Any], outcome: Outcome, decision: Settlement) -> bool:
     table = tx.tables.jobs
     values: dict[str, Any] = {
         "errors": decision.errors,
@@ -104,7 +113,7 @@ def _write(tx: Tx, row: Row[Any], decision: Settlement, error: str | None) -> bo
         "attempt": row.attempt - int(decision.refund),
     }
     if decision.final:
-        values = final_values(tx, state=decision.state, reason=decision.reason, error=error, **values)
+        values = final_values(tx, state=decision.state, reason=decision.reason, error=outcome.error, **values)
     else:
         values |= {"state": str(decision.state), "reason": decision.reason}
     if decision.delay:
@@ -113,8 +122,8 @@ def _write(tx: Tx, row: Row[Any], decision: Settlement, error: str | None) -> bo
     return bool(result.rowcount)
 
 
-def _record_losses(tx: Tx, rows: Sequence[Row[Any]]) -> None:
-    if not rows:
+def _record_attempts(tx: Tx, jobs: Sequence[Decided]) -> None:
+    if not jobs:
         return
     now = tx.now()
     attempts = [
@@ -124,10 +133,10 @@ def _record_losses(tx: Tx, rows: Sequence[Row[Any]]) -> None:
             "worker_id": row.worker_id,
             "started_us": row.claimed_us,
             "finished_us": now,
-            "outcome": str(LOST.ending),
-            "error": LOST.error,
+            "outcome": str(outcome.ending),
+            "error": outcome.error,
         }
-        for row in rows
+        for row, outcome, _ in jobs
     ]
     tx.execute(tx.dialect.insert_ignore(tx.tables.attempts), attempts)
 
