@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 import time
 
 import pytest
@@ -213,6 +214,7 @@ def test_result_codes_mean_what_reliability_asks(code: int, fault: Fault) -> Non
         (TimeoutError(), Fault.UNREACHABLE),
         (OSError(-2, "Name or service not known"), Fault.UNREACHABLE),
         (ValueError("of the caller"), Fault.UNKNOWN),
+        (ssl.SSLCertVerificationError(1, "certificate verify failed"), Fault.UNKNOWN),  # waiting does not mend it
     ],
 )
 def test_the_networks_errors_are_understood_on_every_database(error: Exception, fault: Fault) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from onebeat.errors import DatabaseUnavailable, SchemaOutOfDate
+from onebeat.errors import DatabaseUnavailable, OnebeatError, SchemaOutOfDate
 from onebeat.store.faults import Fault, causes
 
 _ADVICE = {
@@ -28,6 +28,17 @@ def explain_fault(fault: Fault, error: Exception, where: str) -> Exception:
         unavailable.__cause__ = error
         return unavailable
     return error
+
+
+def explain_failed_open(fault: Fault, error: Exception, where: str) -> OnebeatError:
+    """Return what to raise when a database cannot be opened: an `OnebeatError` for every error."""
+    final = explain_fault(fault, error, where)
+    if isinstance(final, OnebeatError):
+        return final
+    message = f"{where} cannot be opened ({type(error).__name__}: {database_message(error)}); check the database URL"
+    unavailable = DatabaseUnavailable(message, reason=str(fault))
+    unavailable.__cause__ = error
+    return unavailable
 
 
 def database_message(error: BaseException) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import ssl
 from enum import StrEnum
 
 from sqlalchemy.exc import DBAPIError, DisconnectionError
@@ -98,6 +99,7 @@ _MYSQL = {
     1142: Fault.PERMISSION,
     1143: Fault.PERMISSION,
     1227: Fault.PERMISSION,
+    1046: Fault.MISSING_DATABASE,  # the address names none
     1049: Fault.MISSING_DATABASE,
     1146: Fault.MISSING_TABLE,
     1062: Fault.DUPLICATE,
@@ -183,6 +185,8 @@ def mysql_fault(error: BaseException) -> Fault:
 def _transport(error: BaseException) -> Fault:
     """What the network said, when the database said nothing."""
     for cause in causes(error):
+        if isinstance(cause, ssl.SSLCertVerificationError):  # an OSError, which no waiting mends
+            return Fault.UNKNOWN
         if isinstance(cause, ConnectionRefusedError | FileNotFoundError):
             return Fault.UNREACHABLE
         if isinstance(cause, DisconnectionError | ConnectionError | EOFError | asyncio.IncompleteReadError):

@@ -19,7 +19,7 @@ from onebeat.store.connection.server_pool import ServerPool
 from onebeat.store.connection.sqlite_threads import SQLiteThreads
 from onebeat.store.connection.targets import Target, read_target
 from onebeat.store.dialects.base import Dialect
-from onebeat.store.explain import explain_fault
+from onebeat.store.explain import explain_failed_open
 from onebeat.store.faults import Fault
 from onebeat.store.tables import Tables
 from onebeat.store.tx import Points, TransactionRunner, Tx
@@ -149,13 +149,13 @@ class Database:
         while True:
             try:
                 async with asyncio.timeout_at(deadline):
-                    self.cautions = await backend.open()
+                    self.cautions = [*self._target.cautions, *await backend.open()]
                 break
             except Exception as error:
                 await backend.close()
                 fault = self.dialect.classify(error)
                 if not fault.passing or fault is Fault.READ_ONLY or loop.time() + pause >= deadline:
-                    final = explain_fault(fault, error, self.where)
+                    final = explain_failed_open(fault, error, self.where)
                     if final is error:
                         raise
                     raise final from error

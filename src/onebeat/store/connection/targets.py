@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import make_url
+from sqlalchemy import event, make_url
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
@@ -26,6 +27,7 @@ class Target:
     url: URL
     dialect: Dialect
     engine: Callable[[dict[str, Any]], AsyncEngine]  # from connect arguments to a new engine
+    cautions: tuple[str, ...] = ()  # what the URL says in vain
 
     @property
     def where(self) -> str:
@@ -90,19 +92,34 @@ def _parse_url(text: str | URL) -> URL:
 
 def _from_url(given: URL) -> Target:
     dialect = dialect_for(given)
-    url, own = dialect.adapt(given)
+    adapted = dialect.adapt(given)
     dialect.require_driver()
 
     def engine(connect_args: dict[str, Any]) -> AsyncEngine:
-        return create_async_engine(url, connect_args={**own, **connect_args}, **_OPTIONS)
+        _require_files(adapted.files)
+        made = create_async_engine(adapted.url, connect_args={**adapted.arguments, **connect_args}, **_OPTIONS)
+        return _prepared(made, dialect)
 
-    return Target(url, dialect, engine)
+    return Target(adapted.url, dialect, engine, adapted.cautions)
+
+
+def _require_files(files: Mapping[str, str]) -> None:
+    for name, path in files.items():
+        if not os.access(path, os.R_OK):
+            raise ConfigurationError(f"{name} in the database URL names {path}, which is no readable file")
+
+
+def _prepared(engine: AsyncEngine, dialect: Dialect) -> AsyncEngine:
+    """Let the dialect prepare each new connection, ahead of SQLAlchemy's own look at the server."""
+    event.listen(engine.sync_engine, "connect", lambda connection, _record: dialect.on_connect(connection), insert=True)
+    return engine
 
 
 def _from_engine(make: Callable[[], AsyncEngine], url: URL) -> Target:
     dialect = dialect_for(url)
     if dialect.one_writer:
         return _from_url(url)
+    shown = url.set(query={})  # the creator knows the query, which may hold a secret
 
     def engine(connect_args: dict[str, Any]) -> AsyncEngine:
         def connect() -> Any:
@@ -110,9 +127,9 @@ def _from_engine(make: Callable[[], AsyncEngine], url: URL) -> Target:
             # called for each connection: a token it put into its engine may be too old for the next one.
             return make().sync_engine.pool._creator()  # type: ignore[call-arg]  # the record it may take is for pools
 
-        return create_async_engine(url, creator=connect, **_OPTIONS)
+        return _prepared(create_async_engine(shown, creator=connect, **_OPTIONS), dialect)
 
-    return Target(url, dialect, engine)
+    return Target(shown, dialect, engine)
 
 
 _OPTIONS: dict[str, Any] = {"poolclass": NullPool, "hide_parameters": True, "isolation_level": "AUTOCOMMIT"}

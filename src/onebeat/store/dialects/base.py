@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from sqlalchemy import BigInteger, ClauseElement, Connection, Select, Table, Update, bindparam, func, select
 from sqlalchemy.engine import URL
+from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.dml import Insert
@@ -16,6 +17,7 @@ from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.sql.expression import Executable
 
 from onebeat.errors import ConfigurationError
+from onebeat.store.dialects.url_query import Adapted
 from onebeat.store.faults import Fault
 
 BIG = BigInteger()
@@ -141,9 +143,16 @@ class Dialect(ABC):
                 f"pip install 'onebeat[{self.extra}]'"
             )
 
-    def adapt(self, url: URL) -> tuple[URL, dict[str, Any]]:
-        """The same server with the driver that onebeat opens, and what that driver is told apart from the URL."""
-        return url.set(drivername=f"{self.name}+{self.driver}"), {}
+    @abstractmethod
+    def adapt(self, url: URL) -> Adapted:
+        """Return the same database with the driver that onebeat opens, and what that driver is told besides.
+
+        Raises `ConfigurationError`, which names the parameter, for one that is unknown or cannot work.
+        """
+
+    def on_connect(self, connection: DBAPIConnection) -> None:
+        """Prepare a new driver connection before SQLAlchemy looks at it."""
+        return
 
     pooled_arguments: ClassVar[dict[str, Any] | None] = (
         None  # how to connect through a transaction pooler; None: never so

@@ -11,7 +11,7 @@ from onebeat.store.dialects.postgresql import PostgreSQL
 from onebeat.store.dialects.sqlite import SQLite
 
 _DIALECTS: dict[str, Dialect] = {"sqlite": SQLite(), "postgresql": PostgreSQL(), "mysql": MySQL(), "mariadb": MySQL()}
-_ALIASES = {"postgres": "postgresql"}
+_ALIASES = {"postgres": "postgresql", "pgsql": "postgresql", "mysql2": "mysql"}
 
 
 def dialect_for(url: URL) -> Dialect:

@@ -8,10 +8,15 @@ from typing import Any
 
 from sqlalchemy import Connection, Table, func, literal_column, text, type_coerce
 from sqlalchemy.dialects import mysql
+from sqlalchemy.engine import URL
+from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.sql.dml import Insert
 from sqlalchemy.sql.elements import ColumnElement
 
+from onebeat.errors import ConfigurationError
 from onebeat.store.dialects.base import BIG, Dialect, require_version
+from onebeat.store.dialects.mysql_url import adapt_mysql
+from onebeat.store.dialects.url_query import Adapted
 from onebeat.store.faults import Fault, mysql_fault
 
 
@@ -59,19 +64,35 @@ class MySQL(Dialect):
         """By error number."""
         return mysql_fault(error)
 
+    def adapt(self, url: URL) -> Adapted:
+        """Read the parameters of MySQL's client, hosters and other drivers."""
+        return adapt_mysql(url)
+
+    def on_connect(self, connection: DBAPIConnection) -> None:
+        """Set strict values, and undo server defaults that change how statements read and transactions end.
+
+        SQLAlchemy reads `sql_mode` from the first connection and quotes names as ANSI_QUOTES says, so this comes first.
+        `completion_type` CHAIN would begin a transaction after each COMMIT.
+        """
+        cursor = connection.cursor()
+        cursor.execute(
+            "SET SESSION sql_mode = 'STRICT_ALL_TABLES,ERROR_FOR_DIVISION_BY_ZERO,NO_ENGINE_SUBSTITUTION', "
+            "completion_type = 'NO_CHAIN'"
+        )
+        cursor.close()
+
     def begin(self, connection: Connection, *, write: bool) -> None:
         """START TRANSACTION, at the level that `setup` gave the session."""
         connection.exec_driver_sql("START TRANSACTION")
 
     def setup(self, connection: Connection, *, pooled: bool) -> None:
-        """READ COMMITTED, strict values, limits of time; what only MariaDB has stands in its own kind of comment.
+        """READ COMMITTED and limits of time; what only MariaDB has stands in its own kind of comment.
 
         No notes are kept of rows that `insert_ignore` leaves out: the driver would log a warning of each.
         """
         connection.exec_driver_sql("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED")
         connection.exec_driver_sql(
-            "SET SESSION sql_mode = 'STRICT_ALL_TABLES,ERROR_FOR_DIVISION_BY_ZERO,NO_ENGINE_SUBSTITUTION', "
-            "max_error_count = 0, "
+            "SET SESSION max_error_count = 0, "
             "innodb_lock_wait_timeout = 5 /*M!100600 , max_statement_time = 30, idle_transaction_timeout = 60 */"
         )
 
@@ -91,7 +112,10 @@ class MySQL(Dialect):
         if int(row[1]) and int(row[2]) != 1:
             cautions.append(f"sync_binlog is {row[2]}: a power cut may part the server from its replicas; 1 does not")
         if int(row[1]) and str(row[3]).upper() == "STATEMENT":
-            cautions.append("binlog_format is STATEMENT, which does not replicate claims faithfully; use ROW or MIXED")
+            raise ConfigurationError(
+                "the server's binlog_format is STATEMENT, with which InnoDB refuses what onebeat writes (it needs READ "
+                "COMMITTED); set binlog_format to ROW or MIXED"
+            )
         return cautions, False
 
     def migration_lock(self, connection: Connection, name: str, timeout: float) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
-from urllib.parse import urlencode
 
 from sqlalchemy import (
     BigInteger,
@@ -28,6 +27,8 @@ from sqlalchemy.sql.dml import Insert
 from sqlalchemy.sql.elements import ColumnElement
 
 from onebeat.store.dialects.base import BIG, Dialect, require_version
+from onebeat.store.dialects.postgresql_url import adapt_postgresql
+from onebeat.store.dialects.url_query import Adapted
 from onebeat.store.faults import Fault, postgresql_fault
 
 _POOLED = "onebeat_pooled"  # in `Connection.info`
@@ -82,31 +83,10 @@ class PostgreSQL(Dialect):
         "prepared_statement_cache_size": 0,
         "prepared_statement_name_func": lambda: "",
     }
-    # In the query of a URL these are the driver's own parameters; everything else is libpq's and goes into its DSN.
-    _NUMBERS = ("statement_cache_size", "max_cached_statement_lifetime", "max_cacheable_statement_size")
-    _OWN = (
-        *_NUMBERS,
-        "prepared_statement_cache_size",
-        "command_timeout",
-        "timeout",
-        "ssl",
-        "direct_tls",
-        "host",
-        "port",
-    )
 
-    def adapt(self, url: URL) -> tuple[URL, dict[str, Any]]:
-        """libpq's parameters (`sslmode`, `application_name`, …) are taken as they are written for other drivers."""
-        query = {key: value if isinstance(value, str) else value[-1] for key, value in url.query.items()}
-        arguments: dict[str, Any] = {key: int(query[key]) for key in self._NUMBERS if key in query}
-        if "connect_timeout" in query:
-            arguments["timeout"] = float(query.pop("connect_timeout"))
-        arguments |= {key: float(query[key]) for key in ("command_timeout", "timeout") if key in query}
-        foreign = {key: value for key, value in query.items() if key not in self._OWN}
-        if foreign:
-            arguments["dsn"] = f"postgresql:///?{urlencode(foreign)}"
-        adapted, _ = super().adapt(url)
-        return adapted.difference_update_query([*foreign, *arguments, "connect_timeout"]), arguments
+    def adapt(self, url: URL) -> Adapted:
+        """Read the parameters of libpq, hosters and other drivers."""
+        return adapt_postgresql(url)
 
     def begin(self, connection: Connection, *, write: bool) -> None:
         """The level is named in the statement: no server default and no pooler can change it."""

@@ -10,10 +10,12 @@ from typing import Any, ClassVar
 
 from sqlalchemy import Connection, Integer, Select, Table, cast, func, literal_column, type_coerce
 from sqlalchemy.dialects import sqlite as sqlite_speech
+from sqlalchemy.engine import URL
 from sqlalchemy.sql.dml import Insert
 from sqlalchemy.sql.elements import ColumnElement
 
 from onebeat.store.dialects.base import BIG, Dialect
+from onebeat.store.dialects.url_query import IGNORED, Adapted, UrlQuery
 from onebeat.store.faults import Fault, sqlite_fault
 
 
@@ -65,6 +67,13 @@ class SQLite(Dialect):
     def classify(self, error: BaseException) -> Fault:
         """By result code."""
         return sqlite_fault(error)
+
+    def adapt(self, url: URL) -> Adapted:
+        """Keep the parameters of SQLite's own file names; the driver's own are onebeat's to set."""
+        query = UrlQuery(url)
+        kept = query.rest(("mode", "cache", "vfs", "psow", "nolock", "immutable", "uri"))
+        cautions = query.finish((*IGNORED, "timeout", "busy_timeout", "journal_mode", "check_same_thread", "charset"))
+        return Adapted(url=url.set(drivername="sqlite+pysqlite", query=kept), cautions=cautions)
 
     def begin(self, connection: Connection, *, write: bool) -> None:
         """Take the write lock at once: an upgrade in mid-transaction fails without waiting.
