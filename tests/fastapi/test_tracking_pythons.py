@@ -22,8 +22,8 @@ def test_requests_and_context_under(version: str, tmp_path: Path) -> None:
     subprocess.run([python, "-m", "venv", str(tmp_path / "venv")], check=True, env=environment)
     own = str(tmp_path / "venv" / "bin" / "python")
     subprocess.run([own, "-m", "pip", "install", "-qq", "-e", f"{ROOT}[dev]"], check=True, env=environment)
-    directories = ["tests/tracking", "tests/fastapi", "tests/logs"]
-    command = [own, "-m", "pytest", "-q", "-m", "not soak", *directories, "-p", "no:cacheprovider", f"--ignore={__file__}"]
+    folders = ["tests/tracking", "tests/fastapi", "tests/logs"]
+    command = [own, "-m", "pytest", "-q", "-m", "not soak", *folders, "-p", "no:cacheprovider", f"--ignore={__file__}"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     assert done.returncode == 0, done.stdout[-8000:]
 
