@@ -75,6 +75,54 @@ async def test_stored_arguments_whose_validator_raises_anything_fail_the_job(mak
     assert (info.state, info.reason) == (JobState.FAILED, "undecodable")
 
 
+class Interrupting(BaseModel):
+    @computed_field
+    def total(self) -> int:
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit], ids=["KeyboardInterrupt", "SystemExit"])
+async def test_what_would_end_the_process_ends_the_job_that_raised_it_alone(
+    make: Make, error: type[BaseException]
+) -> None:
+    scheduler, started, go = make(), asyncio.Event(), asyncio.Event()
+
+    @scheduler.task(name="neighbour")
+    async def neighbour() -> None:
+        started.set()
+        await go.wait()
+
+    @scheduler.task(name="coroutine", retry=Retry(1))
+    async def coroutine() -> None:
+        raise error
+
+    @scheduler.task(name="thread", retry=Retry(1))
+    def thread() -> None:
+        raise error
+
+    await scheduler.start()
+    beside = await neighbour.enqueue()
+    await asyncio.wait_for(started.wait(), 10)
+    for task in (coroutine, thread):
+        info = await (await task.enqueue()).wait(10)
+        assert info.state is JobState.FAILED
+        assert error.__name__ in str(info.error)
+    go.set()
+    assert (await beside.wait(10)).state is JobState.SUCCEEDED
+    assert scheduler._running().worker is not None
+
+
+async def test_a_value_whose_field_interrupts_is_dropped_and_the_job_succeeds(make: Make) -> None:
+    scheduler = make()
+
+    @scheduler.task(name="pay")
+    async def pay() -> Interrupting:
+        return Interrupting()
+
+    await scheduler.start()
+    assert (await (await pay.enqueue()).wait(10)).state is JobState.SUCCEEDED
+
+
 async def test_a_snooze_starts_no_task_twice_that_may_start_once(make: Make) -> None:
     scheduler, starts = make(), []
 

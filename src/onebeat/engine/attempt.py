@@ -64,7 +64,7 @@ class Run:
             self._awaiting.cancel()
 
     async def outcome(self) -> Outcome:
-        """Run the function to its end and say how it ended; raises nothing but `KeyboardInterrupt` and its like."""
+        """Run the function to its end and return how it ended, whatever it raises."""
         current.set(self.context)
         if self.task is None:
             return Outcome(ending=Ending.RETURNED)
@@ -72,7 +72,7 @@ class Run:
             args, kwargs = self.task.signature.unpack(self.job.args)
         except InvalidArguments as error:
             return Outcome(ending=Ending.UNDECODABLE, error=clip(str(error)))
-        except Exception as error:  # noqa: BLE001 - a validator of the task's own may raise anything
+        except BaseException as error:  # noqa: BLE001 - a validator of the task's own may raise anything
             words = f"the stored arguments cannot be read: {type(error).__name__}: {error}"
             return Outcome(ending=Ending.UNDECODABLE, error=clip(words))
         name = self.task.signature.context_parameter
@@ -83,9 +83,7 @@ class Run:
                 value = await self._on_the_loop(self.task.function, args, kwargs)
             else:
                 value = await self._off_the_loop(self._runner, self.task.function, args, kwargs)
-        except BaseException as error:
-            if isinstance(error, KeyboardInterrupt):
-                raise
+        except BaseException as error:  # noqa: BLE001 - KeyboardInterrupt too: raised here it would end the event loop
             return self._from(error)
         return self._success(value)
 
@@ -135,7 +133,7 @@ class Run:
         except InvalidArguments as error:
             self._dropped(self, clip(str(error)))
             return SUCCESS
-        except Exception as error:  # noqa: BLE001 - a model's own property or serializer may raise anything
+        except BaseException as error:  # noqa: BLE001 - a model's own property or serializer may raise anything
             self._dropped(self, clip(f"{type(error).__name__}: {error}"))
             return SUCCESS
 

@@ -192,7 +192,9 @@ class Executor:
             outcome = await self._attempt(run)
         except asyncio.CancelledError:
             outcome = Outcome(ending=Ending.DRAINED)
-        except Exception as error:  # noqa: BLE001 - an attempt without an end would be started for ever
+        except GeneratorExit:  # the event loop is gone, and this coroutine is thrown away
+            raise
+        except BaseException as error:  # noqa: BLE001 - an attempt without an end would be started for ever
             trace = clip("".join(traceback.format_exception(error)), MAX_TRACEBACK)
             outcome = Outcome(ending=Ending.ERROR, error=clip(f"{type(error).__name__}: {error}"), traceback=trace)
         finally:

@@ -13,8 +13,8 @@ from onebeat.store.jobs import claim, rescue
 
 SECOND = 1_000_000
 WHILE_RUNNING = 1 * SECOND  # a cancel is learnt within 2 s
-YOUNG = 1.0  # seconds: while every run is younger there is nobody to tell and nothing astray
-WHILE_IDLE = 15 * SECOND  # a stray can only come from a claim whose answer was lost
+YOUNG = 1.0  # seconds: while every run is younger there is nobody to tell
+WHILE_IDLE = 15 * SECOND  # a stray can only come from a claim whose answer was lost; no look is skipped for longer
 
 
 class Reconciler:
@@ -36,6 +36,7 @@ class Reconciler:
         self._settler = settler
         self._suspected: set[tuple[UUID, str]] = set()
         self._cancel_requested = False  # since the last look, of a job that runs here
+        self._looked = 0  # local clock of the last look, microseconds
 
     def cancel_requested(self, id: UUID) -> bool:
         """Note that somebody asked to cancel the job; return whether it runs here, so that a look is worth while."""
@@ -50,8 +51,9 @@ class Reconciler:
         if worker_id is None:
             return now + WHILE_RUNNING
         running = self._executor.running
-        if running and not self._suspected and not self._cancel_requested and self._executor.oldest < YOUNG:
+        if running and self._may_skip(now):
             return now + WHILE_RUNNING
+        self._looked = now
         self._cancel_requested = False
         rows = await self._database.read(claim.held_by, worker_id)
         cancelled = [row.id for row in rows if row.cancel_requested_us is not None and row.id in running]
@@ -63,6 +65,12 @@ class Reconciler:
             await self._database.write(rescue.give_back, sure)
         self._suspected = strays
         return now + (WHILE_RUNNING if running or strays else WHILE_IDLE)
+
+    def _may_skip(self, now: int) -> bool:
+        """Return whether all runs are young and nothing else asks for a look, so that short jobs cost no reads."""
+        if self._suspected or self._cancel_requested or self._executor.oldest >= YOUNG:
+            return False
+        return 0 <= now - self._looked < WHILE_IDLE  # negative: the local clock was set back
 
     def _known(self, id: UUID, token: str, waiting: set[UUID]) -> bool:
         """Return whether the claim runs here, waits to be settled, or is an answer that is still on its way."""
