@@ -8,7 +8,7 @@ import typing
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from datetime import UTC, date, datetime, timedelta
-from enum import StrEnum
+from enum import Enum, StrEnum
 from functools import cached_property
 from typing import Annotated, Any
 from uuid import uuid4
@@ -36,6 +36,14 @@ from onebeat.tasks.signature import Signature
 
 class Colour(StrEnum):
     RED = "red"
+
+
+class Size(Enum):
+    SMALL = 1
+
+
+class Sized(BaseModel):
+    size: Size = Size.SMALL
 
 
 class Base(BaseModel):
@@ -167,6 +175,10 @@ def test_a_value_that_would_arrive_changed_is_refused_by_argument_and_path(hint:
         (tuple[int, str], (1, "a")),
         (dict[str, Any], {"a": [1, None, 2.0, {"b": True}]}),
         (Annotated[SecretStr, PlainSerializer(lambda one: one.get_secret_value())], SecretStr("shown")),
+        (Size, Size.SMALL),
+        (list[Size], [Size.SMALL]),
+        (Sized, Sized()),
+        (ZoneInfo, ZoneInfo("Europe/Berlin")),
     ],
 )
 def test_a_value_that_can_be_restored_arrives_equal(hint: Any, value: Any) -> None:

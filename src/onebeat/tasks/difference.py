@@ -23,18 +23,21 @@ class Difference(NamedTuple):
     reason: str
 
 
-def difference(given: object, restored: object, path: str = "") -> Difference | None:
+def difference(given: Any, restored: Any, path: str = "") -> Difference | None:
     """Return the first difference between two values, or None when they are equal in type and content.
 
     Stricter than `==`: types are compared, and so are excluded and private fields, the sign of zero, and the digits
     of a decimal. Instants with a time zone are compared by UTC.
     """
-    kind: Any = type(given)
+    if given is restored:  # enum members, and other objects of which there is one
+        return None
+    kind = type(given)
     if kind is not type(restored):
         return Difference(path, f"a {kind.__qualname__} would arrive as a {type(restored).__qualname__}")
     if kind in _SIMPLE:
         return None if given == restored else _changed(given, path)
-    return _comparison(kind)(given, restored, path)
+    compare = _comparison(kind)  # type: ignore[arg-type]  # mypy reads the hash of the instances, not of the class
+    return compare(given, restored, path)
 
 
 def masked(kind: type) -> str:
