@@ -10,8 +10,10 @@ from sqlalchemy import select, text
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from onebeat.errors import ConfigurationError
+from onebeat.locks.redis import RedisLocks
+from onebeat.store.connection.addresses import show_address
 from onebeat.store.connection.database import Database
-from onebeat.store.connection.targets import read_target
+from onebeat.store.connection.targets import describe_target, read_target
 from onebeat.store.tables import Tables
 from tests.conftest import MakeDatabase
 from tests.store.test_database import add, names
@@ -124,3 +126,37 @@ async def test_libpq_parameters_reach_the_server(
     database = await make_database(f"{database_url}?sslmode=disable&application_name=shop&connect_timeout=3")
     assert await database.read(lambda tx: tx.execute(text("SHOW application_name")).scalar_one()) == "shop"
     assert await database.read(lambda tx: tx.execute(select(1)).scalar_one()) == 1
+
+
+REDIS = ("redis", "rediss", "unix")
+UNESCAPED = ("@", "/", "#", "?", "@/", "/@", "?@x=", "#@", "@:5/", "@@", "%", "[", " ")
+
+
+@pytest.mark.parametrize("scheme", ["postgresql", "mysql", "mariadb+pymysql", "oracle", "redis", "rediss", "unix"])
+@pytest.mark.parametrize("special", UNESCAPED)
+def test_a_password_with_unescaped_characters_is_shown_nowhere(scheme: str, special: str, tables: Tables) -> None:
+    for password in (f"s3c{special}r3t", f"12{special}r3t", f"{special}s3c", f"s3c{special}"):
+        url = f"{scheme}://shop:{password}@db.internal:6379/5"
+        shown = [show_address(url), describe_target(url)]
+        try:
+            shown.append(repr(Database(url, tables=tables) if scheme not in REDIS else RedisLocks(url)))
+        except ConfigurationError as error:
+            shown.append("".join(traceback.format_exception(error, limit=0)))
+        assert not [text for text in shown if "s3c" in text or "r3t" in text], (url, shown)
+
+
+def test_an_escaped_password_reaches_the_driver_and_is_not_shown() -> None:
+    target = read_target("postgresql://shop:s3c%40%2F%3F%23r3t@db/shop")
+    assert target.url.password == "s3c@/?#r3t"
+    assert target.where == "postgresql+asyncpg://shop:***@db/shop"
+    assert repr(RedisLocks("redis://:s3c%40r3t@cache:6379/5?db=5")) == "<RedisLocks redis://:***@cache:6379/5>"
+
+
+@pytest.mark.parametrize("url", ["postgresql://me@corp:s3cret@db/shop", "postgresql://db/shop?user=me@corp"])
+def test_an_at_sign_that_is_no_part_of_the_password_is_read(url: str) -> None:
+    assert read_target(url).where.endswith("db/shop")
+
+
+@pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:", "sqlite+aiosqlite:///:memory:"])
+def test_a_database_in_memory_is_called_so(url: str) -> None:
+    assert show_address(url).endswith(":///:memory:")

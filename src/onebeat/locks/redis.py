@@ -12,6 +12,7 @@ from onebeat.errors import ConfigurationError, DatabaseUnavailable, NotStarted
 from onebeat.locks.backend import LockInfo
 from onebeat.locks.base import LocksOn
 from onebeat.model.protocols import Clock
+from onebeat.store.connection.addresses import parse_address, show_address
 from onebeat.timing.clock import MILLISECOND, SystemClock, from_us
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ class RedisBackend:
                 await self._answer(client.ping())
         except TimeoutError:
             await self.close()
-            raise DatabaseUnavailable(f"Redis at {self.where} did not answer within {timeout:g} s") from None
+            raise DatabaseUnavailable(f"{self.where} did not answer within {timeout:g} s") from None
         except BaseException:
             await self.close()
             raise
@@ -177,7 +178,7 @@ class RedisBackend:
             return await asked
         except (RedisError, OSError) as error:
             raise DatabaseUnavailable(
-                f"Redis at {self.where} did not do what it was asked ({type(error).__name__}: {error}); "
+                f"{self.where} did not do what it was asked ({type(error).__name__}: {error}); "
                 "is it running, and are address, password and permissions right?"
             ) from error
 
@@ -211,7 +212,7 @@ class RedisLocks(LocksOn[RedisBackend]):
     def __init__(self, url: str | Callable[[], Redis], *, prefix: str = "onebeat", clock: Clock | None = None) -> None:
         if not _PREFIX.fullmatch(prefix):
             raise ConfigurationError(f"prefix {prefix[:80]!r} cannot be used; use 1 to 64 of A-Z a-z 0-9 and _ . : -")
-        make, where = (url, "the given client") if callable(url) else (_maker(url), _where(url))
+        make, where = (url, "the given client") if callable(url) else (_maker(url), show_address(url))
         clock = clock or SystemClock()
         super().__init__(RedisBackend(make, prefix=prefix, where=where, clock=clock), clock=clock)
 
@@ -235,13 +236,30 @@ def _maker(url: str) -> Callable[[], Redis]:
             retry_on_error=[ConnectionError],
         )
 
+    if not _is_readable(url):
+        raise _unreadable()
     try:
         make()
-    except ValueError as error:
-        raise ConfigurationError(f"the Redis URL cannot be used: {error}") from None
+    except ValueError:  # its text may hold a part of the password
+        raise _unreadable() from None
     return make
 
 
-def _where(url: str) -> str:
-    parts = urlsplit(url)
-    return f"{parts.hostname or 'localhost'}:{parts.port or 6379}{parts.path}" if parts.hostname else parts.path
+def _is_readable(url: str) -> bool:
+    """Return whether redis-py finds the same host and port as the text shows.
+
+    It ends the host at the first `/`, `?` or `#`, also at one in the password.
+    """
+    seen = parse_address(url)
+    try:
+        parts = urlsplit(url)
+        return seen is not None and (parts.hostname, parts.port) == (seen.host and seen.host.lower(), seen.port)
+    except ValueError:
+        return False
+
+
+def _unreadable() -> ConfigurationError:
+    return ConfigurationError(
+        "the Redis URL cannot be used; it looks like redis://user:password@host:6379/0, rediss://… or unix:///path, "
+        "with special characters of user and password written as %40 for @, %2F for /, %3F for ?, %23 for #"
+    )

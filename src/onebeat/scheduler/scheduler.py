@@ -33,7 +33,7 @@ from onebeat.scheduler.workers import Workers
 from onebeat.settings import Overrides, Settings, resolve
 from onebeat.store import tables
 from onebeat.store.connection.database import Database
-from onebeat.store.connection.targets import told
+from onebeat.store.connection.targets import describe_target
 from onebeat.tasks.current_scheduler import activate
 from onebeat.tasks.router import TaskRouter
 from onebeat.timing.clock import SystemClock
@@ -109,7 +109,7 @@ class Scheduler(TaskRouter):
 
     def __repr__(self) -> str:
         name = "" if self.settings.app is None else f" {self.settings.app!r}"
-        return f"<Scheduler{name} on {told(self._target)}, {len(self.registry)} tasks>"
+        return f"<Scheduler{name} on {describe_target(self._target)}, {len(self.registry)} tasks>"
 
     # ── definitions ───────────────────────────────────────────────────────────────────────────────────────────────────
     def include(self, router: TaskRouter) -> None:

@@ -13,10 +13,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_s
 from sqlalchemy.orm import Session, scoped_session
 
 from onebeat.errors import ConfigurationError, NotStarted, SchemaOutOfDate
+from onebeat.store.connection.addresses import show_address
 from onebeat.store.connection.after_commit import Callback, run_after_commit
 from onebeat.store.connection.autocommit import is_autocommit
 from onebeat.store.connection.database import Database
-from onebeat.store.connection.targets import describe_url
 from onebeat.store.dialects.by_url import dialect_for
 from onebeat.store.faults import Fault
 from onebeat.store.tables import Tables
@@ -194,7 +194,7 @@ def _other_database(
     name = database.tables.meta.name if schema is None else f"{schema}.{database.tables.meta.name}"
     what = f"which has no readable table {name}" if seen is None else f"whose {name} is that of another installation"
     return ConfigurationError(
-        f"this session is connected to {describe_url(connection.engine.url)}, {what}, and onebeat keeps its tables in "
+        f"this session is connected to {show_address(connection.engine.url)}, {what}, and onebeat keeps its tables in "
         f"{database.where}; pass a session of that database, or leave the session out to commit separately, "
         "or give onebeat the database of this session"
     )

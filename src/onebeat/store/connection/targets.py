@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import event, make_url
+from sqlalchemy import event
 from sqlalchemy.engine import URL
-from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
 from onebeat.errors import ConfigurationError
-from onebeat.store.connection.sqlite_file import file_of
+from onebeat.store.connection.addresses import parse_address, show_address
 from onebeat.store.dialects.base import Dialect
 from onebeat.store.dialects.by_url import dialect_for
 
@@ -31,8 +29,8 @@ class Target:
 
     @property
     def where(self) -> str:
-        """The URL for people; see `describe_url`."""
-        return describe_url(self.url)
+        """The URL for people; see `show_address`."""
+        return show_address(self.url)
 
 
 def read_target(target: str | URL | AsyncEngine | Callable[[], AsyncEngine]) -> Target:
@@ -54,38 +52,26 @@ def read_target(target: str | URL | AsyncEngine | Callable[[], AsyncEngine]) -> 
     return _from_url(_parse_url(target))
 
 
-def told(target: str | URL | AsyncEngine | Callable[[], AsyncEngine]) -> str:
+def describe_target(target: str | URL | AsyncEngine | Callable[[], AsyncEngine]) -> str:
     """Return what the user gave as text for people; it calls no function and never raises.
 
-    >>> told("postgresql://shop:secret@db/shop?sslpassword=secret")
+    >>> describe_target("postgresql://shop:secret@db/shop?sslpassword=secret")
     'postgresql://shop:***@db/shop'
     """
     if isinstance(target, AsyncEngine):
-        return describe_url(target.url)
+        return show_address(target.url)
     if callable(target):
         return f"the engine of {getattr(target, '__qualname__', type(target).__name__)}()"
-    try:
-        return describe_url(make_url(target))
-    except (ArgumentError, ValueError):
-        return "a database URL that cannot be read"
-
-
-def describe_url(url: URL) -> str:
-    """Return a URL for people: with a file's whole path, without the password and the query, which may hold one."""
-    with suppress(ConfigurationError):  # a scheme that onebeat does not know
-        if dialect_for(url).one_writer and (file := file_of(url)) is not None:
-            url = url.set(database=str(file))
-    return url.set(query={}).render_as_string(hide_password=True)
+    return show_address(target)
 
 
 def _parse_url(text: str | URL) -> URL:
-    try:
-        url = make_url(text)
-    except (ArgumentError, ValueError):
+    url = parse_address(text)
+    if url is None:
         raise ConfigurationError(
-            "the database URL cannot be read; it looks like sqlite:///app.db or "
-            "postgresql://user:password@host:5432/name, with special characters written as %40, %2F, …"
-        ) from None
+            "the database URL cannot be read; it looks like sqlite:///app.db or postgresql://user:password@host:5432/"
+            "name, with special characters of user and password written as %40 for @, %2F for /, %3F for ?, %23 for #"
+        )
     dialect_for(url)
     return url
 

@@ -19,7 +19,7 @@ class Adapted:
     """A URL as onebeat opens it; what its query said stands in `arguments`."""
 
     url: URL
-    arguments: dict[str, Any] = field(default_factory=dict)  # what the driver's connect function is given besides
+    arguments: dict[str, Any] = field(default_factory=dict, repr=False)  # for the driver; may hold a password
     files: Mapping[str, str] = field(default_factory=dict)  # parameter → file that must be readable when it connects
     cautions: tuple[str, ...] = ()
 
