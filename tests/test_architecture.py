@@ -183,3 +183,13 @@ def test_the_dialects_name_is_read_in_one_place() -> None:
         if re.search(r"dialect\.name|\.drivername|get_backend_name", p.read_text("utf-8"))
     ]
     assert set(readers) <= {"store/dialects/by_url.py", "store/tables/columns.py"}
+
+
+def test_one_name_means_one_thing() -> None:
+    """No two public classes of the package share a name."""
+    classes: dict[str, list[str]] = {}
+    for module, path in MODULES.items():
+        for node in ast.parse(path.read_text("utf-8")).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                classes.setdefault(node.name, []).append(module)
+    assert {name: where for name, where in classes.items() if len(where) > 1} == {}

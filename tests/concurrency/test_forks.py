@@ -12,7 +12,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system doe
 
 BEGIN = """
 import gc, os, sys, threading
-from onebeat.concurrency.forks import Lock, after_fork_in_child
+from onebeat.concurrency.forks import ForkSafeLock, after_fork_in_child
 
 class Counter:
     def __init__(self):
@@ -84,7 +84,7 @@ in_child(lambda: print(counter.calls))
 def test_a_lock_that_another_thread_held_is_free_in_the_child() -> None:
     run(
         """
-lock, held, over = Lock(), threading.Event(), threading.Event()
+lock, held, over = ForkSafeLock(), threading.Event(), threading.Event()
 def hold():
     with lock:
         held.set()

@@ -13,7 +13,7 @@ from sqlalchemy import create_engine, func, make_url, select
 from sqlalchemy.exc import IntegrityError
 
 from onebeat.errors import NotStarted
-from onebeat.store.connection.backend import Backend
+from onebeat.store.connection.backend import ConnectionBackend
 from onebeat.store.connection.database import Database
 from onebeat.store.connection.sqlite_file import file_of
 from onebeat.store.retries import CommitLost, CommitUnknown, Retries
@@ -134,7 +134,7 @@ class OneConnection:
         self.connection.close()
         self.engine.dispose()
 
-    def urgent(self) -> Backend:
+    def urgent(self) -> ConnectionBackend:
         return UrgentView(self)
 
 
@@ -153,7 +153,7 @@ async def test_a_third_backend_serves_every_verb_and_every_sibling(
 ) -> None:
     made: list[OneConnection] = []
 
-    def make_backend(transactions: TransactionRunner) -> Backend:
+    def make_backend(transactions: TransactionRunner) -> ConnectionBackend:
         made.append(OneConnection(str(file_of(database_url)), transactions))
         return made[-1]
 

@@ -33,8 +33,9 @@ class Alarm:
 
     def set(self) -> None:
         """End the present wait, or the next one; to be called on the event loop of the waiting task."""
-        self._is_set = True
-        self._release()
+        if not self._is_set:
+            self._is_set = True
+            self._release()
 
     def set_threadsafe(self) -> None:
         """Do as `set`, from any thread; a closed event loop is not woken."""

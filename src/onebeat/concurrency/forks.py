@@ -44,10 +44,10 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_call_methods)
 
 
-class Lock:
+class ForkSafeLock:
     """A mutual exclusion lock that a forked child finds free, because the thread that held it does not run there.
 
-    >>> with Lock() as _:
+    >>> with ForkSafeLock() as _:
     ...     pass
     """
 

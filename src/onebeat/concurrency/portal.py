@@ -9,7 +9,7 @@ from collections.abc import Coroutine
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
-from onebeat.concurrency.forks import Lock
+from onebeat.concurrency.forks import ForkSafeLock
 
 R = TypeVar("R")
 
@@ -28,7 +28,7 @@ class Portal:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._mutex = Lock()
+        self._mutex = ForkSafeLock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._pid = 0

@@ -10,7 +10,7 @@ from random import Random
 from typing import Any, Generic, Protocol, TypeVar
 
 from onebeat.concurrency.alarm import Alarm
-from onebeat.concurrency.forks import Lock
+from onebeat.concurrency.forks import ForkSafeLock
 
 SECOND = 1_000_000
 JITTER = 0.1  # of a delay, either way, so that many processes do not renew at the same moment
@@ -99,7 +99,7 @@ class RenewalThread(Generic[T]):
         self._refusal = refusal
         self._failed = failed
         self._recovered = recovered
-        self._mutex = Lock()
+        self._mutex = ForkSafeLock()
         self._forget_all()
 
     def _forget_all(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 
-class Lease(Protocol):
+class OwnLease(Protocol):
     """A worker's lease as its holder sees it."""
 
     @property
@@ -23,11 +23,11 @@ class WorkerIdentity:
     __slots__ = ("claiming", "last_id", "lease")
 
     def __init__(self) -> None:
-        self.lease: Lease | None = None
+        self.lease: OwnLease | None = None
         self.claiming = False  # False before the start and from the beginning of a drain
         self.last_id = ""  # the worker id held last, for records written after its lease was lost
 
-    def take(self, lease: Lease) -> None:
+    def take(self, lease: OwnLease) -> None:
         """Act under this lease from now on."""
         self.lease, self.last_id = lease, lease.worker_id
 

@@ -53,8 +53,10 @@ class Settler:
 
     def put(self, ended: Ended, seconds: float) -> None:
         """Take the end of an attempt that ran for `seconds`."""
+        first = not self._waiting  # the others are written with it, or by the tick that follows it
         self._waiting.append((ended, seconds))
-        self._wakeups.run_ended()
+        if first:
+            self._wakeups.run_ended()
 
     async def tick(self, now: int) -> int | None:
         """Write one batch; what could not be written stays for the next tick."""

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from random import Random
 from typing import Any, Generic, Protocol, Self, TypeVar
 
-from onebeat.concurrency.forks import Lock
+from onebeat.concurrency.forks import ForkSafeLock
 from onebeat.errors import ConfigurationError, LockTimeout, NotStarted, OnebeatError
 from onebeat.locks.backend import Backend, LockInfo
 from onebeat.locks.heartbeat import LockHeartbeat
@@ -54,7 +54,7 @@ class LocksOn(Generic[B]):
         self._clock: Clock = clock or SystemClock()
         self._random = random or Random()  # noqa: S311 - jitter and fairness, not a secret
         self._waiters = Waiters(self._random)
-        self._mutex = Lock()
+        self._mutex = ForkSafeLock()
         self._held: set[Hold] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._sync: SyncBackend[B] = SyncBackend(self._twin)

@@ -33,7 +33,7 @@ _OPEN = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Record:
+class LockRecord:
     """What is kept beside a lock: its name, its last fence, and who has it."""
 
     name: str
@@ -122,7 +122,8 @@ class FileBackend:
                     return None
                 fence = max(record.fence + 1, self._clock.now())
                 self._write(
-                    Record(name=name, fence=fence, owner=owner, holder=holder, acquired_us=self._clock.now()), sync=True
+                    LockRecord(name=name, fence=fence, owner=owner, holder=holder, acquired_us=self._clock.now()),
+                    sync=True,
                 )
             self._descriptors.add(owner, descriptor)
             descriptor = -1
@@ -151,7 +152,7 @@ class FileBackend:
         if ours:
             with self._record(name) as record:
                 if record.owner == owner:
-                    self._write(Record(name=name, fence=record.fence), sync=False)
+                    self._write(LockRecord(name=name, fence=record.fence), sync=False)
         self._descriptors.close(owner)
         return ours
 
@@ -175,10 +176,10 @@ class FileBackend:
             line |= {"fence": record.fence, "holder": record.holder, "reason": reason[:2000]}
             self._append("audit.log", json.dumps(line))
             self._path(name, "lock").unlink(missing_ok=True)
-            self._write(Record(name=name, fence=record.fence), sync=True)
+            self._write(LockRecord(name=name, fence=record.fence), sync=True)
             return _info(record)
 
-    def _is_locked(self, record: Record) -> bool:
+    def _is_locked(self, record: LockRecord) -> bool:
         """Ask the kernel, for a moment; who tries to acquire in that moment and finds no owner tries again."""
         if record.owner is not None and self._descriptors.get(record.owner) is not None:
             return True
@@ -196,7 +197,7 @@ class FileBackend:
         return self.directory / f"{hashlib.sha256(name.encode()).hexdigest()[:40]}.{kind}"
 
     @contextmanager
-    def _record(self, name: str) -> Iterator[Record]:
+    def _record(self, name: str) -> Iterator[LockRecord]:
         """The record of a lock, which nobody else changes meanwhile."""
         descriptor = os.open(self._path(name, "mutex"), _OPEN, 0o600)
         try:
@@ -208,18 +209,18 @@ class FileBackend:
                     )
                 time.sleep(STEP)
             found = _read(self._path(name, "json"))
-            yield found if found.name else Record(name=name)
+            yield found if found.name else LockRecord(name=name)
         finally:
             os.close(descriptor)
 
-    def _write(self, record: Record, *, sync: bool) -> None:
+    def _write(self, record: LockRecord, *, sync: bool) -> None:
         """Replace the record as a whole; with `sync` it survives a power cut before anybody acts on its fence."""
         target = self._path(record.name, "json")
         temporary = target.with_suffix(".new")
         temporary.unlink(missing_ok=True)
         descriptor = os.open(temporary, _OPEN | os.O_EXCL, 0o600)
         try:
-            fields = {field: getattr(record, field) for field in Record.__slots__}
+            fields = {field: getattr(record, field) for field in LockRecord.__slots__}
             os.write(descriptor, json.dumps(fields).encode())
             if sync:
                 os.fsync(descriptor)
@@ -245,19 +246,19 @@ class FileBackend:
             os.close(descriptor)
 
 
-def _read(path: Path) -> Record:
+def _read(path: Path) -> LockRecord:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError:
-        return Record(name="")
+        return LockRecord(name="")
     with os.fdopen(descriptor, "rb") as file:
         try:
-            return Record(**json.loads(file.read()))
+            return LockRecord(**json.loads(file.read()))
         except (ValueError, TypeError):  # cut short with the power: as if it were not there
-            return Record(name="")
+            return LockRecord(name="")
 
 
-def _info(record: Record) -> LockInfo:
+def _info(record: LockRecord) -> LockInfo:
     return LockInfo(
         name=record.name,
         fence=record.fence,

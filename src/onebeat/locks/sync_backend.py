@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any, Generic, TypeVar
 
-from onebeat.concurrency.forks import Lock
+from onebeat.concurrency.forks import ForkSafeLock
 from onebeat.concurrency.portal import Portal
 from onebeat.errors import ConfigurationError, NotStarted
 from onebeat.locks.backend import Backend
@@ -25,7 +25,7 @@ class SyncBackend(Generic[B]):
 
     def __init__(self, make: Callable[[], B]) -> None:
         self._make = make
-        self._mutex = Lock()
+        self._mutex = ForkSafeLock()
         self._portal = Portal("onebeat-locks")
         self._backend: B | None = None
 

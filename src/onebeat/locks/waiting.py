@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from random import Random
 
 from onebeat.concurrency.alarm import Alarm
-from onebeat.concurrency.forks import Lock
+from onebeat.concurrency.forks import ForkSafeLock
 
 FIRST = 0.02  # seconds until the second try
 LONGEST = 1.0  # seconds between tries at most
@@ -30,7 +30,7 @@ class Waiters:
 
     def __init__(self, random: Random) -> None:
         self._random = random
-        self._mutex = Lock()
+        self._mutex = ForkSafeLock()
         self._waiting: dict[str, set[Alarm]] = {}
 
     @contextmanager

@@ -7,7 +7,7 @@ from contextvars import ContextVar, Token
 from types import MappingProxyType, TracebackType
 from typing import Any, Literal, NamedTuple
 
-from onebeat.concurrency.forks import Lock
+from onebeat.concurrency.forks import ForkSafeLock
 from onebeat.model.protocols import Unit
 from onebeat.tracking import notices
 from onebeat.tracking.ids import is_valid, new_id, new_unit_id
@@ -17,7 +17,7 @@ from onebeat.tracking.traceparent import Trace
 Origin = Literal["generated", "header", "traceparent", "job", "given", "parent"]
 _TAG = "__onebeat_tracking__"
 _NONE: Mapping[str, Any] = MappingProxyType({})
-_binding = Lock()
+_binding = ForkSafeLock()
 
 
 class Cell:

@@ -6,13 +6,13 @@ import logging
 import time
 from collections import Counter
 
-from onebeat.concurrency.forks import Lock
+from onebeat.concurrency.forks import ForkSafeLock
 
 INTERVAL = 60.0  # seconds between two warnings
 _SHOWN = 32  # characters of a refused value, escaped
 
 _log = logging.getLogger("onebeat.tracking")
-_lock = Lock()
+_lock = ForkSafeLock()
 _counts: Counter[str] = Counter()
 _quiet_until = 0.0
 _unsaid = 0

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Final, TypeVar
 
-from onebeat.concurrency.forks import Lock
+from onebeat.concurrency.forks import ForkSafeLock
 from onebeat.errors import ConfigurationError, InvalidArguments
 from onebeat.tracking.context import Tracking, trace
 from onebeat.tracking.ids import is_valid
@@ -23,7 +23,7 @@ NAME_LIMIT: Final = 128  # characters of a field's name
 T = TypeVar("T")
 
 _log = logging.getLogger("onebeat.tracking")
-_lock = Lock()
+_lock = ForkSafeLock()
 
 
 @dataclass(frozen=True, slots=True)

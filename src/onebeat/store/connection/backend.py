@@ -11,7 +11,7 @@ from onebeat.store.tx import Tx
 R = TypeVar("R")
 
 
-class Backend(Protocol):
+class ConnectionBackend(Protocol):
     """Runs store functions on the connections it owns.
 
     `ServerPool` serves PostgreSQL, MySQL and MariaDB; `SQLiteThreads` serves a file. `Database` uses these four methods
@@ -51,5 +51,5 @@ class Backend(Protocol):
     async def close(self) -> None:
         """Finish the calls under way and close every connection; harmless when nothing is open."""
 
-    def urgent(self) -> Backend:
+    def urgent(self) -> ConnectionBackend:
         """Return a view of this backend whose calls run ahead of all that wait; it owns nothing and is not closed."""

@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from onebeat.errors import NotStarted
 from onebeat.model.protocols import Clock
-from onebeat.store.connection.backend import Backend
+from onebeat.store.connection.backend import ConnectionBackend
 from onebeat.store.connection.server_pool import ServerPool
 from onebeat.store.connection.sqlite_threads import SQLiteThreads
 from onebeat.store.connection.targets import Target, read_target
@@ -31,7 +31,7 @@ R = TypeVar("R")
 CALL_LIMIT = 30.0  # seconds for one try of one transaction
 HEARTBEAT_LIMIT = 10.0  # seconds; below the beat of 15
 START_TIMEOUT = 30.0  # seconds
-_INHERITED: list[Backend] = []  # kept for ever, because finalising what a parent process opened could harm it
+_INHERITED: list[ConnectionBackend] = []  # kept for ever, because finalising what a parent process opened could harm it
 
 
 class Database:
@@ -50,8 +50,8 @@ class Database:
         call_limit: seconds for one try of one transaction on a server.
         clock: the clocks of this process.
         random: the source of jitter.
-        make_backend: makes another `Backend` than the one for the target's kind of database. It may be called several
-            times; all siblings share what the owner opened.
+        make_backend: makes another `ConnectionBackend` than the one for the target's kind of database. It may be called
+            several times; all siblings share what the owner opened.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Database:
         call_limit: float = CALL_LIMIT,
         clock: Clock | None = None,
         random: Random | None = None,
-        make_backend: Callable[[TransactionRunner], Backend] | None = None,
+        make_backend: Callable[[TransactionRunner], ConnectionBackend] | None = None,
     ) -> None:
         self._target: Target = read_target(target)
         self._given = target
@@ -87,7 +87,7 @@ class Database:
         self._synchronous = sqlite_synchronous
         self._allow_network = sqlite_allow_network
         self._role = role
-        self._backend: Backend | None = None
+        self._backend: ConnectionBackend | None = None
         self._owner: Database | None = None  # whose backend this sibling shares
         self._urgent = False
         self._pid = 0
@@ -165,7 +165,7 @@ class Database:
         self._backend = backend
         self._pid = os.getpid()
 
-    def _make_backend(self) -> Backend:
+    def _make_backend(self) -> ConnectionBackend:
         if self._make_other_backend is not None:
             return self._make_other_backend(self._transactions)
         if self.dialect.one_writer:
@@ -276,7 +276,7 @@ class Database:
             sibling._owner = self
         return sibling
 
-    def _open_backend(self) -> Backend:
+    def _open_backend(self) -> ConnectionBackend:
         owner = self if self._backend is not None or self._owner is None else self._owner
         if owner._backend is None:
             raise NotStarted("the database is not open; start the scheduler, or open the database, first")

@@ -24,7 +24,7 @@ CLOSE_WITHIN = 3.0  # seconds for closing one connection in agreement with the s
 
 
 class ServerPool:
-    """A `Backend` with at most `size` connections in driver autocommit; transactions begin and end in text.
+    """A `ConnectionBackend` with at most `size` connections in driver autocommit; transactions begin and end in text.
 
     A connection stays checked out between calls, because checking it in and out would cost two round trips a call. A
     call that has its connection runs to its end in a task of its own, also when the caller is cancelled: so a cancel
@@ -60,7 +60,7 @@ class ServerPool:
         return self
 
     async def open(self) -> list[str]:
-        """Connect once and inspect the server; see `Backend.open`."""
+        """Connect once and inspect the server; see `ConnectionBackend.open`."""
         self._loop = asyncio.get_running_loop()
         arguments = self._transactions.dialect.pooled_arguments
         self._engine = self._make_engine(arguments or {})
@@ -85,7 +85,7 @@ class ServerPool:
         limit: float | None = None,
         flushed: bool = True,
     ) -> R:
-        """Run one call; see `Backend.run`.
+        """Run one call; see `ConnectionBackend.run`.
 
         With `single` the statement commits by itself, without a transaction around it. `flushed` has no effect here:
         the statement itself asks the server (`Dialect.unflushed`).
@@ -109,7 +109,7 @@ class ServerPool:
         return await asyncio.shield(task)
 
     async def close(self) -> None:
-        """Wait for the calls under way, then close the connections; see `Backend.close`."""
+        """Wait for the calls under way, then close the connections; see `ConnectionBackend.close`."""
         self._closing = True
         while self._tasks:
             await asyncio.wait(self._tasks)

@@ -34,7 +34,7 @@ SUSPECTS = 3  # failing calls taken out of a group before each of the rest runs 
 
 
 class SQLiteThreads:
-    """The `Backend` of a SQLite file: a thread that writes and one that reads, each with one connection."""
+    """The `ConnectionBackend` of a SQLite file: a thread that writes and one that reads, each with one connection."""
 
     def __init__(
         self, url: URL, transactions: TransactionRunner, *, synchronous: str, allow_network: bool, where: str
@@ -55,7 +55,7 @@ class SQLiteThreads:
         return view
 
     async def open(self) -> list[str]:
-        """Open the file on both threads; see `Backend.open`."""
+        """Open the file on both threads; see `ConnectionBackend.open`."""
         return await asyncio.to_thread(self._open)
 
     def _open(self) -> list[str]:
@@ -89,7 +89,7 @@ class SQLiteThreads:
         return sqlite_file.cautions(sqlite3.sqlite_version_info)
 
     async def close(self) -> None:
-        """End both threads, the reader first; see `Backend.close`."""
+        """End both threads, the reader first; see `ConnectionBackend.close`."""
         threads, self._threads = self._threads, None
         for thread in reversed(threads or ()):
             await asyncio.to_thread(thread.close)
@@ -109,7 +109,7 @@ class SQLiteThreads:
         limit: float | None = None,
         flushed: bool = True,
     ) -> R:
-        """Queue a call and wait for its commit; `single` and `limit` have no effect here. See `Backend.run`."""
+        """Queue a call and wait for its commit; `single` and `limit` have no effect here. See `ConnectionBackend`."""
         waiter: asyncio.Future[R] = asyncio.get_running_loop().create_future()
         queued = QueuedCall(call, waiter, patience=patience, flushed=flushed)
         self._thread(write).submit(queued, urgent=self._is_urgent)
