@@ -30,7 +30,7 @@ demo: .venv/.demo  ## the example shop on SQLite with four uvicorn workers
 	@$(BIN)/python -m examples.shop
 
 test: .venv/.dev  ## whether a change is safe, on SQLite and on each database server that can be reached
-	$(BIN)/python -m pytest -n 3 --dist worksteal < /dev/null
+	$(BIN)/python -m pytest -n 4 --dist worksteal < /dev/null
 
 test-all: .venv/.dev  ## the rest: campaigns with killed processes, long fuzzers, matrices
 	$(BIN)/python -m pytest -m "campaign and not alone and not soak" -n 2 --dist worksteal < /dev/null

@@ -31,8 +31,13 @@ CAMPAIGNS = (
     "test_four_processes_migrate_at_once_and_one_does_it[sqlite]",
     "test_each_due_instant_has_one_verdict_and_each_start_one_finished_job[mariadb]",  # [sqlite]
     "test_each_due_instant_has_one_verdict_and_each_start_one_finished_job[postgresql]",
+    "test_a_worker_runs_jobs_inside_the_apps_lifespan_and_drains_at_the_first_signal[2]",  # [15]
+    "test_many_jobs_each_run_once[postgresql]",  # [sqlite]
     "test_another_project_runs_the_contract_as_documented",  # the contract suite itself runs on every back end
 )
+
+# The parts above the store send MariaDB what tests/store and tests/guarantees test there.
+ON_MARIADB_IN_CAMPAIGNS = ("engine", "scheduler")
 
 MakeDatabase = Callable[..., Awaitable[Database]]
 
@@ -54,7 +59,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark campaigns by name, and put quick tests first, so that a mistake shows early."""
     items.sort(key=lambda item: LAST.index(part) + 1 if (part := _directory(item)) in LAST else 0)
     for item in items:
-        if item.name.startswith(CAMPAIGNS):
+        repeats = _directory(item) in ON_MARIADB_IN_CAMPAIGNS and "mariadb" in item.name
+        if repeats or item.name.startswith(CAMPAIGNS):
             item.add_marker("campaign")
 
 

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -274,6 +275,7 @@ def test_the_ledger_survives_sigkill_and_keeps_the_lines_of_several_writers_apar
     try:
         while len({line.pid for line in ledger.lines()}) < 3:
             assert all(writer.poll() is None for writer in writers)
+            time.sleep(0.05)  # each look reads the whole file
     finally:
         for writer in writers:
             writer.send_signal(signal.SIGKILL)

@@ -28,6 +28,7 @@ ADDRESSES = {
     "redis": os.environ.get("ONEBEAT_TEST_REDIS", "redis://127.0.0.1:6379/0"),
 }
 CONNECT_WITHIN = 5.0  # seconds
+CLEARS = "clears tables between tests"  # the name of that connection, which is no session of any test
 RAN: set[str] = set()  # kinds that a test really used
 
 
@@ -93,7 +94,9 @@ class Admin:
     def sessions(self, database: str) -> int:
         """How many connections a database has on the server at this moment."""
         if self.kind == "postgresql":
-            found = self.run(f"SELECT count(*) FROM pg_stat_activity WHERE datname = '{database}'")
+            found = self.run(
+                f"SELECT count(*) FROM pg_stat_activity WHERE datname = '{database}' AND application_name <> '{CLEARS}'"
+            )
         else:
             found = self.run(f"SELECT count(*) FROM information_schema.processlist WHERE db = '{database}'")
         return int(found[0][0])
@@ -101,7 +104,10 @@ class Admin:
     def end_sessions(self, database: str) -> None:
         """Close whatever is connected to a database."""
         if self.kind == "postgresql":
-            self.run(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{database}'")
+            self.run(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                f" WHERE datname = '{database}' AND application_name <> '{CLEARS}'"
+            )
             return
         for (number,) in self.run(f"SELECT id FROM information_schema.processlist WHERE db = '{database}'"):
             try:
@@ -194,6 +200,7 @@ class Shelf:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.urls: dict[str, str] = {}
+        self._inside: Any = None  # a connection to PostgreSQL's database, which knows its tables after the first test
 
     def take(self, kind: str, directory: Path) -> str:
         """The URL of a database with onebeat's tables and no rows in them."""
@@ -205,7 +212,8 @@ class Shelf:
         if kind in self.urls:
             try:
                 self._clear(kind)
-            except Exception:  # a test that took the tables away, or holds locks: a new one
+            except Exception as error:  # a test that took the tables away, or holds locks: a new one
+                print(f"a new {kind} database, because the last one could not be cleared: {error!r}")
                 drop_database(self.urls.pop(kind))
         return self._migrated(kind)
 
@@ -223,30 +231,41 @@ class Shelf:
         name = make_url(self.urls[kind]).database
         assert name is not None
         ADMINS[kind].end_sessions(name)
-        deletes = deletions(f"{name}." if kind == "mariadb" else "", "`" if kind == "mariadb" else '"')
+        schema, mark = (f"{name}.", "`") if kind == "mariadb" else ("", '"')
+        filled, deletes = questions(schema, mark)
         if kind == "mariadb":
-            ADMINS[kind].run("SET autocommit = 0", *deletes, "COMMIT", "SET autocommit = 1")
+            rows = ADMINS[kind].run(filled)
+            ADMINS[kind].run(
+                "SET autocommit = 0", *(deletes[table] for (table,) in rows), "COMMIT", "SET autocommit = 1"
+            )
             return
 
         async def work() -> None:
-            connection = await ADMINS[kind].connect(name)
-            try:
-                await connection.execute("SET lock_timeout = '3s'; " + "; ".join(deletes))
-            finally:
-                await connection.close()
+            if self._inside is None:
+                self._inside = await ADMINS[kind].connect(name)
+                await self._inside.execute(f"SET lock_timeout = '3s'; SET application_name = '{CLEARS}'")
+            rows = await self._inside.fetch(filled)
+            if rows:  # asyncpg fails on an empty statement
+                await self._inside.execute("; ".join(deletes[table] for (table,) in rows))
 
-        BACKGROUND.run(work())
+        try:
+            BACKGROUND.run(work())
+        except Exception:
+            self._inside = None
+            raise
 
 
 @cache  # building the tables costs more than deleting their rows
-def deletions(schema: str, quote: str) -> tuple[str, ...]:
-    """Return the statements that delete every row but those which `migrate` makes."""
+def questions(schema: str, mark: str) -> tuple[str, dict[str, str]]:
+    """Return the statement that names the tables with rows, and for each table the one that deletes these.
+
+    The rows of `meta` that `migrate` makes do not count.
+    """
     tables = build()
-    emptied = [table for table in tables.metadata.sorted_tables if table is not tables.meta]
-    return (
-        *(f"DELETE FROM {schema}{table.name}" for table in emptied),
-        f"DELETE FROM {schema}{tables.meta.name} WHERE {quote}key{quote} = 'app'",
-    )
+    rows = {table.name: f"FROM {schema}{table.name}" for table in tables.metadata.sorted_tables}
+    rows[tables.meta.name] += f" WHERE {mark}key{mark} = 'app'"
+    filled = " UNION ALL ".join(f"SELECT '{name}' WHERE EXISTS (SELECT 1 {which})" for name, which in rows.items())
+    return filled, {name: f"DELETE {which}" for name, which in rows.items()}
 
 
 async def waits_until(condition: Callable[[], bool | Awaitable[bool]], within: float = 20.0) -> None:
