@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 from collections.abc import Callable, Sequence
@@ -12,6 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from onebeat.engine.heartbeat import Heartbeat, WorkerLease
 from onebeat.engine.identity import WorkerIdentity
 from onebeat.engine.run_file import RunFile, boot_id
+from onebeat.errors import DatabaseUnavailable
 from onebeat.model.definition import Definition
 from onebeat.model.events import Event, WorkerLost
 from onebeat.model.ids import token
@@ -23,6 +25,7 @@ from onebeat.store.schedules import declare, rezone
 FIRST_PAUSE = 0.1  # seconds before a registration that failed is tried again, doubled each time
 LONGEST_PAUSE = 5.0  # seconds; the database may be back any moment
 LEAVE_WITHIN = 10.0  # seconds for the last write; after that the lease runs out by itself
+UNDONE_WITHIN = 2.0  # seconds to mark a worker stopped whose start failed
 LEAVING_LEASE = 5_000_000  # microseconds that others wait for work that could not be stopped, before they run it
 
 
@@ -73,13 +76,10 @@ class Membership:
         run_file = RunFile(row.id)
         run_file.hold()
         sent = self._clock.boot()
-        await self._database.write(workers.register, row)
         try:
-            await self._database.write(declare.declare, self._definitions)
-            await self._database.write(rezone.rezone)
+            await self._register(row)
         except BaseException:
             run_file.release()
-            await self._database.write(workers.stop, row.id)
             raise
         lease = WorkerLease(row.id, self._length, clock=self._clock, lost=partial(self._on_lost, row.id))
         lease.granted(sent)
@@ -88,6 +88,17 @@ class Membership:
         self._run_file, self._lease = run_file, lease
         self._identity.take(lease)
         self._heartbeat.add(lease)
+
+    async def _register(self, row: workers.NewWorker) -> None:
+        await self._database.write(workers.register, row)
+        try:
+            await self._database.write(declare.declare, self._definitions)
+            await self._database.write(rezone.rezone)
+        except BaseException:
+            with contextlib.suppress(DatabaseUnavailable, TimeoutError):  # else its lease runs out
+                async with asyncio.timeout(UNDONE_WITHIN):
+                    await self._database.write(workers.stop, row.id)
+            raise
 
     def _row(self) -> workers.NewWorker:
         return workers.NewWorker(
