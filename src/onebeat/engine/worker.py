@@ -10,6 +10,7 @@ from random import Random
 from uuid import UUID
 
 from onebeat.engine.claimer import Claimer
+from onebeat.engine.clock_watch import ClockWatch
 from onebeat.engine.dispatcher import Dispatcher
 from onebeat.engine.executor import Executor
 from onebeat.engine.heartbeat import Heartbeat
@@ -139,6 +140,14 @@ class Worker:
             wakeups=wakeups,
             announce=announce,
         )
+        clock_watch = ClockWatch(
+            database=database,
+            clock=clock,
+            interval=options.heartbeat,
+            wakeups=wakeups,
+            random=random,
+            announce=announce,
+        )
         promoter = Promoter(database=database, poll=options.poll, wakeups=wakeups)
         self._membership = Membership(
             database=database,
@@ -160,6 +169,7 @@ class Worker:
         self._promotions = self._loop("promoter", promoter.tick)
         self._reconciling = self._loop("reconciler", self._reconciler.tick)
         self._sweeps = self._loop("sweeper", self._sweeper.tick)
+        self._clock_watch = self._loop("clock watch", clock_watch.tick)
         self._loops = (
             self._settling,
             self._claims,
@@ -167,6 +177,7 @@ class Worker:
             self._promotions,
             self._reconciling,
             self._sweeps,
+            self._clock_watch,
         )
 
     def _loop(self, name: str, tick: Tick) -> Loop:
@@ -259,7 +270,7 @@ class Worker:
         ending = [asyncio.create_task(self._claims.stop(self._until(plan.cancelled)))]
         ending += [
             asyncio.create_task(loop.stop(min(TICK_WITHIN, self._until(plan.cancelled))))
-            for loop in (self._dispatches, self._promotions, self._sweeps)
+            for loop in (self._dispatches, self._promotions, self._sweeps, self._clock_watch)
         ]
         await self._wait_for_runs(plan.runs)
         self._executor.stop("drain")
