@@ -8,7 +8,7 @@ import pytest
 
 NAMES = {
     "onebeat": """
-        At AttemptInfo Busy Call Cancel CatchUp ConfigurationError Cron Daily DatabaseBack DatabaseCaution
+        At AttemptInfo Busy Call Cancel CatchUp ClockStepped ConfigurationError Cron Daily DatabaseBack DatabaseCaution
         DatabaseTrouble DatabaseUnavailable Dates DuplicateTask Event Every Fire FireConflict Health InvalidArguments
         InvalidCron InvalidTrigger JobCancelled JobContext JobEvent JobExists JobFailed JobInfo JobNotFound JobRescued
         JobSettled JobStarted LeaseLost LockTimeout Months NotStarted OnebeatError Page PartFailed Policies QueueInfo

@@ -19,7 +19,7 @@ from examples.shop import mailserver
 
 START_LIMIT = 60  # seconds until every worker must serve
 ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # Ctrl-C, kill, a closed terminal
-STOP_LIMIT = 60  # seconds a drain may take: 3 for requests, 25 for jobs, the rest for a slow machine
+STOP_LIMIT = 60  # seconds a drain may take: 3 for requests, 25 for jobs and their clean-up, the rest for a slow machine
 
 
 class Stopped(Exception):

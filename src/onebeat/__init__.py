@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from onebeat.fastapi.install import install as install
     from onebeat.locks.guard import fence_guard as fence_guard
     from onebeat.model.events import (
+        ClockStepped as ClockStepped,
         DatabaseBack as DatabaseBack,
         DatabaseCaution as DatabaseCaution,
         DatabaseTrouble as DatabaseTrouble,
@@ -87,6 +88,7 @@ _HOME = {
     "Call": "tasks.task",
     "Cancel": "timing.backoff",
     "CatchUp": "model.policies",
+    "ClockStepped": "model.events",
     "ConfigurationError": "errors",
     "Cron": "timing.triggers",
     "Daily": "timing.calendars",

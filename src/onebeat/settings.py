@@ -128,7 +128,7 @@ class Settings(BaseSettings):
     timezone: str = "UTC"
     lease: Seconds = Field(60, ge=1, le=3600)
     heartbeat: Seconds = Field(15, ge=0.1)
-    drain: Seconds = Field(25, ge=0)
+    drain: Seconds = Field(20, ge=0)
     default_timeout: Seconds = Field(3600, gt=0)
     poll: Seconds = Field(1, ge=0.01, le=60)
     start_timeout: Seconds = Field(30, ge=0)

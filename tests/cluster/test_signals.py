@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.cluster import app
+from tests.cluster import app, rolling
 from tests.cluster.work import Mix, enqueue, seeded
 from tests.support import rows
 from tests.support.cluster import Cluster, judge, uvicorn
@@ -116,3 +118,52 @@ async def test_three_deploys_over_jobs_of_20_s_count_no_death(sqlite_url: str, t
         await cluster.terminate()
         left = await rows.read(sqlite_url)
     assert [(job.state, job.attempt, job.crashes) for job in left.jobs] == [("succeeded", 4, 0)] * 2
+
+
+# ── rolling restarts ──────────────────────────────────────────────────────────────────────────────────────────────────
+ROLLING = ("-m", "onebeat", "worker", "--app", "tests.cluster.rolling:scheduler")
+EACH = 5.0  # seconds between two restarts
+LONG = 8.0  # seconds of each job
+
+
+async def rolled(url: str, folder: Path, *, drain: float, seconds: float) -> None:
+    """Replace one of three workers every 5 s, while coroutine, thread and process jobs of 8 s are enqueued."""
+    settings = {"drain": drain, "lease": 60, "heartbeat": 1}
+    ended: list[int] = []
+    client = rolling.build(url, role="client", lease=60, heartbeat=1)
+    work, thread, process = (client.registry.get(name) for name in ("work", "work_in_thread", "work_in_process"))
+    async with client:
+        with Cluster(url, folder, count=3, command=ROLLING, settings=settings) as cluster:
+            await cluster.ready()
+            leaving = []
+            for restart in range(int(seconds / EACH)):
+                begun = time.monotonic()
+                await work.enqueue_many([(LONG, True)] * 3)
+                await thread.enqueue_many([(LONG, True)] * 2)
+                await process.enqueue(LONG)
+                leaving.append(cluster.workers[restart % 3])
+                leaving[-1].process.send_signal(signal.SIGTERM)
+                cluster.workers[restart % 3] = cluster._start()
+                await asyncio.sleep(max(0.0, EACH - (time.monotonic() - begun)))
+            await cluster.quiet(180)
+            for worker in leaving:
+                ended.append(await asyncio.to_thread(worker.process.wait, 40))
+            await cluster.terminate()
+        jobs = (await rows.read(url)).jobs
+    assert ended == [0] * len(ended)
+    assert len(jobs) == 6 * int(seconds / EACH)
+    assert {(job.state, job.errors, job.crashes) for job in jobs} == {("succeeded", 0, 0)}
+
+
+@pytest.mark.campaign
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("drain", [20, 2], ids=["jobs end in the drain", "jobs are given back"])
+async def test_a_rolling_restart_costs_no_job(drain: float, sqlite_url: str, tmp_path: Path) -> None:
+    await rolled(sqlite_url, tmp_path, drain=drain, seconds=40)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("drain", [20, 2], ids=["jobs end in the drain", "jobs are given back"])
+async def test_soak_a_rolling_restart_of_three_minutes_costs_no_job(drain: float, url: str, tmp_path: Path) -> None:
+    await rolled(url, tmp_path, drain=drain, seconds=180)

@@ -12,7 +12,7 @@ from uuid import UUID
 import pytest
 from sqlalchemy import select
 
-from onebeat.engine import membership, run_file, worker as worker_module
+from onebeat.engine import membership, run_file, stopping
 from onebeat.model.events import JobRescued, WorkerDied
 from onebeat.model.job import SUSPECT_CRASHES
 from onebeat.store import reports, workers
@@ -141,7 +141,7 @@ class Stubborn:
 async def test_three_deploys_over_a_job_that_cannot_be_stopped_use_no_budget(
     kind: str, make: Make, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker_module, "CANCELLED_WITHIN", 0.2)
+    monkeypatch.setattr(stopping, "AFTER_DRAIN", 0.4)
     monkeypatch.setattr(membership, "LEAVING_LEASE", SECOND // 2)
     stubborn = Stubborn()
     client = make(role="client")

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from onebeat.engine import reconciler
+from onebeat.engine import membership, reconciler
 from onebeat.engine.heartbeat import WorkerLease
 from onebeat.engine.identity import WorkerIdentity
 from onebeat.engine.loop import Loop
 from onebeat.engine.worker import Worker
+from onebeat.errors import DatabaseUnavailable
 from onebeat.model.events import WorkerLost
 from onebeat.model.job import JobState
 from onebeat.scheduler.integration import integration_of
 from onebeat.scheduler.scheduler import Scheduler
+from onebeat.store import workers
+from onebeat.store.schedules import declare
 from onebeat.timing.backoff import Retry
 from onebeat.timing.triggers import Every
 from tests.engine.conftest import Make
@@ -223,6 +229,50 @@ async def test_a_draining_worker_that_loses_its_lease_does_not_register_again(ma
     await waits_until(lambda: worker.id is None)
     await scheduler.stop()
     assert len(await client.workers.list()) == 1
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="only Linux lists the descriptors of a process")
+@pytest.mark.parametrize("fails", ["the registration", "the declaration"])
+async def test_a_registration_that_fails_again_and_again_leaves_no_descriptor_open(
+    fails: str, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scheduler = make()
+    others = run_files_open()
+    await scheduler.start()
+    worker = scheduler._running().worker
+    assert worker is not None
+    tries = 0
+
+    def refuse(*_: Any) -> None:
+        nonlocal tries
+        tries += 1
+        raise DatabaseUnavailable("a test said so")
+
+    monkeypatch.setattr(membership, "FIRST_PAUSE", 0.001)
+    monkeypatch.setattr(membership, "LONGEST_PAUSE", 0.001)
+    with monkeypatch.context() as outage:
+        if fails == "the registration":
+            outage.setattr(workers, "register", refuse)
+        else:
+            outage.setattr(declare, "declare", refuse)
+        lease = worker.identity.lease
+        assert isinstance(lease, WorkerLease)
+        await asyncio.to_thread(lease.lost, "a test said so")
+        await waits_until(lambda: tries >= 2)
+        before = run_files_open()
+        await waits_until(lambda: tries >= 22)
+        assert run_files_open() <= before + 1, "one may be in the middle of a try"
+    await waits_until(lambda: worker.working)
+    assert run_files_open() == others + 1
+
+
+def run_files_open() -> int:
+    """How many run files this process has open."""
+    count = 0
+    for link in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):  # closed since it was listed
+            count += ".run" in os.readlink(link)
+    return count
 
 
 # ── identity ──────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -130,7 +130,7 @@ class OneConnection:
         self.calls.append((write, single, urgent))
         return self.transactions.run_transaction(self.connection, call, write=write)
 
-    async def close(self) -> None:
+    async def close(self, within: float | None = None) -> None:
         self.connection.close()
         self.engine.dispose()
 

@@ -182,6 +182,8 @@ def test_sqlstates_mean_what_reliability_asks(state: str, fault: Fault) -> None:
         (1205, Fault.RETRY), (1213, Fault.RETRY), (1020, Fault.RETRY), (1290, Fault.READ_ONLY), (1836, Fault.READ_ONLY),
         (2006, Fault.DISCONNECT), (2013, Fault.DISCONNECT), (2055, Fault.DISCONNECT), (1045, Fault.LOGIN),
         (1146, Fault.MISSING_TABLE), (1062, Fault.DUPLICATE), (1064, Fault.UNKNOWN), (2003, Fault.UNREACHABLE),
+        (1047, Fault.UNREACHABLE), (1226, Fault.UNREACHABLE), (3032, Fault.UNREACHABLE), (3168, Fault.UNREACHABLE),
+        (1080, Fault.DISCONNECT), (3169, Fault.DISCONNECT), (4031, Fault.DISCONNECT), (3101, Fault.RETRY),
     ],
 )  # fmt: skip
 def test_error_numbers_mean_what_reliability_asks(number: int, fault: Fault) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import pytest
 from sqlalchemy import text
@@ -11,10 +12,10 @@ from onebeat.errors import DatabaseUnavailable
 from onebeat.store import migrations
 from onebeat.store.retries import CommitUnknown
 from onebeat.store.tx import Tx
-from tests.conftest import MakeDatabase
+from tests.conftest import SERVERS, MakeDatabase
 from tests.store.conftest import Private
 from tests.store.test_database import add, names
-from tests.support.databases import ADMINS, kind_of, waits_until
+from tests.support.databases import ADMINS, Shelf, kind_of, waits_until
 from tests.support.proxy import Proxy
 
 COMMIT = {"postgresql": b"COMMIT\0", "mariadb": b"COMMIT"}  # and no other statement that speaks of READ COMMITTED
@@ -74,6 +75,26 @@ async def test_a_killed_session_is_replaced(served: str, make_database: MakeData
     assert await database.read(names) == ["a"]
     ADMINS[kind_of(served)].end_sessions(str(database.url.database))
     assert await database.write(add, "b") == "b"
+
+
+@pytest.mark.skipif("mariadb" not in SERVERS, reason="MariaDB cannot be reached")
+@pytest.mark.parametrize("number", [4031, 1047, 3169], ids=["idle for too long", "node left Galera", "killed"])
+async def test_a_passing_fault_of_mysql_costs_the_caller_a_new_connection_and_nothing_else(
+    number: int, shelf: Shelf, tmp_path: Path, make_database: MakeDatabase
+) -> None:
+    database = await make_database(shelf.take("mariadb", tmp_path))
+    tries = 0
+
+    def add_after_the_fault(tx: Tx) -> str:
+        nonlocal tries
+        tries += 1
+        if tries == 1:
+            tx.execute(text(f"SIGNAL SQLSTATE 'HY000' SET MYSQL_ERRNO = {number}, MESSAGE_TEXT = 'passing'"))
+        return add_known(tx, "a")
+
+    assert await database.write(add_after_the_fault) == "inserted"
+    assert tries == 2
+    assert await database.read(names) == ["a"]
 
 
 async def test_a_server_killed_in_mid_load_loses_nothing_it_had_told(

@@ -1,4 +1,4 @@
-"""A TCP proxy between onebeat and a server, which can cut, hold back and refuse."""
+"""A TCP proxy between onebeat and a server, which can cut, delay, hold back and refuse."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ class Proxy:
 
     `cut_on` = bytes: the first client message that contains them still reaches the server, whose answer is swallowed,
     and then both sides are cut: what happens when a connection dies while a COMMIT is under way. `before=True` cuts
-    before the server gets the message. `refuse` = True: new connections are closed at once.
+    before the server gets the message. `refuse` = True: new connections are closed at once. `delay` = seconds: each
+    round trip takes so much longer. `hold()`: nothing passes any more, as if the server stood still, until `release()`.
     """
 
     def __init__(self, url: str) -> None:
@@ -26,8 +27,11 @@ class Proxy:
         self.before = False
         self.refuse = False
         self.refuse_after_cut = False
+        self.delay = 0.0
         self.cuts = 0
         self.opened = 0
+        self._flowing = asyncio.Event()
+        self._flowing.set()
 
     @property
     def url(self) -> str:
@@ -37,6 +41,14 @@ class Proxy:
 
     async def start(self) -> None:
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+
+    def hold(self) -> None:
+        """Let nothing pass in either direction; connections stay open."""
+        self._flowing.clear()
+
+    def release(self) -> None:
+        """Let pass what was held back."""
+        self._flowing.set()
 
     def cut(self) -> None:
         """Cut every connection now."""
@@ -76,6 +88,7 @@ class Proxy:
     ) -> None:
         try:
             while data := await source.read(65536):
+                await self._on_the_way()
                 if self.cut_on is not None and self.cut_on in data:
                     self.cut_on = None
                     self.refuse = self.refuse_after_cut
@@ -101,6 +114,7 @@ class Proxy:
     ) -> None:
         try:
             while data := await source.read(65536):
+                await self._on_the_way()
                 if sink.is_closing():
                     self._answered.set()
                     return
@@ -111,6 +125,12 @@ class Proxy:
         finally:
             if not sink.is_closing():
                 self._hang_up(pair)
+
+    async def _on_the_way(self) -> None:
+        """Take the time that one direction of a round trip takes."""
+        if self.delay:
+            await asyncio.sleep(self.delay / 2)
+        await self._flowing.wait()
 
     @property
     def _answered(self) -> asyncio.Event:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 from collections.abc import Callable, Sequence
@@ -12,6 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from onebeat.engine.heartbeat import Heartbeat, WorkerLease
 from onebeat.engine.identity import WorkerIdentity
 from onebeat.engine.run_file import RunFile, boot_id
+from onebeat.errors import DatabaseUnavailable
 from onebeat.model.definition import Definition
 from onebeat.model.events import Event, WorkerLost
 from onebeat.model.ids import token
@@ -22,7 +24,7 @@ from onebeat.store.schedules import declare, rezone
 
 FIRST_PAUSE = 0.1  # seconds before a registration that failed is tried again, doubled each time
 LONGEST_PAUSE = 5.0  # seconds; the database may be back any moment
-LEAVE_WITHIN = 10.0  # seconds for the last write; after that the lease runs out by itself
+UNDONE_WITHIN = 2.0  # seconds to mark a worker stopped whose start failed
 LEAVING_LEASE = 5_000_000  # microseconds that others wait for work that could not be stopped, before they run it
 
 
@@ -73,13 +75,10 @@ class Membership:
         run_file = RunFile(row.id)
         run_file.hold()
         sent = self._clock.boot()
-        await self._database.write(workers.register, row)
         try:
-            await self._database.write(declare.declare, self._definitions)
-            await self._database.write(rezone.rezone)
+            await self._register(row)
         except BaseException:
             run_file.release()
-            await self._database.write(workers.stop, row.id)
             raise
         lease = WorkerLease(row.id, self._length, clock=self._clock, lost=partial(self._on_lost, row.id))
         lease.granted(sent)
@@ -88,6 +87,17 @@ class Membership:
         self._run_file, self._lease = run_file, lease
         self._identity.take(lease)
         self._heartbeat.add(lease)
+
+    async def _register(self, row: workers.NewWorker) -> None:
+        await self._database.write(workers.register, row)
+        try:
+            await self._database.write(declare.declare, self._definitions)
+            await self._database.write(rezone.rezone)
+        except BaseException:
+            with contextlib.suppress(DatabaseUnavailable, TimeoutError):  # else its lease runs out
+                async with asyncio.timeout(UNDONE_WITHIN):
+                    await self._database.write(workers.stop, row.id)
+            raise
 
     def _row(self) -> workers.NewWorker:
         return workers.NewWorker(
@@ -136,8 +146,8 @@ class Membership:
         if self._rejoining is not None:
             self._rejoining.cancel()
 
-    async def leave(self, *, idle: bool) -> None:
-        """End the lease and mark the worker stopped.
+    async def leave(self, *, idle: bool, within: float) -> None:
+        """End the lease and mark the worker stopped, within so many seconds; else the lease runs out by itself.
 
         While runs that cannot be stopped go on (not `idle`), it is marked leaving and keeps its run file: others take
         its jobs back as drained when the process is gone, or after `LEAVING_LEASE`.
@@ -147,10 +157,11 @@ class Membership:
             self._heartbeat.remove(lease)
             if lease.trusted:
                 try:
-                    async with asyncio.timeout(LEAVE_WITHIN):
+                    async with asyncio.timeout(within):
                         await self._mark(lease.worker_id, idle=idle)
                 except Exception as error:  # noqa: BLE001 - announced; the lease runs out by itself
-                    reason = f"could not be marked {'stopped' if idle else 'leaving'}: {error}"
+                    problem = "the database did not answer in time" if isinstance(error, TimeoutError) else error
+                    reason = f"could not be marked {'stopped' if idle else 'leaving'}: {problem}"
                     self._announce(WorkerLost(worker_id=lease.worker_id, reason=reason))
         if self._run_file is not None and idle:
             self._run_file.release()

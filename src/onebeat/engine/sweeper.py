@@ -64,7 +64,6 @@ class Sweeper:
 
     async def tick(self, now: int) -> int | None:
         """Sweep once; return when to sweep again, with jitter so that a fleet does not sweep in step."""
-        await self._database.measure_offset()
         await self._bury()
         await self._rescue()
         await self._database.write(release.heal_releases)

@@ -10,6 +10,7 @@ from random import Random
 from uuid import UUID
 
 from onebeat.engine.claimer import Claimer
+from onebeat.engine.clock_watch import ClockWatch
 from onebeat.engine.dispatcher import Dispatcher
 from onebeat.engine.executor import Executor
 from onebeat.engine.heartbeat import Heartbeat
@@ -19,6 +20,7 @@ from onebeat.engine.membership import Membership
 from onebeat.engine.promoter import Promoter
 from onebeat.engine.reconciler import Reconciler
 from onebeat.engine.settler import Settler
+from onebeat.engine.stopping import StopPlan
 from onebeat.engine.sweeper import RetentionAges, Sweeper
 from onebeat.engine.wakeups import Unsubscribe, Wakeups
 from onebeat.errors import DatabaseUnavailable
@@ -32,8 +34,7 @@ from onebeat.tasks.registry import Registry
 
 SECOND = 1_000_000
 REPORT_EACH = 5.0  # seconds between two reports of what a drain waits for
-CANCELLED_WITHIN = 5.0  # seconds that cancelled runs get to end
-WRITTEN_WITHIN = 10.0  # seconds a drain may take to write the outcomes that are left
+TICK_WITHIN = 5.0  # seconds that the present tick of a part gets when a drain begins
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +46,6 @@ class WorkerOptions:
     own_slots: Mapping[str, int]
     lease: int
     heartbeat: int
-    drain: int
     default_timeout: int
     poll: int
     connections: int = 1
@@ -140,6 +140,14 @@ class Worker:
             wakeups=wakeups,
             announce=announce,
         )
+        clock_watch = ClockWatch(
+            database=database,
+            clock=clock,
+            interval=options.heartbeat,
+            wakeups=wakeups,
+            random=random,
+            announce=announce,
+        )
         promoter = Promoter(database=database, poll=options.poll, wakeups=wakeups)
         self._membership = Membership(
             database=database,
@@ -161,6 +169,7 @@ class Worker:
         self._promotions = self._loop("promoter", promoter.tick)
         self._reconciling = self._loop("reconciler", self._reconciler.tick)
         self._sweeps = self._loop("sweeper", self._sweeper.tick)
+        self._clock_watch = self._loop("clock watch", clock_watch.tick)
         self._loops = (
             self._settling,
             self._claims,
@@ -168,6 +177,7 @@ class Worker:
             self._promotions,
             self._reconciling,
             self._sweeps,
+            self._clock_watch,
         )
 
     def _loop(self, name: str, tick: Tick) -> Loop:
@@ -249,46 +259,54 @@ class Worker:
         """Begin a drain: no more fires and no more claims. Call it on the event loop."""
         self.identity.claiming = False
 
-    async def drain(self, patience: float | None = None) -> None:
-        """Stop as SEMANTICS 8 says: stop claiming, wait, cancel, write everything, mark stopped last.
+    async def drain(self, plan: StopPlan) -> None:
+        """Stop claiming, wait for what runs, cancel it, write everything, mark the worker stopped last.
 
-        `patience`: seconds that running jobs are given; None takes the option `drain`.
+        Each step ends when `plan` says, also while the database does not answer.
         """
         self.stop_claiming()
         self._membership.stop_rejoining()
-        patience = self._options.drain / SECOND if patience is None else patience
         # A claim may be in flight: its jobs go back when its answer comes, so it is awaited as long as running jobs.
-        claims = asyncio.create_task(self._claims.stop(patience + CANCELLED_WITHIN))
-        for loop in (self._dispatches, self._promotions, self._sweeps):
-            await loop.stop()
-        await self._wait_for_runs(patience)
+        ending = [asyncio.create_task(self._claims.stop(self._until(plan.cancelled)))]
+        ending += [
+            asyncio.create_task(loop.stop(min(TICK_WITHIN, self._until(plan.cancelled))))
+            for loop in (self._dispatches, self._promotions, self._sweeps, self._clock_watch)
+        ]
+        await self._wait_for_runs(plan.runs)
         self._executor.stop("drain")
-        await self._executor.wait_idle(CANCELLED_WITHIN)
-        await claims
-        returned = await self._flush()
-        await self._reconciling.stop()
-        await self._settling.stop()
+        await self._executor.wait_idle(self._until(plan.cancelled))
+        await asyncio.wait(ending)
+        returned = await self._flush(plan.written)
+        await asyncio.gather(*(loop.stop(self._until(plan.written)) for loop in (self._reconciling, self._settling)))
         for unsubscribe in self._subscriptions:
             unsubscribe()
-        for runner in self._runners.values():
-            await runner.close()
-        await self._membership.leave(idle=self._executor.idle)
+        await self._close_runners(plan.left)
+        await self._membership.leave(idle=self._executor.idle, within=self._until(plan.left))
         self._announce(WorkerStopped(worker_id=self.identity.last_id, returned=returned))
 
-    async def _wait_for_runs(self, drain: float) -> None:
-        deadline = self._clock.monotonic() + drain
-        while not self._executor.idle and (left := deadline - self._clock.monotonic()) > 0:
+    def _until(self, moment: float) -> float:
+        """Return the seconds that are left until `moment`."""
+        return max(0.0, moment - self._clock.monotonic())
+
+    async def _wait_for_runs(self, deadline: float) -> None:
+        while not self._executor.idle and (left := self._until(deadline)) > 0:
             if await self._executor.wait_idle(min(left, REPORT_EACH)):
                 return
             names = sorted({run.job.task for run in self._executor.running.values()})
             running = len(self._executor.running)
             self._announce(WorkerDraining(worker_id=self.identity.last_id, running=running, waiting_for=tuple(names)))
 
-    async def _flush(self) -> int:
-        """Wait until every outcome is written, at most `WRITTEN_WITHIN`; return how many jobs went back."""
-        deadline = self._clock.monotonic() + WRITTEN_WITHIN
+    async def _flush(self, deadline: float) -> int:
+        """Wait until every outcome is written, at most until `deadline`; return how many jobs went back."""
         returned = self._settler.returning
-        while self._settler.unsettled and self._clock.monotonic() < deadline:
+        while self._settler.unsettled and self._until(deadline):
             self._settling.wake()
             await asyncio.sleep(0.01)
         return returned
+
+    async def _close_runners(self, deadline: float) -> None:
+        """Close the pools of threads and child processes; what takes longer ends on a thread of its own."""
+        closing = [asyncio.create_task(runner.close()) for runner in self._runners.values()]
+        _, late = await asyncio.wait(closing, timeout=self._until(deadline))
+        for task in late:
+            task.cancel()

@@ -23,6 +23,7 @@ from onebeat.locks.sync_backend import START_TIMEOUT, SyncBackend, refuse_on_loo
 from onebeat.locks.sync_lease import HeldSyncLease
 from onebeat.locks.waiting import Waiters, pause
 from onebeat.model.protocols import Clock
+from onebeat.offload.threads import run_on_own_thread
 from onebeat.timing.clock import SECOND, SystemClock
 
 log = logging.getLogger("onebeat.locks")
@@ -123,7 +124,7 @@ class LocksOn(Generic[B]):
         """Give back what is still held, and close what was opened; harmless when nothing is open."""
         await self._give_back_all(self._backend)
         await self._settle()
-        await asyncio.to_thread(self._end_threads)
+        await run_on_own_thread(self._end_threads)  # a thread that nobody has to wait for when this is cancelled
         if self._loop is not None:
             self._loop = None
             await self._backend.close()

@@ -95,6 +95,16 @@ def _dropped(event: e.ValueDropped) -> str:
     return f"the value of {event.task} was not stored, the job succeeded: {event.problem}"
 
 
+def _stepped(event: e.ClockStepped) -> str:
+    if event.seconds is not None and event.seconds > 0:
+        return f"the database's clock was set forward by {event.seconds:.0f} s; what is due by it now fires as late"
+    back = "" if event.seconds is None else f" by {-event.seconds:.0f} s"
+    return (
+        f"the database's clock was set back{back}; {event.moved} schedules were given an earlier next fire, "
+        "and what has made a job already does not fire again"
+    )
+
+
 _DROPPED, _DROPPED_AGAIN = _said(jobs, logging.WARNING, _dropped), _said(jobs, logging.DEBUG, _dropped)
 
 _WORDS: dict[type[e.Event], Callable[[Any], None]] = {
@@ -158,6 +168,7 @@ _WORDS: dict[type[e.Event], Callable[[Any], None]] = {
         log, logging.WARNING, lambda v: f"{v.part}: {v.problem}; trying again in {v.retry_in:.1f} s"
     ),
     e.DatabaseBack: _said(log, logging.INFO, lambda v: f"{v.part}: the database answers again after {v.after:.1f} s"),
+    e.ClockStepped: _said(log, logging.WARNING, _stepped),
     e.PartFailed: _said(log, logging.ERROR, lambda v: f"{v.part} failed, trying again: {v.problem}"),
     e.QueueUnserved: _said(
         log, logging.WARNING, lambda v: f"no live worker serves queue {v.queue!r}, which task {v.task!r} uses"

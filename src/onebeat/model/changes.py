@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from onebeat.errors import InvalidArguments, InvalidTrigger
@@ -90,6 +91,19 @@ def rezoned(schedule: Schedule, stored: str | None, now_us: int, *, since_us: in
         following = schedule.trigger.next_fire(decided if current <= now_us else max(decided, now_us))
         current = None if following is None else following.at
     return Rezoning(fingerprint=fingerprint(name, now_us), next_fire_us=current)
+
+
+def next_fire_after_set_back(schedule: Schedule, now_us: int, started: Collection[str]) -> int | None:
+    """`next_fire_us` after the clock was set back to `now_us`: the first fire whose key is not in `started`.
+
+    It is never later than before.
+    """
+    current = schedule.next_fire_us
+    if current is not None:
+        for due in schedule.trigger.fires_after(now_us, current - 1):
+            if due.key not in started:
+                return due.at
+    return current
 
 
 def fire_now(

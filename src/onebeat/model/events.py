@@ -214,6 +214,14 @@ class DatabaseBack(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ClockStepped(Event):
+    """The database's clock was set: it differs by more than 30 s from the time that passed in this process."""
+
+    seconds: float | None  # forward, or back where negative; None: it was set back before this process started
+    moved: int  # schedules that were given an earlier next fire, so that they do not stand still
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class QueueUnserved(Event):
     """A task's queue is served by no live worker."""
 

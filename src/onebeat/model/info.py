@@ -64,11 +64,18 @@ class JobInfo:
         return replace(self, _jobs=jobs)
 
     async def wait(self, timeout: float | timedelta | None = None) -> JobInfo:
-        """Wait until the job has ended and return it; raises `TimeoutError` after `timeout`, seconds or a timedelta."""
+        """Wait until the job has ended and return it.
+
+        Raises `TimeoutError` after `timeout`, seconds or a timedelta, and `NotStarted` when the scheduler is stopped
+        meanwhile.
+        """
         return await self._verbs().wait(self.id, timeout)
 
     async def result(self, timeout: float | timedelta | None = None) -> Any:
-        """Wait until the job has ended and return its value; raises `JobFailed`, `JobCancelled` or `TimeoutError`."""
+        """Wait until the job has ended and return its value.
+
+        Raises `JobFailed`, `JobCancelled`, and what `wait` raises.
+        """
         ended = await self.wait(timeout)
         if ended.state is JobState.FAILED:
             raise JobFailed(

@@ -128,7 +128,8 @@ class Jobs:
     async def wait(self, id: UUID | str, timeout: Seconds | None = None) -> JobInfo:
         """Wait until the job has ended and return it.
 
-        Raises `TimeoutError` after `timeout` (seconds or a timedelta), `JobNotFound`.
+        Raises `TimeoutError` after `timeout` (seconds or a timedelta), `JobNotFound`, and `NotStarted` when this
+        scheduler is stopped meanwhile.
         """
         limit = _seconds(timeout)
         info = await self.get(id)

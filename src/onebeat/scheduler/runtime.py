@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections.abc import Awaitable, Callable, Mapping
 from random import Random
 from typing import Self
 
 from onebeat.engine.heartbeat import Heartbeat
+from onebeat.engine.stopping import AFTER_DRAIN, StopPlan, plan_stop
 from onebeat.engine.sweeper import RetentionAges, prune
 from onebeat.engine.wakeups import Wakeups
 from onebeat.engine.worker import Worker, WorkerOptions
@@ -17,7 +19,7 @@ from onebeat.model.events import DatabaseCaution, Event
 from onebeat.model.protocols import Carrier, Clock
 from onebeat.offload.runners import ProcessRunner, ThreadRunner
 from onebeat.scheduler.definitions import definition_of
-from onebeat.scheduler.signals import Signals
+from onebeat.scheduler.signals import Signals, StartInterrupted
 from onebeat.scheduler.watcher import Watcher
 from onebeat.settings import Settings
 from onebeat.store.connection.database import Database
@@ -70,11 +72,32 @@ class Runtime:
         self._announce = announce
         self._enqueuer = enqueuer
         self._close_locks = close_locks
-        self._signals = Signals(self.stop_claiming)
+        self._signals = Signals(self._signalled)
+        self._starting: asyncio.Timeout | None = None
 
     # ── life ──────────────────────────────────────────────────────────────────────────────────────────────────────────
     async def start(self) -> None:
-        """Open the database, migrate it unless told not to, and run the worker; an error leaves everything closed."""
+        """Open the database, migrate it unless told not to, and run the worker; an error leaves everything closed.
+
+        A signal to end the process ends a start that waits for the database.
+        """
+        self._signals.catch()
+        try:
+            async with asyncio.timeout(None) as self._starting:
+                await self._start()
+        except BaseException as error:
+            self._signals.leave()
+            if isinstance(error, TimeoutError) and self._starting is not None and self._starting.expired():
+                raise StartInterrupted(
+                    f"SIGTERM or SIGINT came while the start waited for {self.database.where}; nothing was started"
+                ) from None
+            raise
+        finally:
+            self._starting = None
+        if self.worker is None:
+            self._signals.leave()
+
+    async def _start(self) -> None:
         await self._open_database()
         for caution in self.database.cautions:
             self._announce(DatabaseCaution(database=self.database.where, caution=caution))
@@ -85,11 +108,12 @@ class Runtime:
             try:
                 await self._start_worker()
             except BaseException:
+                plan = plan_stop(self._clock.monotonic(), 0)
                 try:
                     if self.worker is not None and self.worker.id is not None:  # its parts run already
-                        await self.worker.drain(0)
+                        await self.worker.drain(plan)
                 finally:
-                    await self._close()
+                    await self._close(plan)
                 raise
 
     async def _open_database(self) -> None:
@@ -99,7 +123,7 @@ class Runtime:
             await prepare(database, migrate=settings.migrate, app=settings.app)
             await database.measure_offset()
         except BaseException:
-            await database.close()
+            await database.close(AFTER_DRAIN)
             raise
 
     async def _start_worker(self) -> None:
@@ -119,28 +143,37 @@ class Runtime:
             enqueuer=self._enqueuer,
         )
         await self.worker.start()
-        self._signals.catch()
 
     async def stop(self) -> None:
-        """Drain the worker, then close everything, also when the drain fails."""
+        """Drain the worker, then close everything, also when the drain fails.
+
+        It ends within `drain` + `AFTER_DRAIN` seconds, whatever the database does; a client has no `drain`.
+        """
         self._signals.leave()
+        plan = plan_stop(self._clock.monotonic(), 0 if self.worker is None else self._settings.drain)
         try:
             if self.worker is not None:
-                await self.worker.drain()
+                await self.worker.drain(plan)
         finally:
-            await self._close()
+            await self._close(plan)
 
-    async def _close(self) -> None:
+    async def _close(self, plan: StopPlan) -> None:
         if not self.is_open:  # stopped while it started
             return
         if self._enqueuer in current_scheduler.running:
             current_scheduler.running.remove(self._enqueuer)
         self._unsubscribe()
         await self.watcher.close()
-        await self._close_locks()
-        await asyncio.to_thread(self.heartbeat.stop)
+        with contextlib.suppress(TimeoutError):  # a lock that could not be given back ends with its lease
+            async with asyncio.timeout(self._until(plan.released)):
+                await self._close_locks()
+        await asyncio.to_thread(self.heartbeat.stop, self._until(plan.closed) / 2)
         self.is_open = False
-        await self.database.close()
+        await self.database.close(self._until(plan.closed))
+
+    def _until(self, moment: float) -> float:
+        """Return the seconds that are left until `moment`."""
+        return max(0.0, moment - self._clock.monotonic())
 
     # ── use ───────────────────────────────────────────────────────────────────────────────────────────────────────────
     def check_process(self) -> None:
@@ -165,6 +198,12 @@ class Runtime:
         """Return the id under which this process holds jobs, None for a client or while it holds no lease."""
         return None if self.worker is None else self.worker.id
 
+    def _signalled(self) -> None:
+        """End a start that is under way; let a worker start nothing more. The server ends the process."""
+        if self._starting is not None and not self._starting.expired():
+            self._starting.reschedule(self.loop.time())
+        self.stop_claiming()
+
     def stop_claiming(self) -> None:
         """Let this process's worker start nothing more. Safe on the event loop only."""
         if self.worker is not None:
@@ -182,7 +221,6 @@ def _worker_options(settings: Settings, *, one_writer: bool) -> WorkerOptions:
         own_slots=settings.queues if isinstance(settings.queues, dict) else {},
         lease=seconds_us(settings.lease),
         heartbeat=seconds_us(settings.heartbeat),
-        drain=seconds_us(settings.drain),
         default_timeout=seconds_us(settings.default_timeout),
         poll=seconds_us(settings.poll),
         connections=2 if one_writer else settings.pool_size + 1,  # one more for the heartbeat

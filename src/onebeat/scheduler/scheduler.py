@@ -27,7 +27,7 @@ from onebeat.scheduler.jobs import Jobs
 from onebeat.scheduler.queues import Queues
 from onebeat.scheduler.runtime import Runtime
 from onebeat.scheduler.schedules import Schedules
-from onebeat.scheduler.signals import until_signalled
+from onebeat.scheduler.signals import StartInterrupted, await_signal
 from onebeat.scheduler.sync_client import SyncClient
 from onebeat.scheduler.workers import Workers
 from onebeat.settings import Overrides, Settings, resolve
@@ -136,7 +136,8 @@ class Scheduler(TaskRouter):
     async def start(self) -> None:
         """Open the database, migrate it unless told not to, and run the engine in this event loop.
 
-        Raises `DatabaseUnavailable` after `start_timeout`, `SchemaOutOfDate`, `ConfigurationError`.
+        Raises `DatabaseUnavailable` after `start_timeout`, or when SIGTERM or SIGINT comes before it has started;
+        `SchemaOutOfDate`, `ConfigurationError`.
         """
         if self._runtime is not None:
             raise ConfigurationError("this scheduler is running already; stop it before starting it again")
@@ -216,9 +217,13 @@ class Scheduler(TaskRouter):
         asyncio.run(self._serve())
 
     async def _serve(self) -> None:
-        signalled = asyncio.create_task(until_signalled(self._stop_claiming))
-        async with self._whole_app():
-            await signalled
+        signalled = await_signal(self._stop_claiming)
+        try:
+            async with self._whole_app():
+                await signalled.wait()
+        except StartInterrupted:
+            if not signalled.is_set():
+                raise
 
     def _stop_claiming(self) -> None:
         if self._runtime is not None:

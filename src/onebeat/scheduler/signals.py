@@ -1,4 +1,4 @@
-"""Signals: the first SIGTERM or SIGINT stops claiming at once, before a server has closed its connections."""
+"""Signals: the first SIGTERM or SIGINT ends a start, or stops claiming, before a server closes its connections."""
 
 from __future__ import annotations
 
@@ -11,14 +11,20 @@ from functools import partial
 from types import FrameType
 from typing import Any
 
+from onebeat.errors import DatabaseUnavailable
+
 STOPPING = (signal.SIGTERM, signal.SIGINT)
+
+
+class StartInterrupted(DatabaseUnavailable):
+    """The process was told to end while a start waited for the database."""
 
 
 class Signals:
     """Adds to the signal handlers of a server. It works in the main thread; in other threads it does nothing."""
 
-    def __init__(self, stop_claiming: Callable[[], None]) -> None:
-        self._stop_claiming = stop_claiming
+    def __init__(self, told: Callable[[], None]) -> None:
+        self._told = told
         self._before: dict[int, Any] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -44,12 +50,15 @@ class Signals:
 
     def _on_signal(self, before: Callable[[int, FrameType | None], Any], number: int, frame: FrameType | None) -> None:
         if self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._stop_claiming)
+            self._loop.call_soon_threadsafe(self._told)
         before(number, frame)
 
 
-async def until_signalled(stop_claiming: Callable[[], None]) -> None:
-    """Return at the first SIGTERM or SIGINT; a second one ends the process at once, with exit status 128 + signal."""
+def await_signal(stop_claiming: Callable[[], None]) -> asyncio.Event:
+    """Return an event that the first SIGTERM or SIGINT sets.
+
+    A second signal ends the process at once, with exit status 128 + signal.
+    """
     stop = asyncio.Event()
 
     def on_signal(number: int) -> None:
@@ -60,4 +69,4 @@ async def until_signalled(stop_claiming: Callable[[], None]) -> None:
 
     for number in STOPPING:
         asyncio.get_running_loop().add_signal_handler(number, on_signal, number)
-    await stop.wait()
+    return stop

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from uuid import UUID
 
 from onebeat.concurrency.alarm import Alarm
-from onebeat.errors import DatabaseUnavailable, JobNotFound
+from onebeat.errors import DatabaseUnavailable, JobNotFound, NotStarted
 from onebeat.model.events import Event, trouble
 from onebeat.model.job import FINAL
 from onebeat.store import reports
@@ -27,12 +27,15 @@ class Watcher:
         self._waiting: dict[UUID, set[asyncio.Future[None]]] = {}
         self._task: asyncio.Task[None] | None = None
         self._alarm = Alarm()
+        self._closed = False
 
     async def wait(self, id: UUID, timeout: float | None) -> None:
         """Return when the job has ended.
 
-        Raises `TimeoutError` after `timeout` seconds, `JobNotFound` for an unknown id.
+        Raises `TimeoutError` after `timeout` seconds, `JobNotFound` for an unknown id, `NotStarted` once it is closed.
         """
+        if self._closed:
+            raise _stopped(id)
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(id, set()).add(future)
         self._alarm.set()
@@ -53,12 +56,15 @@ class Watcher:
             self._alarm.set()
 
     async def close(self) -> None:
-        """Stop reading and cancel every wait."""
+        """Stop reading and end every wait with `NotStarted`."""
+        self._closed = True
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait({self._task})
-        for future in [future for futures in self._waiting.values() for future in futures]:
-            future.cancel()
+        for id, futures in self._waiting.items():
+            for future in futures:
+                if not future.done():
+                    future.set_exception(_stopped(id))
 
     async def _watch(self) -> None:
         delay = SOONEST
@@ -90,3 +96,10 @@ class Watcher:
                         future.set_result(None)
                     else:
                         future.set_exception(JobNotFound(f"no job {id}; it may have been pruned"))
+
+
+def _stopped(id: UUID) -> NotStarted:
+    return NotStarted(
+        f"the scheduler was stopped before job {id} had ended; the job goes on, so wait for it again in a scheduler "
+        "that is running"
+    )

@@ -86,6 +86,9 @@ _MYSQL = {
     1205: Fault.RETRY,  # lock wait timeout
     1213: Fault.RETRY,  # deadlock
     1020: Fault.RETRY,  # record changed (innodb_snapshot_isolation)
+    1615: Fault.RETRY,  # a prepared statement needs to be prepared anew
+    1637: Fault.RETRY,  # too many transactions at once
+    3101: Fault.RETRY,  # Group Replication rolled back a transaction that conflicts with another member's
     1290: Fault.READ_ONLY,
     1792: Fault.READ_ONLY,
     1836: Fault.READ_ONLY,
@@ -104,11 +107,22 @@ _MYSQL = {
     1146: Fault.MISSING_TABLE,
     1062: Fault.DUPLICATE,
     1040: Fault.UNREACHABLE,  # too many connections
+    1041: Fault.UNREACHABLE,  # out of memory
+    1047: Fault.UNREACHABLE,  # Galera: this node is no part of the cluster, or not yet
+    1135: Fault.UNREACHABLE,  # no thread for another connection
     1203: Fault.UNREACHABLE,
+    1226: Fault.UNREACHABLE,  # the user's limit of connections or queries
+    3032: Fault.UNREACHABLE,  # offline mode
+    3168: Fault.UNREACHABLE,  # starting up or shutting down
     1053: Fault.DISCONNECT,  # server shutdown
     1077: Fault.DISCONNECT,
     1317: Fault.DISCONNECT,  # query interrupted: KILL, shutdown
+    1079: Fault.DISCONNECT,  # shutdown complete
+    1080: Fault.DISCONNECT,  # shutdown closes the connection
+    1184: Fault.DISCONNECT,
     1927: Fault.DISCONNECT,  # connection was killed
+    3169: Fault.DISCONNECT,  # session was killed
+    4031: Fault.DISCONNECT,  # the server closed a connection that was idle for `wait_timeout`
     1152: Fault.DISCONNECT,
     1153: Fault.UNKNOWN,  # packet too large
     1158: Fault.DISCONNECT,

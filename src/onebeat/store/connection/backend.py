@@ -48,8 +48,12 @@ class ConnectionBackend(Protocol):
         Raises what `call` raised, `DatabaseUnavailable` when no try is left, `NotStarted` when closed.
         """
 
-    async def close(self) -> None:
-        """Finish the calls under way and close every connection; harmless when nothing is open."""
+    async def close(self, within: float | None = None) -> None:
+        """Finish the calls under way and close every connection; harmless when nothing is open.
+
+        After `within` seconds (None: without limit) the calls that are left end with `DatabaseUnavailable`, and their
+        connections are cut: whether their COMMIT happened is then unknown.
+        """
 
     def urgent(self) -> ConnectionBackend:
         """Return a view of this backend whose calls run ahead of all that wait; it owns nothing and is not closed."""

@@ -160,6 +160,9 @@ class Database:
                         raise
                     raise final from error
                 backend = self._make_backend()
+            except BaseException:  # the caller was cancelled
+                await backend.close(0.0)
+                raise
             await asyncio.sleep(pause)
             pause = min(pause * 2, 2.0)
         self._backend = backend
@@ -180,12 +183,15 @@ class Database:
             self._target.engine, self._transactions, size=self._pool_size, limit=self._limit, where=self.where
         )
 
-    async def close(self) -> None:
-        """Finish the calls under way and close what was opened; harmless when nothing is open."""
+    async def close(self, within: float | None = None) -> None:
+        """Finish the calls under way and close what was opened; harmless when nothing is open.
+
+        After `within` seconds (None: without limit) the calls that are left end with `DatabaseUnavailable`.
+        """
         self._leave_inherited()
         backend, self._backend = self._backend, None
         if backend is not None:
-            await backend.close()
+            await backend.close(within)
 
     def _leave_inherited(self) -> None:
         """Forget, after a fork, what the parent opened: closing it here could harm the parent's connection."""

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from onebeat.errors import NotStarted
+from onebeat.errors import DatabaseUnavailable, NotStarted
 from onebeat.store.faults import Fault
 from onebeat.store.retries import PATIENCE, CommitLost
 from onebeat.store.tx import TransactionRunner, Tx
@@ -21,6 +21,7 @@ R = TypeVar("R")
 CONNECT_LIMIT = 10.0  # seconds for one try
 MAX_AGE = 1800.0  # seconds; then a connection is replaced, so that changed load balancers and certificates take effect
 CLOSE_WITHIN = 3.0  # seconds for closing one connection in agreement with the server
+CUT_WITHIN = 0.1  # seconds that a call gets to end after its connection was cut
 
 
 class ServerPool:
@@ -50,9 +51,11 @@ class ServerPool:
         self._size = size
         self._free = asyncio.Semaphore(size)
         self._idle: deque[tuple[AsyncConnection, float]] = deque()
+        self._busy: set[AsyncConnection] = set()  # those on which a call runs now
         self._tasks: set[asyncio.Task[Any]] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closing = False
+        self._cut = False  # it was closed before every call had ended
         self._generation = 0  # grows with each lost connection; connections of an older generation are discarded
 
     def urgent(self) -> ServerPool:
@@ -106,17 +109,44 @@ class ServerPool:
         )
         self._tasks.add(task)
         task.add_done_callback(self._ended)
-        return await asyncio.shield(task)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if self._cut and task.cancelled():
+                raise DatabaseUnavailable(f"{self._where} was closed before this call had an answer") from None
+            raise
 
-    async def close(self) -> None:
+    async def close(self, within: float | None = None) -> None:
         """Wait for the calls under way, then close the connections; see `ConnectionBackend.close`."""
         self._closing = True
-        while self._tasks:
-            await asyncio.wait(self._tasks)
+        loop = asyncio.get_running_loop()
+        until = None if within is None else loop.time() + within
+        while self._tasks and (until is None or loop.time() < until):
+            await asyncio.wait(self._tasks, timeout=None if until is None else until - loop.time())
+        if self._tasks:
+            await self._cut_calls()
         while self._idle:
-            await self._discard(self._idle.popleft()[0], lost=False)
+            connection, _ = self._idle.popleft()
+            if self._cut:
+                cut(connection)
+            await self._discard(connection, lost=self._cut)
         if self._engine is not None:
             await self._engine.dispose()
+
+    async def _cut_calls(self) -> None:
+        """End the calls under way without asking the server.
+
+        A COMMIT is never cancelled: behind a synchronous replica that would leave a row that is visible and perhaps
+        not replicated. Its connection is cut, which ends the call; a call without a connection is cancelled.
+        """
+        self._cut = True
+        for connection in self._busy:
+            cut(connection)
+        await asyncio.wait(self._tasks, timeout=CUT_WITHIN)
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=CUT_WITHIN)
 
     def _refuse_closed(self) -> None:
         if self._closing:
@@ -137,7 +167,7 @@ class ServerPool:
                 return await self._try_once(call, write, single, limit)
             except Exception as error:
                 pause = retries.pause(error)
-                if pause is None:
+                if pause is None or self._cut:
                     final = retries.final(error, self._where)
                     if final is error:
                         raise
@@ -147,6 +177,7 @@ class ServerPool:
     async def _try_once(self, call: Callable[[Tx], R], write: bool, single: bool, limit: float) -> R:
         connection, opened = await self._take()
         generation = self._generation
+        self._busy.add(connection)
         try:
             async with asyncio.timeout(limit):
                 if single and not self.pooled:
@@ -162,6 +193,8 @@ class ServerPool:
             if write and isinstance(error, TimeoutError):
                 raise CommitLost("no answer within the limit of a call") from error
             raise
+        finally:
+            self._busy.discard(connection)
         if generation == self._generation:
             self._idle.append((connection, opened))
         else:
@@ -221,3 +254,11 @@ class ServerPool:
                     await each.close()
             except Exception:  # noqa: BLE001, S112 - it is being thrown away; the server's own limits end its session
                 continue
+
+
+def cut(connection: AsyncConnection) -> None:
+    """Close a connection at once, without a word to the server; what waits for its answer learns of it."""
+    driver = None if connection.closed or connection.invalidated else connection.sync_connection
+    raw: Any = None if driver is None else driver.connection.driver_connection
+    if raw is not None:
+        getattr(raw, "terminate", raw.close)()  # asyncpg's `terminate`; asyncmy's `close` is the same

@@ -20,7 +20,7 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.engine import URL
 
 from onebeat.concurrency.forks import after_fork_in_child
-from onebeat.errors import NotStarted
+from onebeat.errors import DatabaseUnavailable, NotStarted
 from onebeat.store.connection import sqlite_file
 from onebeat.store.connection.queued_call import QueuedCall, complete_all
 from onebeat.store.faults import Fault
@@ -88,11 +88,14 @@ class SQLiteThreads:
             reader.open().result()
         return sqlite_file.cautions(sqlite3.sqlite_version_info)
 
-    async def close(self) -> None:
-        """End both threads, the reader first; see `ConnectionBackend.close`."""
+    async def close(self, within: float | None = None) -> None:
+        """End both threads, the reader first; see `ConnectionBackend.close`.
+
+        A thread that waits for another process's lock ends when that wait does, at most 5 s later.
+        """
         threads, self._threads = self._threads, None
         for thread in reversed(threads or ()):
-            await asyncio.to_thread(thread.close)
+            await asyncio.to_thread(thread.close, None if within is None else within / 2)
         if self._file is not None:
             file, self._file = self._file, None
             _open_files[file] -= 1
@@ -156,6 +159,7 @@ class SQLiteThread:
         self._urgent: deque[QueuedCall] = deque()
         self._lock = threading.Lock()  # no call is queued behind the signal to end
         self._closing = False
+        self._abandoned = False  # nobody waits for the end of the thread any more
         self._closed = threading.Event()
         self._connection: Connection | None = None
         self._opened: Future[None] = Future()
@@ -175,14 +179,27 @@ class SQLiteThread:
                 self._urgent.append(call)
             self._queue.put(_Signal.WAKE if urgent else call)
 
-    def close(self) -> None:
-        """Finish what is queued and end the thread; returns when its connection is closed."""
+    def close(self, within: float | None = None) -> None:
+        """Finish what is queued and end the thread; returns when its connection is closed.
+
+        After `within` seconds the statement under way is interrupted, the rest is refused, and this returns.
+        """
         with self._lock:
             self._closing = True
         if self._thread.ident is not None and self._thread is not threading.current_thread():
             self._queue.put(_Signal.END)
-            self._closed.wait()
-            self._thread.join()
+            if self._closed.wait(within):
+                self._thread.join()
+            else:
+                self._abandon()
+
+    def _abandon(self) -> None:
+        """Let the thread end by itself as soon as its present step does."""
+        self._abandoned = True
+        connection = self._connection
+        driver = None if connection is None or connection.invalidated else connection.connection.driver_connection
+        if isinstance(driver, sqlite3.Connection):
+            driver.interrupt()
 
     # ── on the thread ─────────────────────────────────────────────────────────────────────────────────────────────────
     def _run(self) -> None:
@@ -193,7 +210,7 @@ class SQLiteThread:
                 self._opened.set_exception(error)
                 return
             self._opened.set_result(None)
-            while (calls := self._next()) is not None:
+            while not self._abandoned and (calls := self._next()) is not None:
                 self._serve([call for call in calls if not call.is_cancelled])
         finally:
             self._disconnect()
@@ -273,7 +290,7 @@ class SQLiteThread:
 
     def _run_alone(self, call: QueuedCall) -> None:
         retries = self._transactions.retries(call.patience)
-        while True:
+        while not self._abandoned:
             try:
                 connection = self._usable_connection([call])
                 call.result = self._transactions.run_transaction(connection, call.run, write=self._write)
@@ -291,6 +308,7 @@ class SQLiteThread:
                 return
             else:
                 return
+        call.error = DatabaseUnavailable(f"{self._where} was closed before this call was done; nothing was written")
 
     def _usable_connection(self, calls: list[QueuedCall]) -> Connection:
         """Return the connection, whose commits wait for the disk if one of the calls needs that."""
