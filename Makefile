@@ -13,9 +13,11 @@ unexport PYTHONDONTWRITEBYTECODE
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1 — /'
 
+PYTHON_IS_NEW = @$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+  { echo "onebeat needs Python 3.11 or newer; name one: make PYTHON=python3.12"; exit 1; }
+
 .venv/bin/python:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "onebeat needs Python 3.11 or newer; name one: make PYTHON=python3.12"; exit 1; }
+	$(PYTHON_IS_NEW)
 	$(PYTHON) -m venv .venv
 
 .venv/.dev: pyproject.toml | .venv/bin/python
@@ -29,7 +31,7 @@ help:  ## this list
 demo: .venv/.demo  ## the example shop on SQLite with four uvicorn workers
 	@$(BIN)/python -m examples.shop
 
-test: .venv/.dev  ## whether a change is safe, on SQLite and on each database server that can be reached
+test: .venv/.dev  ## whether a change is safe, on SQLite and on the servers of make databases
 	$(BIN)/python -m pytest -n 4 --dist worksteal < /dev/null
 
 test-all: .venv/.dev  ## the rest: campaigns with killed processes, long fuzzers, matrices
@@ -51,8 +53,10 @@ soak: .venv/.dev  ## hours: large campaigns, and other versions of Python
 bench: .venv/.dev  ## measure, beside the raw limits, in one run
 	$(BIN)/python -m bench
 
-databases:  ## install and start PostgreSQL, MariaDB and Redis
-	bash scripts/databases.sh
+databases:  ## start a PostgreSQL, MariaDB and Redis of this clone's own, in .run
+	$(PYTHON_IS_NEW)
+	@$(PYTHON) scripts/databases.py start
 
-clean:  ## remove what the other targets made
+clean:  ## stop the databases and remove what the other targets made
+	@[ ! -d .run/databases ] || $(PYTHON) scripts/databases.py remove
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .run dist build

@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from onebeat import ConfigurationError, NotStarted, Retention, Scheduler, Settings, TaskRouter
 from onebeat.scheduler.integration import integration_of
 from onebeat.store.connection.targets import describe_target, read_target
-from tests.support.databases import ADMINS, find_servers
+from tests.support.databases import ADDRESSES, find_servers
 
 SECRET = "very-secret"
 NAMES: dict[str, tuple[str, Any]] = {
@@ -203,9 +203,7 @@ async def test_the_start_says_the_whole_path_and_what_to_know_of_the_server(
 @pytest.mark.skipif("postgresql" not in find_servers(), reason="PostgreSQL cannot be reached")
 async def test_a_function_that_makes_engines_is_called_for_each_connection() -> None:
     made: list[AsyncEngine] = []
-    url = make_url("postgresql+asyncpg://127.0.0.1/postgres").set(
-        username=ADMINS["postgresql"].run("SELECT current_user")[0][0]
-    )
+    url = make_url(ADDRESSES["postgresql"]).set(drivername="postgresql+asyncpg")
 
     def with_a_fresh_token() -> AsyncEngine:
         made.append(create_async_engine(url))

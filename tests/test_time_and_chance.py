@@ -23,6 +23,7 @@ LOOP_TIME = ("engine/", "store/")  # an event loop's own clock counts as a readi
 
 READERS = {
     "timing/clock.py": "the clock of the process: what every other file is given",
+    "concurrency/private_folder.py": "a secret must be unguessable, so it comes from the system",
     "model/ids.py": "ids and tokens must be unguessable and differ between processes, so they come from the system",
     "scheduler/": "makes the clock and the random generator of the engine, and measures a health check",
     "logs/": "a record has the time at which it was written, whatever a test's clock says",

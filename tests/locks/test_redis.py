@@ -14,8 +14,8 @@ from redis.asyncio import Redis
 from onebeat.errors import DatabaseUnavailable, LeaseLost
 from onebeat.locks import RedisLocks, redis as redis_locks
 from onebeat.testing.lock_support import patiently
-from tests.locks.conftest import RedisServer
 from tests.locks.losing import HOUR, SLOW, TTL, loses, lost_body
+from tests.support.servers import RedisServer
 
 GUIDE = Path(__file__).resolve().parents[2] / "docs" / "locks.md"
 
@@ -23,8 +23,8 @@ GUIDE = Path(__file__).resolve().parents[2] / "docs" / "locks.md"
 async def test_the_permissions_that_the_guide_names_are_enough(redis_server: RedisServer) -> None:
     found = re.search(r"an ACL with `([^`]+)`", GUIDE.read_text())
     assert found is not None
-    redis_server.command("ACL", "SETUSER", "app", "on", ">word", *found[1].split())
-    url = redis_server.url.replace("redis://", "redis://app:word@")
+    redis_server.sql(f"ACL SETUSER app on >word {found[1]}")
+    url = redis_server.url.replace(f":{redis_server.password}@", "app:word@")
     async with RedisLocks(url) as locks:
 
         async def uses(ttl: float) -> None:
@@ -48,7 +48,7 @@ async def test_a_redis_that_forgets_gives_larger_fences_and_the_loss_is_noticed(
 
         async def forget() -> None:
             if fault == "flushed":
-                redis_server.command("FLUSHALL")
+                redis_server.sql("FLUSHALL")
             else:
                 await asyncio.to_thread(redis_server.kill)
                 await asyncio.to_thread(redis_server.start)
@@ -79,7 +79,7 @@ async def test_a_redis_that_forgets_while_its_clock_is_behind_is_not_covered(
     async with RedisLocks(redis_server.url) as locks:
         async with locks.lock("a") as lease:
             before = lease.fence
-        redis_server.command("FLUSHALL")
+        redis_server.sql("FLUSHALL")
         monkeypatch.setattr(redis_locks, "NOW", f"{redis_locks.NOW} - {HOUR} * 1000000")
         async with locks.lock("a") as lease:
             assert lease.fence < before

@@ -7,9 +7,11 @@ import time
 from collections import deque
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from onebeat.errors import ConfigurationError
 from onebeat.logs.files import DatedFiles, _disk_of, on_local_disk, prune
 from onebeat.logs.queue import BoundedQueue, Bucket
 from tests.logs.conftest import Script, read
@@ -108,9 +110,9 @@ def test_what_another_process_deleted_first_is_no_error(
     (tmp_path / "app-2020-01-01.log").touch()
     really = os.unlink
 
-    def too_late(path: str) -> None:
-        really(path)
-        really(path)
+    def too_late(path: str, **folder: Any) -> None:
+        really(path, **folder)
+        really(path, **folder)
 
     monkeypatch.setattr("onebeat.logs.files.os.unlink", too_late)
     assert prune(tmp_path, "app", date(2026, 1, 1)) == []
@@ -124,17 +126,17 @@ def test_a_file_that_cannot_be_deleted_keeps_no_other_one(
     for day in range(1, 6):
         (tmp_path / f"app-2020-01-0{day}.log").touch()
     with os.scandir(tmp_path) as entries:
-        first = next(entries).path  # the order of the directory, in which they are deleted
+        first = next(entries).name  # the order of the directory, in which they are deleted
     really = os.unlink
 
-    def unlink(path: str) -> None:
+    def unlink(path: str, **folder: Any) -> None:
         if path == first:
             raise PermissionError("somebody else's")
-        really(path)
+        really(path, **folder)
 
     monkeypatch.setattr("onebeat.logs.files.os.unlink", unlink)
     assert len(prune(tmp_path, "app", date(2026, 1, 1))) == 4
-    assert names(tmp_path) == [os.path.basename(first)]
+    assert names(tmp_path) == [first]
     assert "not deleted: somebody else's" in capfd.readouterr().err
 
 
@@ -184,6 +186,77 @@ def test_what_is_no_regular_file_is_refused_and_never_followed_or_waited_for(kin
     assert not (tmp_path / "elsewhere").exists()
 
 
+# ── what another user prepared ────────────────────────────────────────────────────────────────────────────────────────
+def prepare(folder: Path, how: str) -> None:
+    """Put the folder there as somebody else would."""
+    real = folder.with_name("real")
+    real.mkdir()
+    (real / "app-2020-01-01.log").touch()
+    if how == "a link":
+        folder.symlink_to(real)
+        return
+    real.rename(folder)
+    if how == "writable by all":
+        folder.chmod(0o777)
+    elif how == "of another user":
+        os.chown(folder, 65534, 65534)
+
+
+HOW = ["a link", "writable by all", pytest.param("of another user", marks=pytest.mark.skipif("os.getuid() != 0"))]
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_a_folder_that_another_user_prepared_is_refused_at_setup(how: str, tmp_path: Path) -> None:
+    folder = tmp_path / "logs"
+    prepare(folder, how)
+    with pytest.raises(ConfigurationError, match=r"log directory cannot be used.*(is a link|may be written)"):
+        DatedFiles(folder)
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_a_folder_that_another_user_puts_in_the_place_is_neither_written_nor_pruned(
+    how: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "logs"
+    files = DatedFiles(folder)
+    files.write(batch((0, b"1\n")))
+    folder.rename(tmp_path / "ours")
+    prepare(folder, how)
+    waiting = batch((0, b"2\n"))
+    with pytest.raises(OSError, match=r"is a link|may be written by other users"):
+        files.write(waiting)
+    assert waiting[0].lines == [b"2\n"]  # kept, to be tried again
+    assert prune(folder, "app", date(2026, 1, 1)) == []
+    assert names(folder) == ["app-2020-01-01.log"]
+    assert "not deleted" in capfd.readouterr().err
+    folder.rename(tmp_path / "theirs")
+    (tmp_path / "ours").rename(folder)
+    files.write(waiting)
+    assert (folder / "app-1970-01-01.log").read_bytes() == b"1\n2\n"
+
+
+@pytest.mark.parametrize("how", HOW[1:])
+def test_a_file_that_another_user_prepared_is_not_written(how: str, tmp_path: Path) -> None:
+    path = tmp_path / "app-1970-01-01.log"
+    path.touch()
+    if how == "writable by all":
+        path.chmod(0o666)
+    else:
+        os.chown(path, 65534, 65534)
+    with pytest.raises(OSError, match="may be written by other users"):
+        DatedFiles(tmp_path, keep_days=None).write(batch((0, b"x\n")))
+    assert path.read_bytes() == b""
+
+
+def test_a_folder_of_a_group_is_used(tmp_path: Path) -> None:
+    """With the umask 0002, which many systems give to people, every new folder is one."""
+    folder = tmp_path / "logs"
+    folder.mkdir()
+    folder.chmod(0o775)
+    DatedFiles(folder, keep_days=None).write(batch((0, b"x\n")))
+    assert names(folder) == ["app-1970-01-01.log"]
+
+
 def test_half_a_line_left_by_a_crash_does_not_spoil_the_next_one(tmp_path: Path) -> None:
     path = tmp_path / "app-1970-01-01.log"
     path.write_bytes(b'{"a":1}\n{"b":')
@@ -195,6 +268,8 @@ FULL_DISK = """
 import json, resource, signal, sys
 from collections import deque
 from pathlib import Path
+from typing import Any
+from onebeat.errors import ConfigurationError
 from onebeat.logs.files import DatedFiles
 from tests.logs.test_files import batch
 

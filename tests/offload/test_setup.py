@@ -6,15 +6,19 @@ import asyncio
 import logging
 import os
 import re
+import socket
+import stat
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any
 
 import pytest
 
+from onebeat.concurrency.private_folder import private_folder
 from onebeat.errors import Busy, ConfigurationError, Stopped
 from onebeat.offload import Lane, close_offload, processes, setup_offload, to_process, to_thread
 from onebeat.offload.limits import Limit
@@ -187,6 +191,38 @@ def test_two_servers_started_by_one_parent_have_their_own_number() -> None:
         for other in workers:
             other.kill()
             other.communicate()
+
+
+@pytest.mark.skipif("sys.platform != 'linux'", reason="there are abstract sockets on Linux alone")
+def test_another_user_cannot_take_the_tokens() -> None:
+    """Whoever knows user, parent and process group, which `ps` shows to all, still does not know the names."""
+    server = process_quota._server_key()
+    with ExitStack() as squatted:
+        for number in range(3):
+            squatter = squatted.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
+            squatter.bind(f"\0onebeat-processes-{server}-{number}")
+        token = ProcessQuota(3).acquire()
+        assert token is not None
+        name = token.getsockname()
+        token.close()
+    assert str(name).startswith("b'\\x00onebeat-processes-")
+    assert server not in str(name)
+    folder = private_folder()
+    assert folder is not None
+    assert stat.S_IMODE((folder / "secret").stat().st_mode) == 0o600
+
+
+async def test_without_a_folder_for_the_secret_a_process_has_a_quarter_of_the_tokens(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(process_quota, "user_secret", lambda: None)
+    quota = ProcessQuota(8)
+    tokens = [quota.acquire() for _ in range(3)]
+    assert [token is not None for token in tokens] == [True, True, False]
+    assert (len(quota), quota.is_shared) == (2, False)
+    for token in tokens[:2]:
+        assert token is not None
+        token.close()
 
 
 async def test_a_fork_of_a_worker_does_not_keep_the_tokens_of_its_parent() -> None:

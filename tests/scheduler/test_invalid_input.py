@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import math
-from datetime import UTC, datetime, timedelta
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,10 @@ from onebeat import (
     InvalidArguments,
     InvalidCron,
     InvalidTrigger,
+    OnebeatError,
     ScheduleExists,
     ScheduleNotFound,
+    Scheduler,
 )
 from tests.scheduler.arrange import do_nothing, do_nothing_else, jobs_in, scheduler_on
 
@@ -174,3 +178,86 @@ def test_what_is_no_function_is_refused_as_a_task_by_its_name(tmp_path: Path) ->
 
     with pytest.raises(ConfigurationError, match="task 'greet' is a partial, not a function"):
         scheduler.task(name="greet")(functools.partial(greet, times=2))
+
+
+# ── values on which a database, or the calendar, would fail in words of its own ───────────────────────────────────────
+EAST, WEST = timezone(timedelta(hours=14)), timezone(-timedelta(hours=14))
+ENDS = [moment.replace(tzinfo=zone) for moment in (datetime.min, datetime.max) for zone in (UTC, EAST, WEST)]
+ODD_TEXTS: list[Any] = [
+    "x\0y",
+    "5/\0",
+    "\ud800",
+    "5/\ud800",
+    "x" * 100_000,
+    "é",
+    "\U0001f600",
+    5,
+    b"x",
+    ("a",),
+    ["a"],
+]
+ODD_NUMBERS: list[Any] = ["5", 1.5, None, b"5"]
+
+
+async def said_by_onebeat(ask: Callable[[], Awaitable[Any]]) -> None:
+    """Nothing but an answer, or an error of onebeat's own, may come."""
+    with suppress(OnebeatError):
+        await ask()
+
+
+async def test_odd_texts_numbers_and_instants_are_refused_in_words_of_onebeat(database_url: str) -> None:
+    scheduler = Scheduler(database_url)
+    task = scheduler.task(name="mail")(do_nothing)
+    async with scheduler:
+        schedules, jobs = scheduler.schedules, scheduler.jobs
+        await schedules.add("a", task, Every(3600))
+        for odd in ODD_TEXTS:
+            for ask in (
+                lambda odd=odd: schedules.fires("a", cursor=odd),
+                lambda odd=odd: schedules.list(cursor=odd),
+                lambda odd=odd: schedules.list(prefix=odd),
+                lambda odd=odd: schedules.list(source=odd),
+                lambda odd=odd: schedules.list(state=odd),
+                lambda odd=odd: schedules.fires("a", decision=odd),
+                lambda odd=odd: schedules.fires(odd),
+                lambda odd=odd: schedules.why(odd, datetime.now(UTC)),
+                lambda odd=odd: schedules.upcoming(odd),
+                lambda odd=odd: schedules.pause(odd),
+                lambda odd=odd: schedules.pause("a", odd),
+                lambda odd=odd: schedules.resume(odd),
+                lambda odd=odd: schedules.update(odd, note="x"),
+                lambda odd=odd: schedules.fire_now(odd),
+                lambda odd=odd: schedules.remove_where(tag=odd),
+                lambda odd=odd: jobs.list(cursor=odd),
+                lambda odd=odd: jobs.list(tracking_id=odd),
+                lambda odd=odd: jobs.get(odd),
+            ):
+                await said_by_onebeat(ask)
+            with pytest.raises(ScheduleNotFound, match="an id is 1 to 200"):
+                await schedules.get(odd)
+            with pytest.raises(ScheduleNotFound):
+                await schedules.remove(odd)
+        for odd in ODD_NUMBERS:
+            for ask in (
+                lambda odd=odd: schedules.fires("a", limit=odd),
+                lambda odd=odd: schedules.list(limit=odd),
+                lambda odd=odd: schedules.upcoming("a", odd),
+                lambda odd=odd: jobs.list(limit=odd),
+            ):
+                with pytest.raises(ConfigurationError, match="is no whole number; give one from 1 to 1,000"):
+                    await ask()
+        for end in ENDS:
+            for refuse in (
+                lambda end=end: schedules.why("a", end),
+                lambda end=end: schedules.fires("a", start=end),
+                lambda end=end: schedules.fires("a", end=end),
+                lambda end=end: schedules.backfill("a", end, end),
+                lambda end=end: task.options(run_at=end).enqueue(),
+            ):
+                with pytest.raises(InvalidArguments, match="an end of the calendar; give an instant of the years 2 to"):
+                    await refuse()
+            for make in (At, lambda end: Every(60, anchor=end), lambda end: Every(60).between(end)):
+                with pytest.raises(InvalidTrigger, match="lies at an end of the calendar"):
+                    make(end)
+        assert len(await jobs.list()) == 0, "no row that nobody could read again"
+        assert await schedules.upcoming("a", 0) == []

@@ -372,7 +372,7 @@ async def test_a_user_who_may_not_create_tables_is_told_so(
     url = make_url(fresh_database_url)
     user = f"{url.database}_u"
     if database_kind == "postgresql":
-        ADMINS[database_kind].run(f"CREATE ROLE {user} LOGIN")
+        ADMINS[database_kind].run(f"CREATE ROLE {user} LOGIN PASSWORD 's3cret'")
     else:
         ADMINS[database_kind].run(
             f"CREATE USER '{user}'@'%' IDENTIFIED BY 's3cret'", f"GRANT SELECT ON {url.database}.* TO '{user}'@'%'"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
+import stat
 import statistics
 import subprocess
 import sys
@@ -522,3 +523,32 @@ asyncio.run(main())
 def test_the_prefix_is_checked_before_anything_is_opened() -> None:
     with pytest.raises(ConfigurationError, match="table_prefix"):
         build("x; DROP TABLE")
+
+
+def modes(folder: Path) -> dict[str, int]:
+    return {path.name: stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("name", ["a.db", "file:{}/a.db?uri=true", "file:{}/a%20b.db?mode=rwc&uri=true"])
+async def test_a_new_file_is_readable_by_its_user_alone(name: str, tmp_path: Path, tables: Tables) -> None:
+    """Jobs keep their arguments in clear text."""
+    place = name.format(tmp_path) if name.startswith("file:") else str(tmp_path / name)
+    async with Database(f"sqlite:///{place}", tables=tables) as database:
+        await migrations.migrate(database)
+        found = modes(tmp_path)
+    assert len(found) == 3, "the file, -wal and -shm"
+    assert set(found.values()) == {0o600}, found
+
+
+async def test_a_file_that_is_there_keeps_its_mode(tmp_path: Path, tables: Tables) -> None:
+    (tmp_path / "a.db").touch()
+    (tmp_path / "a.db").chmod(0o640)
+    async with Database(f"sqlite:///{tmp_path}/a.db", tables=tables) as database:
+        await migrations.migrate(database)
+        assert set(modes(tmp_path).values()) == {0o640}
+
+
+async def test_a_file_that_may_not_be_made_is_not_made(tmp_path: Path, tables: Tables) -> None:
+    with pytest.raises(DatabaseUnavailable):
+        await Database(f"sqlite:///file:{tmp_path}/a.db?mode=rw&uri=true", tables=tables).open(timeout=1)
+    assert modes(tmp_path) == {}

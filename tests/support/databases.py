@@ -17,16 +17,13 @@ from sqlalchemy import make_url
 from onebeat.store import migrations
 from onebeat.store.connection.database import Database
 from onebeat.store.tables import build
+from tests.support.servers import addresses
 
 R = TypeVar("R")
 
 SQL = ("sqlite", "postgresql", "mariadb")
 KINDS = (*SQL, "redis")
-ADDRESSES = {
-    "postgresql": os.environ.get("ONEBEAT_TEST_POSTGRESQL", "postgresql://postgres@127.0.0.1:5432/postgres"),
-    "mariadb": os.environ.get("ONEBEAT_TEST_MARIADB", "mysql://root@127.0.0.1:3306/mysql"),
-    "redis": os.environ.get("ONEBEAT_TEST_REDIS", "redis://127.0.0.1:6379/0"),
-}
+ADDRESSES = addresses()  # by kind; an empty text where there is none
 CONNECT_WITHIN = 5.0  # seconds
 CLEARS = "clears tables between tests"  # the name of that connection, which is no session of any test
 RAN: set[str] = set()  # kinds that a test really used
@@ -124,6 +121,8 @@ def find_servers() -> dict[str, str]:
     """Kind → version of what answers; the rest cannot be reached from here."""
     found = {"sqlite": _sqlite_version()}
     for kind, probe in (("postgresql", _probe_sql), ("mariadb", _probe_sql), ("redis", _probe_redis)):
+        if not ADDRESSES[kind]:
+            continue
         try:
             found[kind] = BACKGROUND.run(asyncio.wait_for(probe(kind), CONNECT_WITHIN + 1))
         except Exception as error:

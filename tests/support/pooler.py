@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import hmac
 import secrets
 import struct
+from base64 import b64decode, b64encode
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -41,13 +44,44 @@ class Backend:
         body = struct.pack("!i", STARTUP) + b"".join(word.encode() + b"\0" for word in words)
         writer.write(struct.pack("!i", len(body) + 4) + body)
         backend = cls(reader, writer)
+        login = Scram(url.password or "")
         while True:
             kind, body = await read_message(reader)
             assert kind != b"E", body
-            if kind == b"S":
+            if kind == b"R":
+                writer.write(login.answer(body))
+            elif kind == b"S":
                 backend.settings.append(body)
             elif kind == b"Z":
                 return backend
+
+
+class Scram:
+    """The login with a password, SCRAM-SHA-256 (RFC 5802, RFC 7677), as a client of PostgreSQL does it."""
+
+    def __init__(self, password: str) -> None:
+        self._password = password.encode()
+        self._first = f"n=,r={secrets.token_hex(12)}"
+
+    def answer(self, request: bytes) -> bytes:
+        """Return the message that answers one of the server's requests; nothing where it asks for none."""
+        (code,) = struct.unpack("!i", request[:4])
+        if code == 10:  # the server names its methods
+            first = f"n,,{self._first}".encode()
+            return message(b"p", b"SCRAM-SHA-256\0" + struct.pack("!i", len(first)) + first)
+        if code == 11:
+            return message(b"p", self._proof(request[4:].decode()).encode())
+        assert code in (0, 12), f"PostgreSQL asks for login method {code}"  # accepted, and the server's own proof
+        return b""
+
+    def _proof(self, challenge: str) -> str:
+        nonce, salt, rounds = (word[2:] for word in challenge.split(","))
+        key = hashlib.pbkdf2_hmac("sha256", self._password, b64decode(salt), int(rounds))
+        client = hmac.digest(key, b"Client Key", "sha256")
+        last = f"c=biws,r={nonce}"
+        signature = hmac.digest(hashlib.sha256(client).digest(), f"{self._first},{challenge},{last}".encode(), "sha256")
+        proof = bytes(a ^ b for a, b in zip(client, signature, strict=True))
+        return f"{last},p={b64encode(proof).decode()}"
 
 
 class Pooler:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import os
-import stat
+import re
 import sys
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
+from onebeat.concurrency.private_folder import private_folder
+
 if sys.platform != "win32":
     import fcntl
+
+
+_WORKER_ID = re.compile(r"[0-9a-f]{32}")  # as `model.ids.token` makes it
 
 
 def boot_id() -> str | None:
@@ -22,25 +26,11 @@ def boot_id() -> str | None:
         return None
 
 
-def directory() -> Path | None:
-    """Where the run files of this user lie, made on first use; None: there is no folder that is this user's alone."""
-    if sys.platform == "win32":
-        return None
-    try:
-        folder = Path(tempfile.gettempdir()) / f"onebeat-{os.getuid()}"
-        folder.mkdir(mode=0o700, exist_ok=True)
-        found = folder.lstat()
-    except OSError:  # no folder can be written: a read-only root file system
-        return None
-    private = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077
-    return folder if private else None
-
-
 class RunFile:
     """Held from start to stop; the kernel frees it when the process dies, however it dies."""
 
     def __init__(self, worker_id: str) -> None:
-        folder = directory()
+        folder = private_folder()
         self._path = None if folder is None else folder / f"{worker_id}.run"
         self._file: int | None = None
 
@@ -66,12 +56,14 @@ class RunFile:
 def dead_siblings(worker_ids: Iterable[str]) -> list[str]:
     """Those of the workers, all of this boot of this host, whose run file is here and unlocked: their process is gone.
 
-    A file that is missing says nothing: another container of the same host has a temporary folder of its own.
+    A file that is missing says nothing: another container of the same host has a temporary folder of its own. An id
+    that no worker has made, which may come from the database, names no file.
     """
-    folder = directory()
+    folder = private_folder()
     if sys.platform == "win32" or folder is None:
         return []
-    return [worker_id for worker_id in worker_ids if _is_free(folder / f"{worker_id}.run")]
+    made = [worker_id for worker_id in worker_ids if _WORKER_ID.fullmatch(worker_id)]
+    return [worker_id for worker_id in made if _is_free(folder / f"{worker_id}.run")]
 
 
 def _is_free(path: Path) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import socket
-import stat
 import sys
 import time
 from collections import deque
@@ -15,6 +14,8 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from onebeat.errors import ConfigurationError
+from onebeat.logs.folder import Untrusted, open_file, open_folder
 from onebeat.logs.queue import Bucket
 from onebeat.logs.writer import complain
 
@@ -31,7 +32,8 @@ class DatedFiles:
 
     An append on a local POSIX disk is one indivisible step, so processes share a file without a lock, and there is no
     rotation in which a line could get lost. On Windows, and where the disk is not known to be local, each process
-    writes files of its own, `<name>-<date>.<host>.<pid>.log`, as with `per_process=True`.
+    writes files of its own, `<name>-<date>.<host>.<pid>.log`, as with `per_process=True`. A folder or file that another
+    user could have prepared is refused: the folder here with `ConfigurationError`, else when it is opened.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class DatedFiles:
     ) -> None:
         self.name = "file"
         self.directory = Path(directory).absolute()
+        _require_trusted(self.directory)
         self.per_process = per_process or not on_local_disk(self.directory)
         self._file_name = name
         self._keep_days = keep_days
@@ -84,7 +87,6 @@ class DatedFiles:
     def _file(self, day: str) -> _DayFile:
         file = self._open.pop(day, None)
         if file is None:
-            self.directory.mkdir(mode=0o750, parents=True, exist_ok=True)
             file = _DayFile(self.directory / self._file_of(day))
             while len(self._open) >= OPEN_FILES:
                 self._open.pop(next(iter(self._open))).close()
@@ -105,22 +107,34 @@ class DatedFiles:
         prune(self.directory, self._file_name, date.fromisoformat(today) - timedelta(days=self._keep_days))
 
 
+def _require_trusted(directory: Path) -> None:
+    """Raise `ConfigurationError` for a folder that other users may write to; one that is missing will be made."""
+    try:
+        with open_folder(directory):
+            return
+    except Untrusted as error:
+        raise ConfigurationError(f"the log directory cannot be used: {error}") from error
+    except OSError:  # it is missing, or cannot be read now: each write tries again and says what is wrong
+        return
+
+
 def prune(directory: Path, name: str, oldest_kept: date) -> list[str]:
     """Delete the files of days before `oldest_kept`, and nothing else: exact names, regular files, past dates.
 
-    Several processes may do this at once; what another one deleted first is no error. Returns what was deleted.
+    A link, or a folder that others may write to, is left alone. Several processes may do this at once; what another one
+    deleted first is no error. Returns what was deleted.
     """
     pattern = re.compile(rf"{re.escape(name)}-(\d{{4}}-\d{{2}}-\d{{2}})(\.[\w-]+\.\d+)?\.log", re.ASCII)
     deleted: list[str] = []
     problem: OSError | None = None
     try:
-        with os.scandir(directory) as entries:
+        with open_folder(directory) as folder, os.scandir(directory if folder is None else folder) as entries:
             for entry in entries:
                 match = pattern.fullmatch(entry.name)
                 if not match or not _before(match[1], oldest_kept) or not entry.is_file(follow_symlinks=False):
                     continue
                 try:
-                    os.unlink(entry.path)
+                    os.unlink(entry.path, dir_fd=folder)
                     deleted.append(entry.name)
                 except FileNotFoundError:
                     continue
@@ -202,16 +216,9 @@ class _DayFile:
                 if (there.st_ino, there.st_dev) == (here.st_ino, here.st_dev):
                     return
             except FileNotFoundError:
-                self.path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
+                pass
             self.close()
-        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT
-        for flag in ("O_CLOEXEC", "O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"):  # not blocked by a pipe put in our place
-            flags |= getattr(os, flag, 0)
-        fd = os.open(self.path, flags, 0o640)
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            os.close(fd)
-            raise OSError(f"{self.path} is not a regular file")
-        self._fd = fd
+        self._fd = open_file(self.path)
         self._doubtful = True
 
     def _mend(self) -> bytes:

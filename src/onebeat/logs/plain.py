@@ -15,7 +15,8 @@ from onebeat.logs.redact import REDACTED, without_secrets
 FIELD_LIMIT: Final = 8 * 1024  # characters of one text value
 DEPTH_LIMIT: Final = 8  # containers within containers
 ITEM_LIMIT: Final = 128  # members of one container
-NODE_LIMIT: Final = 2_000  # values in one record, so that wide cycles end
+NODE_LIMIT: Final = 2_000  # values in one field, so that wide cycles end
+TEXT_BUDGET: Final = 64 * 1024  # characters of all texts in one field; a line has room for 48 KiB
 _SLACK: Final = 1024  # characters looked at behind a limit: a secret that the limit cuts through is known by its end
 _BIG = 1 << 63  # numbers beyond 64 bits lose digits in most readers of JSON
 
@@ -81,13 +82,14 @@ def kind(value: object) -> str:
 
 
 class _Plain:
-    """One conversion; counts its values so that it ends."""
+    """One conversion; counts its values and their characters, so that it ends soon."""
 
-    __slots__ = ("_left", "_secret")
+    __slots__ = ("_left", "_room", "_secret")
 
     def __init__(self, secret: Secret) -> None:
         self._secret = secret
         self._left = NODE_LIMIT
+        self._room = TEXT_BUDGET
 
     def value(self, value: object, depth: int) -> Any:
         self._left -= 1
@@ -104,27 +106,35 @@ class _Plain:
         if isinstance(value, enum.Enum):
             return self.value(value.value, depth + 1) if depth < DEPTH_LIMIT else described(value)
         if isinstance(value, str):
-            return clean(str.__str__(value))
+            return self._text(str.__str__(value))
         if isinstance(value, int):
             return int(value) if -_BIG <= value < _BIG else _number(value)
         if isinstance(value, float):
             return float(value) if math.isfinite(value) else None
         if isinstance(value, (bytes, bytearray, memoryview)):
             raw = bytes(value[: FIELD_LIMIT + 2 * _SLACK])
-            return clean(raw.decode("utf-8", "backslashreplace"))
+            return self._text(raw.decode("utf-8", "backslashreplace"))
         if isinstance(value, (datetime, date, time)):
             return value.isoformat()
         if isinstance(value, timedelta):
             return value.total_seconds()
         if isinstance(value, BaseException):
-            return clean(f"{kind(value)}: {described(value)}")
+            return self._text(f"{kind(value)}: {described(value)}")
         return self._container(value, depth)
+
+    def _text(self, text: str) -> str:
+        """The text without secrets, as far as the budget of the field reaches."""
+        if self._room <= 0:
+            return f"…[{len(text)} characters left out]"
+        limit = min(FIELD_LIMIT, self._room)
+        self._room -= min(len(text), limit)
+        return clean(text, limit)
 
     def _container(self, value: object, depth: int) -> Any:
         names = _names_of(value)
         is_mapping = isinstance(value, Mapping)
         if names is None and not is_mapping and not isinstance(value, _LISTS):
-            return clean(described(value))
+            return self._text(described(value))
         if depth >= DEPTH_LIMIT:
             return f"…[{kind(value)} too deep]"
         if names is not None:

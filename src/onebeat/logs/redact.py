@@ -8,6 +8,8 @@ from binascii import Error as NotBase64
 from collections.abc import Iterable
 from typing import Final
 
+from onebeat.logs.assignments import may_assign, without_assigned
+
 REDACTED: Final = "[redacted]"
 
 SECRET_WORDS: Final = (
@@ -25,21 +27,29 @@ SECRET_WORDS: Final = (
     "privatekey",
     "accesskey",
     "credential",
+    "connectionstring",
+    "signature",
+    "otp",
+    "totp",
+    "pin",
+    "pw",
 )
 """What makes a key secret; case, `-`, `_`, `.` and blanks in the key do not matter.
 
 A short one, of up to six letters, must end a word of the key: `accessToken`, `csrftoken`, `TOKEN2`, not `tokenizer`.
+`otp`, `totp`, `pin` and `pw` must be a whole word of it: `user_pin`, `pins`, not `spin`.
 """
 
-SAFE_LENGTH: Final = 8
+SAFE_LENGTH: Final = 6
 """Characters; a text shorter than that holds no address with a password, no parameter and no credentials."""
 
 _HARMLESS: Final = frozenset((
-    "age", "at", "consent", "count", "enabled", "expires", "expiry", "in", "length", "limit", "name", "policy",
-    "required", "ttl", "type", "types", "usage",
+    "age", "algorithm", "at", "consent", "count", "enabled", "expires", "expiry", "in", "length", "limit", "name",
+    "policy", "required", "ttl", "type", "types", "usage", "version",
 ))  # fmt: skip  # one word a line would be longer, not clearer
 """A key that ends with one of these tells something about a secret: `token_type`, `password_changed_at`."""
 
+_WHOLE: Final = frozenset(("otp", "totp", "pin", "pw"))  # they end too many other words
 _SHORT: Final = 6  # letters
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[^\W\dA-Z_]+|\d+")
 _ADDRESS_END = re.compile(r'[\s"<>]|\Z')
@@ -97,9 +107,10 @@ class Redactor:
             start = whole.find(word)
             while start >= 0:
                 end = start + len(word)
-                if end in ends or len(word) > _SHORT:
+                begins = word not in _WHOLE or start == 0 or start in ends
+                if begins and (end in ends or len(word) > _SHORT):
                     return word
-                if whole.startswith("s", end) and end + 1 in ends:
+                if begins and whole.startswith("s", end) and end + 1 in ends:
                     return word + "s"
                 start = whole.find(word, start + 1)
         return None
@@ -115,16 +126,18 @@ _secret = Redactor()
 
 def suspicious(text: str) -> bool:
     """Whether a text may hold a secret that `without_secrets` would cut out; a quick look, in each log call."""
-    return "://" in text or "?" in text or "earer" in text or "asic " in text
+    return "://" in text or "?" in text or "earer" in text or "asic " in text or may_assign(text)
 
 
 def without_secrets(text: str) -> str:
-    """The text without passwords in addresses, secret parameters of queries, and credentials of `Authorization`.
+    """The text without passwords in addresses, secret parameters of queries, credentials, and secrets under a name.
 
     >>> without_secrets("cannot reach postgresql://shop:s3cret@db/shop")
     'cannot reach postgresql://shop:[redacted]@db/shop'
     >>> without_secrets("GET /reset?user=7&token=abc, Authorization: Basic YWRhOmxvdmVsYWNl")
     'GET /reset?user=7&token=[redacted] Authorization: Basic [redacted]'
+    >>> without_secrets("host=db password=s3cret, headers {'X-Api-Key': 'abc'}")
+    "host=db password=[redacted] headers {'X-Api-Key': '[redacted]'}"
     """
     if "://" in text:
         text = _without_passwords(text)
@@ -132,6 +145,8 @@ def without_secrets(text: str) -> str:
         text = _QUERY.sub(_without_value, text)
     if "earer" in text or "asic " in text or "EARER" in text or "ASIC " in text:
         text = _CREDENTIALS.sub(_without_credential, text)
+    if may_assign(text):
+        text = without_assigned(text, _secret, REDACTED)
     return text
 
 

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 
 from onebeat.errors import ConfigurationError, InvalidArguments
 from onebeat.timing.backoff import Retry
-from onebeat.timing.clock import SECOND, seconds_us, to_us
+from onebeat.timing.clock import SECOND, kept_us, seconds_us
 
 Seconds = float | timedelta
 
@@ -97,8 +97,19 @@ def _is_whole(text: str) -> bool:
     return True
 
 
+def check_limit(limit: int, what: str = "limit", most: int = 1_000) -> int:
+    """`limit`, brought into 1 to `most`, when it is a whole number; else `ConfigurationError`.
+
+    >>> check_limit(5000)
+    1000
+    """
+    if not isinstance(limit, int):
+        raise ConfigurationError(f"{what}={limit!r:.40} is no whole number; give one from 1 to {most:,}")
+    return max(1, min(limit, most))
+
+
 def aware_us(moment: datetime, what: str) -> int:
-    """UTC microseconds of an aware datetime; a naive one raises `InvalidArguments` with a hint."""
+    """UTC microseconds of an aware datetime; a naive one, or one outside of 2 to 9998, raises `InvalidArguments`."""
     if not isinstance(moment, datetime):
         raise InvalidArguments(f"{what} is a {type(moment).__name__}; give an aware datetime")
     if moment.utcoffset() is None:
@@ -106,7 +117,10 @@ def aware_us(moment: datetime, what: str) -> int:
             f"{what}={moment.isoformat()} has no time zone; "
             'write datetime.now(UTC), or add tzinfo=ZoneInfo("Europe/Berlin")'
         )
-    return to_us(moment)
+    try:
+        return kept_us(moment)
+    except ValueError as error:
+        raise InvalidArguments(f"{what}: {error}") from error
 
 
 def duration(value: Seconds, what: str, *, least: int = 0) -> int:

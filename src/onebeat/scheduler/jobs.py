@@ -9,7 +9,7 @@ from uuid import UUID
 
 from onebeat.engine.wakeups import Wakeups
 from onebeat.errors import ConfigurationError, InvalidArguments, JobExists, JobNotFound
-from onebeat.model.checks import Seconds, check_filters
+from onebeat.model.checks import Seconds, check_filters, check_limit
 from onebeat.model.info import AttemptInfo, JobInfo, Page
 from onebeat.model.job import FINAL, JobState
 from onebeat.scheduler.watcher import Watcher
@@ -60,7 +60,7 @@ class Jobs:
         _check(state, tracking_id, tag=tag, task=task, queue=queue, schedule_id=schedule_id)
         page: Page[JobInfo] = await self._database().read(
             reports.jobs,
-            limit=max(1, min(limit, 1000)),
+            limit=check_limit(limit),
             cursor=cursor,
             state=state,
             task=task,

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from datetime import datetime
-from enum import StrEnum
 from typing import Any, Literal, Protocol, Unpack
 
 from onebeat.engine.wakeups import Wakeups
-from onebeat.errors import ConfigurationError, InvalidTrigger, StaleRevision
+from onebeat.errors import ConfigurationError, InvalidTrigger, ScheduleNotFound, StaleRevision
 from onebeat.model import changes
-from onebeat.model.checks import aware_us, check_filters
+from onebeat.model.checks import NAME, aware_us, check_filters, check_limit, check_name
 from onebeat.model.definition import Definition
 from onebeat.model.ids import token
 from onebeat.model.info import Fire, Page, ScheduleInfo
@@ -87,7 +86,7 @@ class Schedules:
 
     async def get(self, id: str) -> ScheduleInfo:
         """Return the schedule as it is now; raises `ScheduleNotFound`."""
-        return await self._database().read(read.get, id)
+        return await self._database().read(read.get, _known_id(id))
 
     async def list(
         self,
@@ -105,7 +104,11 @@ class Schedules:
         Raises `ConfigurationError` for a filter that no schedule can match, such as a name with a blank.
         """
         check_filters(tag=tag, task=task)
-        _check_choice("state", state, ScheduleState)
+        _check_choice("state", state, tuple(ScheduleState))
+        _check_choice("source", source, ("code", "api"))
+        for what, text in (("prefix", prefix or None), ("cursor", cursor)):
+            if text is not None:
+                check_name(text, what)
         return await self._database().read(
             read.listing,
             tag=tag,
@@ -113,7 +116,7 @@ class Schedules:
             state=state,
             source=source,
             prefix=prefix,
-            limit=max(1, min(limit, 1000)),
+            limit=check_limit(limit),
             cursor=cursor,
         )
 
@@ -135,7 +138,7 @@ class Schedules:
         """
         database = self._database()
         for left in reversed(range(MERGES)):
-            present, rev = await database.read(read.definition, id)
+            present, rev = await database.read(read.definition, _known_id(id))
             if expected_rev not in (None, rev):
                 raise store.stale(id, rev, expected_rev)
             changed = self._changed(present, trigger, task, options)
@@ -162,12 +165,12 @@ class Schedules:
 
     async def pause(self, id: str, reason: str | None = None) -> ScheduleInfo:
         """Stop firing until `resume`, which does not catch up the fires of the pause. Raises `ScheduleNotFound`."""
-        await self._database().write(store.pause, id, reason)
+        await self._database().write(store.pause, _known_id(id), reason)
         return await self.get(id)
 
     async def resume(self, id: str) -> ScheduleInfo:
         """Fire again, from now on; one `gap` record tells what the pause left out. Raises `ScheduleNotFound`."""
-        await self._database().write(store.resume, id, by=self._who())
+        await self._database().write(store.resume, _known_id(id), by=self._who())
         self._wakeups.schedules_changed()
         return await self.get(id)
 
@@ -176,7 +179,7 @@ class Schedules:
 
         Raises `ScheduleNotFound`.
         """
-        await self._database().write(store.remove, [id], missing_ok=False)
+        await self._database().write(store.remove, [_known_id(id)], missing_ok=False)
 
     async def remove_where(self, *, tag: str) -> int:
         """Delete every schedule with this tag; return how many."""
@@ -212,6 +215,8 @@ class Schedules:
         """
         first, last = aware_us(start, "start"), aware_us(end, "end")
         mark = token() if again else None
+        if limit is not None:
+            check_limit(limit)
 
         def decide(schedule: Schedule, now: int, held: tuple[Unfinished, ...]) -> tuple[PlannedFire, ...]:
             return changes.backfill(schedule, first, last, now, held, limit=limit, again=mark)
@@ -220,7 +225,7 @@ class Schedules:
 
     async def _by_hand(self, id: str, decide: Decide) -> Sequence[Fire]:
         fires = await self._database().write(
-            store_fires.fire_by_hand, id, decide, by=self._who(), new_tracking_id=self._new_tracking_id
+            store_fires.fire_by_hand, _known_id(id), decide, by=self._who(), new_tracking_id=self._new_tracking_id
         )
         self._wakeups.jobs_queued()
         self._wakeups.jobs_delayed()
@@ -242,6 +247,7 @@ class Schedules:
         For a paused schedule these are the fires after a resume now. `max_fires` is respected. The fires that `overlap`
         will skip are not known in advance and are included. Raises `ScheduleNotFound`.
         """
+        n = min(n, check_limit(n, "n"))
         info = await self.get(id)
         moments: list[datetime] = []
         after = None if info.next_fire is None else info.next_fire - INSTANT
@@ -249,7 +255,7 @@ class Schedules:
             after = max(after, await self._now())  # what was due during a pause never fires
         if info.policies is not None and info.policies.max_fires is not None:
             n = min(n, info.policies.max_fires - info.fires_count)
-        while after is not None and len(moments) < min(n, 1000):
+        while after is not None and len(moments) < n:
             after = info.trigger.next_after(after)
             if after is not None:
                 moments.append(after)
@@ -272,14 +278,14 @@ class Schedules:
         Raises `ScheduleNotFound`, and `ConfigurationError` for an unknown `decision` or a cursor that no page returned.
         """
         check_filters(schedule_id=id)
-        _check_choice("decision", decision, Decision)
+        _check_choice("decision", decision, tuple(Decision))
         page = await self._database().read(
             reports.fires,
             schedule_id=id,
             decision=decision,
             start=None if start is None else aware_us(start, "start"),
             end=None if end is None else aware_us(end, "end"),
-            limit=max(1, min(limit, 1000)),
+            limit=check_limit(limit),
             cursor=cursor,
         )
         if not page:
@@ -287,7 +293,14 @@ class Schedules:
         return page
 
 
-def _check_choice(what: str, value: str | None, choices: type[StrEnum]) -> None:
-    if value is not None and value not in set(choices):
+def _known_id(id: str) -> str:
+    """Return the id, when a schedule could have it; databases fail on some other values, each in its own way."""
+    if not isinstance(id, str) or not NAME.fullmatch(id):
+        raise ScheduleNotFound(f"no schedule {str(id)[:60]!r}; an id is 1 to 200 of A-Z a-z 0-9 _ . : -")
+    return id
+
+
+def _check_choice(what: str, value: str | None, choices: Sequence[str]) -> None:
+    if value is not None and value not in choices:
         known = ", ".join(repr(str(choice)) for choice in choices)
         raise ConfigurationError(f"{what}={value!r:.60} is not one of {known}")

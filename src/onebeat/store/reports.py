@@ -123,7 +123,7 @@ def fires(
 
 def _fire_place(cursor: str) -> tuple[int, str]:
     at, slash, key = cursor.partition("/")
-    if not slash or re.fullmatch(r"-?[0-9]{1,18}", at) is None:
+    if not slash or re.fullmatch(r"-?[0-9]{1,18}", at) is None or re.fullmatch(r"[\x20-\x7e]{0,400}", key) is None:
         raise ValueError(cursor)
     return int(at), key
 

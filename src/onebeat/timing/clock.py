@@ -14,6 +14,8 @@ DAY = 24 * HOUR
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _ONE = timedelta(microseconds=1)
+_FIRST_KEPT = (datetime(2, 1, 1, tzinfo=UTC) - EPOCH) // _ONE
+_END_KEPT = (datetime(9999, 1, 1, tzinfo=UTC) - EPOCH) // _ONE
 _BOOT = getattr(time, "CLOCK_BOOTTIME", None)  # Linux; elsewhere the monotonic clock, which may stop in suspend
 
 
@@ -50,6 +52,21 @@ def to_us(moment: datetime) -> int:
             f"{moment.isoformat()} has no time zone; write datetime(…, tzinfo=UTC), or datetime.now(UTC) for now"
         )
     return (moment - EPOCH) // _ONE
+
+
+def kept_us(moment: datetime) -> int:
+    """UTC microseconds of an aware `datetime` of the years 2 to 9998; any other raises `ValueError`.
+
+    Nearer to the ends of the calendar there are zones in which the instant is no date, so nothing that is stored may
+    lie there.
+
+    >>> kept_us(datetime(2026, 10, 25, 2, 30, tzinfo=UTC))
+    1792895400000000
+    """
+    us = to_us(moment)
+    if not _FIRST_KEPT <= us < _END_KEPT:
+        raise ValueError(f"{moment.isoformat()} lies at an end of the calendar; give an instant of the years 2 to 9998")
+    return us
 
 
 def from_us(us: int, zone: tzinfo = UTC) -> datetime:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from onebeat.errors import InvalidTrigger
 from onebeat.timing.calendars import Calendar
-from onebeat.timing.clock import DAY, SECOND, from_us, to_us
+from onebeat.timing.clock import DAY, SECOND, from_us, kept_us, to_us
 from onebeat.timing.dst import Dst, Occurrence
 from onebeat.timing.zones import Zone, zone, zone_name
 
@@ -186,8 +186,8 @@ class Between(Rule):
 
     def __init__(self, rule: Rule, start: datetime | None = None, end: datetime | None = None) -> None:
         try:
-            start_us = None if start is None else to_us(start)
-            end_us = None if end is None else to_us(end)
+            start_us = None if start is None else kept_us(start)
+            end_us = None if end is None else kept_us(end)
         except (ValueError, AttributeError) as error:
             raise InvalidTrigger(f"between(start, end) takes aware datetimes: {error}") from None
         if start_us is not None and end_us is not None and start_us > end_us:

@@ -9,7 +9,7 @@ from typing import Any
 
 from onebeat.errors import InvalidCron, InvalidTrigger
 from onebeat.timing.calendars import load_calendar
-from onebeat.timing.clock import MILLISECOND, SECOND, from_us, seconds_us, to_us
+from onebeat.timing.clock import MILLISECOND, SECOND, from_us, kept_us, seconds_us
 from onebeat.timing.cron import Expression, expression, require_bound
 from onebeat.timing.cron_parser import DIALECT
 from onebeat.timing.describe import cron_summary, lint
@@ -131,7 +131,7 @@ class Every(Rule):
         try:
             parts = [seconds_us(seconds), seconds_us(minutes) * 60, seconds_us(hours) * 3600, seconds_us(days) * 86_400]
             us = sum(parts) + (0 if interval is None else seconds_us(interval))
-            at = 0 if anchor is None else to_us(anchor)
+            at = 0 if anchor is None else kept_us(anchor)
         except ValueError as error:
             raise InvalidTrigger(f"Every(…): {error}") from None
         if interval is not None and any(parts):
@@ -189,7 +189,7 @@ class At(Rule):
         if not isinstance(moment, datetime):
             raise InvalidTrigger(f"At(…) takes an aware datetime, not {moment!r:.60}")
         try:
-            object.__setattr__(self, "at_us", to_us(moment))
+            object.__setattr__(self, "at_us", kept_us(moment))
         except ValueError as error:
             raise InvalidTrigger(f"At(…): {error}") from None
 

@@ -5,15 +5,19 @@ from __future__ import annotations
 import os
 import socket
 import sys
+from hashlib import blake2b
 from pathlib import Path
+
+from onebeat.concurrency.private_folder import user_secret
 
 
 class ProcessQuota:
     """`count` tokens for all processes of one server: processes of one user, one parent and one process group.
 
     The workers of one `uvicorn --workers 4` share them, and another server has its own. A token is a name bound in
-    Linux' abstract socket namespace: there is no file to clean up, and the kernel frees it when its holder ends.
-    On other systems each process has a quarter of the tokens to itself.
+    Linux' abstract socket namespace: there is no file to clean up, and the kernel frees it when its holder ends. Any
+    user may bind any such name, so this one is made with a secret that only this user's processes can read. On other
+    systems, and without a folder for that secret, each process has a quarter of the tokens to itself.
 
     >>> quota = ProcessQuota(1)
     >>> first, second = quota.acquire(), quota.acquire()
@@ -25,20 +29,24 @@ class ProcessQuota:
     """
 
     def __init__(self, count: int, server: str | None = None) -> None:
-        self.is_shared = sys.platform == "linux"
-        """Whether other processes take tokens from the same quota."""
-        self._count = count if self.is_shared else count // 4
+        self._count = count
         self._server = server
         self._acquired: list[socket.socket] = []
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether other processes take tokens from the same quota."""
+        return _secret() is not None
+
     def __len__(self) -> int:
-        return self._count
+        return self._count if self.is_shared else self._count // 4
 
     def acquire(self) -> socket.socket | None:
         """Return a token, or None when all are taken. Close the token to give it back."""
-        if not self.is_shared:
+        secret = _secret()
+        if secret is None:
             self._acquired = [token for token in self._acquired if token.fileno() >= 0]
-            if len(self._acquired) >= self._count:
+            if len(self._acquired) >= len(self):
                 return None
             self._acquired.append(socket.socket())
             return self._acquired[-1]
@@ -46,7 +54,7 @@ class ProcessQuota:
         for number in range(self._count):
             token = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
             try:
-                token.bind(f"\0onebeat-processes-{server}-{number}")
+                token.bind(b"\0onebeat-processes-" + _digest(f"{server}-{number}", secret))
             except OSError:  # EADDRINUSE: another process holds it
                 token.close()
             else:
@@ -71,6 +79,14 @@ def available_processors() -> int:
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     limit = _container_limit()
     return max(1, count if limit is None else min(count, int(limit + 0.5)))
+
+
+def _secret() -> bytes | None:
+    return user_secret() if sys.platform == "linux" else None
+
+
+def _digest(name: str, secret: bytes) -> bytes:
+    return blake2b(name.encode(), key=secret, digest_size=20).hexdigest().encode()
 
 
 def _server_key() -> str:

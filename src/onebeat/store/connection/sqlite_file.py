@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import re
 import sqlite3
+import stat
 import sys
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from sqlalchemy import Connection, create_engine, event
 from sqlalchemy.engine import URL, Engine
@@ -131,7 +133,7 @@ def file_of(url: URL) -> Path | None:
     """The file a URL names, made absolute; None for a database in memory."""
     name = url.database or ""
     if name.startswith("file:"):
-        name = name.removeprefix("file:").partition("?")[0]
+        name = unquote(name.removeprefix("file:").partition("?")[0])
     if name in ("", ":memory:") or url.query.get("mode") == "memory":
         return None
     return Path(name).absolute()
@@ -150,6 +152,23 @@ def require_place(path: Path, *, allow_network: bool, mountinfo: Path = Path("/p
             "by a second host; put the file on a local disk, use PostgreSQL or MariaDB, or, if only one host ever "
             "opens it, set sqlite_allow_network=True"
         )
+
+
+def make_private(url: URL) -> None:
+    """Make a missing file, with mode 0600: arguments of jobs are stored in it as they are.
+
+    SQLite gives its `-wal` and `-shm` files the same mode. A file that is there keeps its own.
+    """
+    path = file_of(url)
+    if path is None or url.query.get("mode", "rwc") != "rwc":
+        return
+    try:
+        if sys.platform == "linux":
+            os.mknod(path, 0o600 | stat.S_IFREG)  # closing a descriptor would free locks of SQLite in this process
+        else:
+            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+    except OSError:  # it is there, or cannot be made: SQLite opens it, or says why it cannot
+        return
 
 
 def filesystem_of(path: Path, mountinfo: Path = Path("/proc/self/mountinfo")) -> str | None:

@@ -69,6 +69,7 @@ class SQLiteThreads:
                     f"{path} was open when this process was forked from its parent, and SQLite keeps state about open "
                     "files that a fork makes wrong; start the scheduler after the fork, or start processes with spawn"
                 )
+            sqlite_file.make_private(self._url)
             _open_files[file] += 1
             self._file = file
         thread = partial(
