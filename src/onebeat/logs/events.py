@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from onebeat.logs.filter import noted
@@ -32,12 +32,16 @@ def word(event: e.Event) -> None:
 
 
 def _about(event: e.JobEvent) -> dict[str, Any]:
-    """The job as the unit of the record, so that its ids stand where they stand on the job's own records."""
+    """The job as the unit of the record, so that its ids stand where they stand on the job's own records.
+
+    `job_id`, `task` and `attempt` are attributes of the record as well, for the handlers of other libraries.
+    """
     job = str(event.job_id)
     unit = Unit(
         kind="job", id=job, task=event.task, attempt=event.attempt, queue=event.queue, schedule_id=event.schedule_id
     )
-    return _noted(event.tracking_id, "job", job, unit)
+    about = {"job_id": job, "task": event.task, "attempt": event.attempt}
+    return _noted(event.tracking_id, "job", job, unit) | about
 
 
 def _noted(id: str, kind: str, unit_id: str, job: Unit | None = None) -> dict[str, Any]:
@@ -53,14 +57,23 @@ def _settled(event: e.JobSettled) -> None:
         level = logging.WARNING
     if not jobs.isEnabledFor(level):
         return
-    words = f"job {event.task} {event.ending} after {event.seconds:.3f} s"
+    template, args = "job %s %s after %.3f s", [event.task, event.ending, event.seconds]
+    for more, value in _what_follows(event):
+        template += more
+        args.append(value)
+    jobs.log(level, template, *args, exc_info=event.exception, extra=_about(event) | _outcome(event))
+
+
+def _what_follows(event: e.JobSettled) -> Iterator[tuple[str, Any]]:
+    """The rest of the message: constant texts, by which error trackers group records, and a value for each."""
     if event.state not in ("succeeded", event.ending):
-        words += f", now {event.state}" + (f" ({event.reason})" if event.reason else "")
+        yield ", now %s", event.state
+        if event.reason:
+            yield " (%s)", event.reason
     if event.retry_in is not None:
-        words += f", again in {event.retry_in:.1f} s"
+        yield ", again in %.1f s", event.retry_in
     if event.error:
-        words += f": {event.error}"
-    jobs.log(level, "%s", words, extra=_about(event) | _outcome(event))
+        yield ": %s", event.error
 
 
 def _outcome(event: e.JobSettled) -> dict[str, Any]:
@@ -69,7 +82,8 @@ def _outcome(event: e.JobSettled) -> dict[str, Any]:
 
 
 def _fired(event: e.ScheduleFired) -> None:
-    level = logging.INFO if event.decision == "started" else logging.WARNING
+    expected = event.decision == "started" or (event.decision == "skipped_overlap" and event.follows)
+    level = logging.INFO if expected else logging.WARNING
     if schedules.isEnabledFor(level):
         about: dict[str, Any] = {
             "schedule_id": event.schedule_id,
@@ -89,6 +103,15 @@ def _said(logger: logging.Logger, level: int, text: Callable[[Any], str]) -> Cal
             logger.log(level, "%s", text(event), extra=extra)
 
     return wording
+
+
+def _elsewhere(event: e.NoTasks) -> str:
+    if event.others:
+        return (
+            f"Others in this process have some: {', '.join(event.others)}. Is this one made twice, by a circular "
+            "import or a module that is imported under two names?"
+        )
+    return "Import the modules that declare tasks before the start, or scheduler.include(router)."
 
 
 def _dropped(event: e.ValueDropped) -> str:
@@ -170,6 +193,8 @@ _WORDS: dict[type[e.Event], Callable[[Any], None]] = {
     e.DatabaseBack: _said(log, logging.INFO, lambda v: f"{v.part}: the database answers again after {v.after:.1f} s"),
     e.ClockStepped: _said(log, logging.WARNING, _stepped),
     e.PartFailed: _said(log, logging.ERROR, lambda v: f"{v.part} failed, trying again: {v.problem}"),
+    e.NoTasks: _said(log, logging.WARNING, lambda v: f"{v.scheduler} starts with 0 tasks. {_elsewhere(v)}"),
+    e.SchedulerIdle: _said(log, logging.WARNING, lambda v: v.problem),
     e.QueueUnserved: _said(
         log, logging.WARNING, lambda v: f"no live worker serves queue {v.queue!r}, which task {v.task!r} uses"
     ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import threading
 import time
@@ -55,13 +56,20 @@ class RecordEncoder:
     """Makes entries for the queue. Reads the tracking context and every argument now, so that nothing changes later.
 
     `fields` renames fields of the schema (`{"ts": "@timestamp"}`) or leaves them out (`{"func": None}`).
-    `redact` are the words that make a key secret. Never raises.
+    `redact` are the words that make a key secret; `constants` are fields that every record has. Never raises.
     """
 
-    def __init__(self, *, fields: Mapping[str, str | None] | None = None, redact: Iterable[str] = SECRET_WORDS) -> None:
+    def __init__(
+        self,
+        *,
+        fields: Mapping[str, str | None] | None = None,
+        redact: Iterable[str] = SECRET_WORDS,
+        constants: Mapping[str, Any] | None = None,
+    ) -> None:
         self.names = dict(fields or {})
         self._secret = Redactor(redact)
-        self._taken = frozenset(self._name(field) for field in (*ALWAYS, "exc", "stack"))
+        self._constants = dict(constants or {})
+        self._taken = frozenset(self._name(field) for field in (*ALWAYS, "exc", "stack")) | self._constants.keys()
         self._no_unit = (self._pairs((("tracking_id", None),)), _NOTHING)
         self._open = f'{{{quote(self._name("ts"))}:"'
         self._second = self._stamp(0)
@@ -125,7 +133,7 @@ class RecordEncoder:
                 found = unit_of(record)  # it came with an exception, or may be over
             if found is not None:
                 unit, taken = self._unit(found)
-            extras = self._extras(record, attributes, taken) if len(attributes) > _STANDARD_COUNT else ""
+            extras = self._extras(record, attributes, taken, found) if len(attributes) > _STANDARD_COUNT else ""
             failure = None
             if failed:
                 rest, failure = self._failure(record)
@@ -155,6 +163,8 @@ class RecordEncoder:
             return record.msg if type(record.msg) is str else f"<{kind(record.msg)}>"
         self._nesting.depth = depth + 1
         try:
+            if not record.args and isinstance(record.msg, (Mapping, list, tuple, set)):
+                return described(plain(record.msg, self._secret))  # as it would be shown, without its secrets
             return str.__str__(record.getMessage())
         except Exception:  # noqa: BLE001 - wrong arguments, or a __str__ that raises: the record is worth more than its form
             return f"{described(record.msg)} {shown(record.args)}"
@@ -182,8 +192,18 @@ class RecordEncoder:
             head = self._pairs((("level", level), ("logger", logger)))
             tail = (("src", f"{_short(path)}:{line}"), ("func", function), ("pid", pid))
             more = (("process", process), ("thread", thread))
-            site = self._sites[key] = (f'Z"{head},{quote(self._name("msg"))}:', self._pairs(tail + more))
+            site = self._sites[key] = (
+                f'Z"{head},{quote(self._name("msg"))}:',
+                self._pairs(tail + more) + self._fixed(),
+            )
         return site
+
+    def _fixed(self) -> str:
+        """Return the constants as JSON. Those of a record's own under such a name get an underscore."""
+        values = self._constants.items()
+        return "".join(
+            f",{quote(key)}:{self._json(REDACTED if self._secret(key, value) else value)}" for key, value in values
+        )
 
     def _stamp(self, created: float) -> tuple[int, str]:
         """The second, and how each line begins that is of it: RFC 3339, UTC."""
@@ -228,8 +248,13 @@ class RecordEncoder:
             text += self._extra(key, value, unit.fields, used)
         return text, frozenset(used)
 
-    def _extras(self, record: logging.LogRecord, attributes: dict[str, Any], taken: frozenset[str]) -> str:
-        """The user's own fields: without secrets, within limits, under another name if theirs is taken."""
+    def _extras(
+        self, record: logging.LogRecord, attributes: dict[str, Any], taken: frozenset[str], unit: Tracking | None
+    ) -> str:
+        """The user's own fields: without secrets, within limits, under another name if theirs is taken.
+
+        What repeats a field of the unit with an equal value is left out.
+        """
         text = ""
         leads = self._leads
         used: set[str] | None = None
@@ -239,6 +264,8 @@ class RecordEncoder:
                 if key in _STANDARD:
                     if type(record) in _KNOWN:
                         break  # what is added to a record stands behind what every record has
+                    continue
+                if unit is not None and key in SCHEMA and unit.identity().get(key) == value:
                     continue
                 if key not in _UNWANTED and type(value) is not Noted and not _is_arrived(key, record):
                     if used is None:
@@ -311,6 +338,7 @@ class RecordEncoder:
         values = {key: clip(value, 1024) if isinstance(value, str) else value for key, value in values.items()}
         names = self.names
         renamed = {name: value for key, value in values.items() if (name := names.get(key, key)) is not None}
+        renamed |= {key: value for key, value in self._constants.items() if not self._secret(key, value)}
         return created, level if isinstance(level, int) else logging.ERROR, encode(renamed), None
 
 
@@ -320,6 +348,18 @@ def _is_arrived(key: Any, record: logging.LogRecord) -> bool:
 
 
 def _short(path: object) -> str:
+    """Return the file as it is imported, `shop/mail.py`, whether the server was given its folder as a path or as ""."""
     text = clip(described(path), 1024)
-    roots = [root for root in sys.path if root and text.startswith(root.rstrip("/\\") + "/")]
-    return text[len(max(roots, key=len).rstrip("/\\")) + 1 :] if roots else text
+    whole = _absolute(text)
+    roots = {_absolute(root or ".").rstrip("/\\") + "/" for root in sys.path if isinstance(root, str)}
+    found = [root for root in roots if whole.startswith(root)]
+    return whole[len(max(found, key=len)) :] if found else text
+
+
+def _absolute(path: str) -> str:
+    if path.startswith("<"):  # code without a file
+        return path
+    try:
+        return os.path.abspath(path)
+    except (OSError, ValueError):  # the working directory is gone, or this is no path
+        return path

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 from uuid import UUID
 
@@ -63,7 +63,10 @@ class WorkerDied(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScheduleFired(Event):
-    """One due instant was decided, by this process."""
+    """One due instant was decided, by this process.
+
+    `follows`: an earlier fire of the schedule was started in the same step, as after a restart.
+    """
 
     schedule_id: str
     fire_key: str
@@ -73,6 +76,7 @@ class ScheduleFired(Event):
     job_id: UUID | None
     late_us: int
     tracking_id: str | None = None
+    follows: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,7 +151,11 @@ class JobStarted(JobEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobSettled(JobEvent):
-    """An attempt ended and its end is in the database."""
+    """An attempt ended and its end is in the database.
+
+    `exception` is what the function raised, with its traceback; None where another process raised it and it could not
+    be sent here. A timeout has a `TimeoutError` with the traceback of the place that was interrupted.
+    """
 
     ending: str
     state: str
@@ -155,6 +163,7 @@ class JobSettled(JobEvent):
     seconds: float
     error: str | None = None
     retry_in: float | None = None  # seconds
+    exception: BaseException | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -227,6 +236,21 @@ class QueueUnserved(Event):
 
     task: str
     queue: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NoTasks(Event):
+    """A scheduler was started without a task; `others` are the schedulers of this process that have some."""
+
+    scheduler: str
+    others: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchedulerIdle(Event):
+    """An application in which a scheduler is installed answers requests, but nothing has started the scheduler."""
+
+    problem: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
