@@ -28,6 +28,7 @@ class Proxy:
         self.refuse_after_cut = False
         self.cuts = 0
         self.opened = 0
+        self._answered = asyncio.Event()  # the server has answered the message that was cut
 
     @property
     def url(self) -> str:
@@ -78,6 +79,7 @@ class Proxy:
             while data := await source.read(65536):
                 if self.cut_on is not None and self.cut_on in data:
                     self.cut_on = None
+                    self._answered = asyncio.Event()
                     self.refuse = self.refuse_after_cut
                     pair[0].transport.abort()  # the client never hears of it
                     if not self.before:
@@ -111,12 +113,6 @@ class Proxy:
         finally:
             if not sink.is_closing():
                 self._hang_up(pair)
-
-    @property
-    def _answered(self) -> asyncio.Event:
-        if not hasattr(self, "_event"):
-            self._event = asyncio.Event()
-        return self._event
 
     def _hang_up(self, pair: tuple[asyncio.StreamWriter, asyncio.StreamWriter]) -> None:
         for writer in pair:

@@ -238,7 +238,8 @@ class Database:
         `fn` has no effect but its SQL, for it may run more than once: after busy, deadlock and serialisation, beside a
         failing neighbour in a group commit, and **after a COMMIT whose answer was lost**. So running again after a
         success must be harmless and recognised: by ids and tokens made before the call (an insert that finds its own
-        id, a compare-and-set whose outcome names its token). `CommitUnknown` is raised when no later try got an answer.
+        id, a compare-and-set whose outcome names its token), or by `tx.unanswered`, what the earlier try returned.
+        `CommitUnknown` is raised when no later try got an answer.
 
         Raises `DatabaseUnavailable` when tries are over, `SchemaOutOfDate` when tables are missing, else what `fn` or
         SQLAlchemy raised. A caller cancelled in mid-call gets `CancelledError` at once; the transaction still runs to

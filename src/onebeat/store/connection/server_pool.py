@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Generic, TypeVar
 
@@ -37,6 +37,7 @@ class _Call(Generic[R]):
     retries: Retries
     connect_until: float
     until: float
+    unanswered: list[R] = field(default_factory=list)  # see `TransactionRunner.run_transaction`
 
 
 class ServerPool:
@@ -215,7 +216,7 @@ class ServerPool:
         return result
 
     def _run_transaction(self, connection: Connection, call: _Call[R]) -> R:
-        return self._transactions.run_transaction(connection, call.run, write=call.write)
+        return self._transactions.run_transaction(connection, call.run, write=call.write, unanswered=call.unanswered)
 
     def _run_autocommit(self, connection: Connection, call: _Call[R]) -> R:
         return self._transactions.run_autocommit(connection, call.run, write=call.write)
