@@ -34,7 +34,6 @@ READERS = {
     "engine/heartbeat.py": "makes a generator where its caller gives none",
     "store/connection/database.py": "makes a generator where none is given; opens with a timeout in real time",
     "store/connection/server_pool.py": "a server closes idle connections in real time",
-    "store/dialects/sqlite.py": "a blocking wait of the writer thread for another process's lock",
     "store/migrations/__init__.py": "the id of a new database must differ from every other",
     "store/tx.py": "makes a generator where its caller gives none",
 }

@@ -74,7 +74,7 @@ if TYPE_CHECKING:
     from onebeat.scheduler.scheduler import Scheduler as Scheduler
     from onebeat.scheduler.why import Why as Why
     from onebeat.settings import Retention as Retention, Settings as Settings
-    from onebeat.store.connection.sqlite_file import configure_sqlite as configure_sqlite
+    from onebeat.store.connection.callers_sqlite import configure_sqlite as configure_sqlite
     from onebeat.tasks.context import JobContext as JobContext, current_job as current_job
     from onebeat.tasks.router import TaskRouter as TaskRouter
     from onebeat.tasks.task import Call as Call, Task as Task
@@ -161,7 +161,7 @@ _HOME = {
     "WorkerProcessDied": "errors",
     "WorkerStarted": "model.events",
     "WorkerStopped": "model.events",
-    "configure_sqlite": "store.connection.sqlite_file",
+    "configure_sqlite": "store.connection.callers_sqlite",
     "current_job": "tasks.context",
     "fence_guard": "locks.guard",
     "install": "fastapi.install",

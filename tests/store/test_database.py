@@ -13,7 +13,7 @@ from sqlalchemy import create_engine, func, make_url, select
 from sqlalchemy.exc import IntegrityError
 
 from onebeat.errors import NotStarted
-from onebeat.store.connection.backend import ConnectionBackend
+from onebeat.store.connection.backend import ConnectionBackend, Rank
 from onebeat.store.connection.database import Database
 from onebeat.store.connection.sqlite_file import file_of
 from onebeat.store.retries import CommitLost, CommitUnknown, Retries
@@ -122,30 +122,17 @@ class OneConnection:
         *,
         write: bool,
         single: bool,
-        patience: float = 0.0,
+        patience: float | None = None,
         limit: float | None = None,
         flushed: bool = True,
-        urgent: bool = False,
+        rank: Rank = Rank.ENGINE,
     ) -> R:
-        self.calls.append((write, single, urgent))
+        self.calls.append((write, single, rank is Rank.HEARTBEAT))
         return self.transactions.run_transaction(self.connection, call, write=write)
 
     async def close(self, within: float | None = None) -> None:
         self.connection.close()
         self.engine.dispose()
-
-    def urgent(self) -> ConnectionBackend:
-        return UrgentView(self)
-
-
-class UrgentView(OneConnection):
-    """The urgent calls of a `OneConnection`."""
-
-    def __init__(self, behind: OneConnection) -> None:
-        self.behind = behind
-
-    async def run(self, call: Callable[[Tx], R], **options: Any) -> R:
-        return await self.behind.run(call, **options, urgent=True)
 
 
 async def test_a_third_backend_serves_every_verb_and_every_sibling(

@@ -13,17 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import create_engine, select, text
-from sqlalchemy.exc import OperationalError
-from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy import select
 
-from onebeat import configure_sqlite
 from onebeat.errors import ConfigurationError, DatabaseUnavailable, NotStarted
 from onebeat.store import migrations
-from onebeat.store.connection import sqlite_file, sqlite_threads
+from onebeat.store.connection import sqlite_file
 from onebeat.store.connection.database import Database
 from onebeat.store.connection.sqlite_threads import SQLiteThreads
-from onebeat.store.dialects.sqlite import SQLite
 from onebeat.store.tables import Tables, build
 from onebeat.store.tx import Tx
 from tests.conftest import MakeDatabase
@@ -103,79 +99,6 @@ async def test_who_waits_for_the_lock_is_served_sooner_than_by_sqlites_own_waiti
     holder.close()
     stock.close()
     assert statistics.median(ours) < statistics.median(theirs) / 2, (ours, theirs)
-
-
-def read_then_write(engine: Any, other: sqlite3.Connection) -> None:
-    with engine.begin() as connection:
-        connection.execute(text("SELECT count(*) FROM onebeat_queues")).scalar_one()
-        other.execute("INSERT INTO onebeat_queues (name) VALUES ('other')")
-        connection.execute(text("INSERT INTO onebeat_queues (name) VALUES ('mine')"))
-
-
-def test_configure_sqlite_takes_the_trap_out_of_the_applications_engine(url: str) -> None:
-    other = sqlite3.connect(path_of(url), isolation_level=None, timeout=0)
-    plain = create_engine(url)
-    with plain.connect() as connection:
-        connection.execute(text("PRAGMA busy_timeout = 5000"))
-
-    from sqlalchemy import event
-
-    @event.listens_for(plain, "begin")
-    def deferred(connection: Any) -> None:
-        connection.exec_driver_sql("BEGIN")
-
-    with pytest.raises(OperationalError, match="database is locked"):
-        read_then_write(plain, other)  # the trap
-    other.execute("DELETE FROM onebeat_queues")
-    configured = create_engine(url)
-    configure_sqlite(configured)
-    with pytest.raises(sqlite3.OperationalError, match="database is locked"):
-        read_then_write(configured, other)  # now the *other* one has to wait, and has no patience
-    with configured.begin() as connection:
-        connection.execute(text("INSERT INTO onebeat_queues (name) VALUES ('mine')"))
-        assert connection.execute(text("PRAGMA journal_mode")).scalar_one() == "wal"
-        assert connection.execute(text("PRAGMA busy_timeout")).scalar_one() == 5000
-        assert connection.execute(text("PRAGMA synchronous")).scalar_one() == 2
-    other.close()
-
-
-async def test_configure_sqlite_serves_an_async_engine_and_onebeat_beside_it(
-    url: str, make_database: MakeDatabase
-) -> None:
-    engine = create_async_engine(url.replace("sqlite:", "sqlite+aiosqlite:"))
-    configure_sqlite(engine)
-    database = await make_database(url)
-
-    async def application() -> None:
-        for number in range(50):
-            async with engine.begin() as connection:
-                await connection.execute(text("SELECT count(*) FROM onebeat_queues"))
-                await connection.execute(text(f"INSERT INTO onebeat_queues (name) VALUES ('app{number}')"))
-
-    async def ours() -> None:
-        for number in range(50):
-            await database.write(add, f"our{number}")
-
-    await asyncio.gather(application(), ours())
-    assert len(await database.read(names)) == 100
-    await engine.dispose()
-
-
-def test_configure_sqlite_leaves_driver_autocommit_as_it_is(url: str) -> None:
-    engine = create_engine(url)
-    configure_sqlite(engine)
-    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        connection.execute(text("INSERT INTO onebeat_queues (name) VALUES ('a')"))
-    with engine.connect() as connection:
-        assert connection.execute(text("SELECT name FROM onebeat_queues")).scalars().all() == ["a"]
-    engine.dispose()
-
-
-def test_configure_sqlite_refuses_another_kind_of_engine() -> None:
-    with pytest.raises(ConfigurationError, match=r"postgresql\+asyncpg; it is for SQLite only"):
-        configure_sqlite(create_async_engine("postgresql+asyncpg://h/d"))
-    with pytest.raises(ConfigurationError, match="FULL, NORMAL, EXTRA"):
-        configure_sqlite(create_engine("sqlite://"), synchronous="OFF")
 
 
 @pytest.mark.parametrize(("given", "told"), [("FULL", 2), ("NORMAL", 1)])
@@ -452,17 +375,12 @@ async def test_a_database_in_memory_serves_all_siblings_of_one_process(tables: T
     assert await asyncio.to_thread(in_a_thread) == ["a", "b"]
 
 
-async def test_a_lock_held_for_ever_is_said_in_the_end(
-    url: str, make_database: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-
-    monkeypatch.setattr(sqlite_threads, "PATIENCE", 0.3)
-    monkeypatch.setattr(SQLite, "busy_timeout", 0.1)
+async def test_a_lock_held_for_ever_is_said_in_the_end(url: str, make_database: Any) -> None:
     database = await make_database(url)
     holder = sqlite3.connect(path_of(url), isolation_level=None)
     holder.execute("BEGIN IMMEDIATE")
     waiting = asyncio.create_task(database.exclusive(lambda tx: add(tx, "a"), patience=0.3))
-    with pytest.raises(DatabaseUnavailable, match="held by another transaction") as caught:
+    with pytest.raises(DatabaseUnavailable, match="other connections hold its write lock") as caught:
         await waiting
     assert caught.value.reason == "retry"
     assert await database.read(names) == []  # readers never wait

@@ -32,6 +32,7 @@ class Proxy:
         self.opened = 0
         self._flowing = asyncio.Event()
         self._flowing.set()
+        self._answered = asyncio.Event()  # the server has answered the message that was cut
 
     @property
     def url(self) -> str:
@@ -91,6 +92,7 @@ class Proxy:
                 await self._on_the_way()
                 if self.cut_on is not None and self.cut_on in data:
                     self.cut_on = None
+                    self._answered = asyncio.Event()
                     self.refuse = self.refuse_after_cut
                     pair[0].transport.abort()  # the client never hears of it
                     if not self.before:
@@ -131,12 +133,6 @@ class Proxy:
         if self.delay:
             await asyncio.sleep(self.delay / 2)
         await self._flowing.wait()
-
-    @property
-    def _answered(self) -> asyncio.Event:
-        if not hasattr(self, "_event"):
-            self._event = asyncio.Event()
-        return self._event
 
     def _hang_up(self, pair: tuple[asyncio.StreamWriter, asyncio.StreamWriter]) -> None:
         for writer in pair:

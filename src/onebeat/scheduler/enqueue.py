@@ -62,7 +62,7 @@ class JobEnqueuer:
 
     async def enqueue_calls(self, calls: Sequence[Call[Any]]) -> list[JobInfo]:
         """Store the calls in one transaction, and wake what runs or promotes them."""
-        database = self._running().here().database
+        database = self._running().here().users
         now, offset = self._clock.now(), database.offset_us
         new = [new_job(call, self._carrier, now=now + place, offset=offset) for place, call in enumerate(calls)]
         if not new:
@@ -74,7 +74,9 @@ class JobEnqueuer:
 
     def enqueue_calls_sync(self, calls: Sequence[Call[Any]]) -> list[JobInfo]:
         """Store the calls from another thread than the event loop's; blocks for one round trip."""
-        loop = self._running().loop
+        running = self._running()
+        running.database.refuse_in_own_write()  # asked on this thread, whose transaction it would be
+        loop = running.loop
         if _running_loop() is loop:
             raise ConfigurationError(
                 "enqueue_sync would block the event loop it waits for; use `await task.enqueue(…)`"

@@ -119,7 +119,7 @@ class Jobs:
 
         Raises `JobExists` when it has not ended, `JobNotFound`.
         """
-        if not await self._database().write(control.retry, _uuid(id)):
+        if await self._database().write(control.retry, _uuid(id)) is None:
             info = await self.get(id)
             raise JobExists(f"job {info.id} is {info.state}; only an ended job can be retried")
         self._wakeups.jobs_queued()
@@ -143,7 +143,7 @@ class Jobs:
 
     async def delete(self, id: UUID | str) -> None:
         """Delete an ended job with its history. Raises `JobExists` when it has not ended, `JobNotFound`."""
-        if not await self._database().write(control.remove, [_uuid(id)]):
+        if not await self._database().write(control.delete_ended, _uuid(id)):
             info = await self.get(id)
             raise JobExists(f"job {info.id} is {info.state}; cancel it and wait for its end before deleting it")
 

@@ -54,6 +54,7 @@ class Runtime:
         close_locks: Callable[[], Awaitable[None]],
     ) -> None:
         self.database = database
+        self.users = database.for_users()  # for the calls of users, which the engine's own go ahead of
         self.loop = asyncio.get_running_loop()
         self.watcher = Watcher(database, announce)
         self.heartbeat = Heartbeat(
@@ -223,7 +224,7 @@ def _worker_options(settings: Settings, *, one_writer: bool) -> WorkerOptions:
         heartbeat=seconds_us(settings.heartbeat),
         default_timeout=seconds_us(settings.default_timeout),
         poll=seconds_us(settings.poll),
-        connections=2 if one_writer else settings.pool_size + 1,  # one more for the heartbeat
+        connections=3 if one_writer else settings.pool_size + 1,  # one more for the heartbeat
         retention=_retention(settings),
     )
 

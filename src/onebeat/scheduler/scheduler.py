@@ -289,8 +289,8 @@ class Scheduler(TaskRouter):
         return runtime
 
     def _database(self) -> Database:
-        """Return the database, in the event loop that opened it; elsewhere raise `NotStarted`."""
-        return self._running().here().database
+        """Return the database for calls of users, in the event loop that opened it; elsewhere raise `NotStarted`."""
+        return self._running().here().users
 
     def __onebeat_integration__(self) -> Integration:
         """Return what `install` and the command line need beyond the public methods."""

@@ -203,7 +203,7 @@ class Schedules:
             return (changes.fire_now(schedule, now, held, unique=mark, force=force),)
 
         fires = await self._by_hand(id, decide)
-        return fires[0] if fires else next(fire for fire in await self.fires(id) if mark in fire.key)
+        return fires[0]
 
     async def backfill(
         self, id: str, start: datetime, end: datetime, *, limit: int | None = None, again: bool = False

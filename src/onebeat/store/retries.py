@@ -10,7 +10,7 @@ from onebeat.store.dialects.base import Dialect
 from onebeat.store.explain import explain_fault
 from onebeat.store.faults import Fault
 
-PATIENCE = 10.0  # seconds of trying again while others hold locks
+PATIENCE = 10.0  # seconds, since a call was submitted, of waiting for a connection and for locks of others
 RECONNECT_WITHIN = 2.0  # seconds of trying again without a connection; the caller of a request waits meanwhile
 
 
@@ -25,37 +25,42 @@ class CommitLost(Exception):
 class Retries:
     """Decides for one call whether it is tried again, and after which pause.
 
-    Busy, deadlock and serialisation: full jitter up to half a second, for `patience` seconds since the first error. A
-    lost connection: at once on a new one, then with pauses, for `RECONNECT_WITHIN`.
+    All times count from the making of this object, when the call was submitted: a call that has waited for its turn
+    behind others must not wait as long again. The first failure is followed by one more try in any case. Busy, deadlock
+    and serialisation: full jitter up to half a second, for `patience` seconds. A lost connection: at once on a new one,
+    then with pauses, for `RECONNECT_WITHIN`; after a COMMIT whose answer was lost, for as long since that loss.
     """
 
-    __slots__ = ("_clock", "_commit_unknown", "_dialect", "_patience", "_random", "_since", "_tries")
+    __slots__ = ("_clock", "_commit_unknown", "_dialect", "_random", "_since", "_tries", "patience")
 
     def __init__(self, dialect: Dialect, *, clock: Clock, random: Random, patience: float = PATIENCE) -> None:
-        self._dialect = dialect
+        self.patience = patience  # seconds
         self._clock = clock
         self._random = random
-        self._patience = patience
+        self._dialect = dialect
         self._tries = 0
-        self._since = 0.0  # `clock.monotonic()` at the first error
+        self._since = clock.monotonic()
         self._commit_unknown = False  # one of the tries lost the answer to its COMMIT
+
+    def is_out_of_patience(self) -> bool:
+        """Return whether the call has waited for locks as long as it may."""
+        return self._clock.monotonic() - self._since > self.patience
 
     def pause(self, error: Exception) -> float | None:
         """Count a failed try; return the seconds to wait before the next one, or None when `error` is final."""
         now = self._clock.monotonic()
-        if self._tries == 0:
-            self._since = now
         self._tries += 1
-        if isinstance(error, CommitLost):
+        if isinstance(error, CommitLost) and not self._commit_unknown:
             self._commit_unknown = True
+            self._since = now  # what became of it can be asked from now on
         fault = self.fault(error)
         if fault is Fault.RETRY:
-            pause, limit = self._random.uniform(0, min(0.5, 0.004 * 2**self._tries)), self._patience
+            pause, limit = self._random.uniform(0, min(0.5, 0.004 * 2**self._tries)), self.patience
         elif fault in (Fault.DISCONNECT, Fault.UNREACHABLE, Fault.READ_ONLY):
             pause, limit = self._random.uniform(0.05, 0.5) if self._tries > 1 else 0.0, RECONNECT_WITHIN
         else:
             return None
-        return pause if now - self._since + pause <= limit else None
+        return pause if self._tries == 1 or now - self._since + pause <= limit else None
 
     def fault(self, error: Exception) -> Fault:
         """Return what the error of one try means."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any, Protocol, TypeVar
@@ -46,7 +46,17 @@ class Moment:
 class Tx:
     """One transaction. Every store function takes it as its first argument and sends every statement through it."""
 
-    __slots__ = ("_cache", "_database_clock", "_moment", "_points", "connection", "dialect", "statement", "tables")
+    __slots__ = (
+        "_cache",
+        "_database_clock",
+        "_moment",
+        "_points",
+        "connection",
+        "dialect",
+        "statement",
+        "tables",
+        "unanswered",
+    )
 
     def __init__(
         self,
@@ -58,11 +68,14 @@ class Tx:
         points: Points | None = None,
         moment: Moment | None = None,
         cache: dict[Any, Any] | None = None,
+        unanswered: Sequence[Any] = (),
     ) -> None:
         self._cache: dict[Any, Any] = {} if cache is None else cache
         self.connection = connection
         self.tables = tables
         self.dialect = dialect
+        # What earlier tries of this call returned whose COMMIT got no answer: each of them happened or it did not.
+        self.unanswered = unanswered
         self.statement: Executable | None = None  # the statement that runs now, for `Points`
         self._database_clock = database_clock
         self._points = points
@@ -124,7 +137,7 @@ class TransactionRunner:
     random: Random = field(default_factory=Random)
     cache: dict[Any, Any] = field(default_factory=dict)  # statements built once, for all transactions
 
-    def tx(self, connection: Connection, moment: Moment | None = None) -> Tx:
+    def tx(self, connection: Connection, moment: Moment | None = None, *, unanswered: Sequence[Any] = ()) -> Tx:
         """Return a `Tx` on an open connection; it neither begins nor ends anything."""
         return Tx(
             connection,
@@ -134,26 +147,43 @@ class TransactionRunner:
             points=self.points,
             moment=moment,
             cache=self.cache,
+            unanswered=unanswered,
         )
 
     def retries(self, patience: float = PATIENCE) -> Retries:
         """Return a new count of tries for one call; `patience` is in seconds."""
         return Retries(self.dialect, clock=self.clock, random=self.random, patience=patience)
 
-    def run_transaction(self, connection: Connection, call: Callable[[Tx], R], *, write: bool = True) -> R:
-        """Begin, run `call`, commit a write or end a read; whatever fails is rolled back and raised."""
-        tx = self.tx(connection)
+    def run_transaction(
+        self,
+        connection: Connection,
+        call: Callable[[Tx], R],
+        *,
+        write: bool = True,
+        unanswered: list[R] | None = None,
+    ) -> R:
+        """Begin, run `call`, commit a write or end a read; whatever fails is rolled back and raised.
+
+        `unanswered` is the memory of one call over all its tries: it keeps what a try returned whose COMMIT got no
+        answer, for the next try to find in `Tx.unanswered`.
+        """
+        unanswered = [] if unanswered is None else unanswered
+        tx = self.tx(connection, unanswered=tuple(unanswered))
         tx.point("begin")
         self.dialect.begin(connection, write=write)
         try:
             result = call(tx)
             if write:
+                unanswered.append(result)
                 self.commit(tx)
+                unanswered.pop()
             else:
                 self.dialect.rollback(connection)
         except CommitLost:
             raise
         except BaseException as error:
+            if isinstance(error, Exception):
+                del unanswered[len(tx.unanswered) :]  # the database answered that this COMMIT has not happened
             if isinstance(error, Exception) or self.dialect.one_writer:
                 self.roll_back(connection)
             raise  # the server pool throws away the connection of a cancelled greenlet

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from enum import IntEnum
 from typing import Protocol, TypeVar
 
-from onebeat.store.retries import PATIENCE
 from onebeat.store.tx import Tx
 
 R = TypeVar("R")
 
 
+class Rank(IntEnum):
+    """Whose call goes first while calls wait; a lower rank goes first."""
+
+    HEARTBEAT = 0  # a lease that is not renewed costs every job of its process
+    ENGINE = 1
+    USER = 2
+
+
 class ConnectionBackend(Protocol):
     """Runs store functions on the connections it owns.
 
-    `ServerPool` serves PostgreSQL, MySQL and MariaDB; `SQLiteThreads` serves a file. `Database` uses these four methods
-    and nothing else, so a simulation can be a third one.
+    `ServerPool` serves PostgreSQL, MySQL and MariaDB; `SQLiteThreads` serves a file. `Database` uses these three
+    methods and nothing else, so a simulation can be a third one.
     """
 
     async def open(self) -> list[str]:
@@ -31,9 +39,10 @@ class ConnectionBackend(Protocol):
         *,
         write: bool,
         single: bool,
-        patience: float = PATIENCE,
+        patience: float | None = None,
         limit: float | None = None,
         flushed: bool = True,
+        rank: Rank = Rank.ENGINE,
     ) -> R:
         """Run `call` in a transaction of its own, again after a passing fault; return its value after the commit.
 
@@ -41,9 +50,10 @@ class ConnectionBackend(Protocol):
             call: a function without effects but its SQL; it may run more than once.
             write: whether to commit; a read is rolled back.
             single: whether the call writes with one statement at most, which may then commit by itself.
-            patience: seconds of trying again while others hold locks.
-            limit: seconds for one try; None means the backend's own limit.
+            patience: seconds from now of waiting for a connection and for locks; None means the backend's own.
+            limit: seconds from now for all tries; None means the backend's own limit.
             flushed: whether the commit survives a power cut; a backend may always answer as if it were True.
+            rank: which calls this one goes ahead of.
 
         Raises what `call` raised, `DatabaseUnavailable` when no try is left, `NotStarted` when closed.
         """
@@ -54,6 +64,3 @@ class ConnectionBackend(Protocol):
         After `within` seconds (None: without limit) the calls that are left end with `DatabaseUnavailable`, and their
         connections are cut: whether their COMMIT happened is then unknown.
         """
-
-    def urgent(self) -> ConnectionBackend:
-        """Return a view of this backend whose calls run ahead of all that wait; it owns nothing and is not closed."""

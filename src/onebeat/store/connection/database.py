@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable
+from copy import copy
 from functools import partial
 from random import Random
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -14,7 +15,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from onebeat.errors import NotStarted
 from onebeat.model.protocols import Clock
-from onebeat.store.connection.backend import ConnectionBackend
+from onebeat.store.connection.backend import ConnectionBackend, Rank
+from onebeat.store.connection.callers_sqlite import real_file, refuse_in_own_write
 from onebeat.store.connection.server_pool import ServerPool
 from onebeat.store.connection.sqlite_threads import SQLiteThreads
 from onebeat.store.connection.targets import Target, read_target
@@ -28,7 +30,7 @@ from onebeat.timing.clock import SystemClock
 P = ParamSpec("P")
 R = TypeVar("R")
 
-CALL_LIMIT = 30.0  # seconds for one try of one transaction
+CALL_LIMIT = 30.0  # seconds for all tries of one call, since it was submitted
 HEARTBEAT_LIMIT = 10.0  # seconds; below the beat of 15
 START_TIMEOUT = 30.0  # seconds
 _INHERITED: list[ConnectionBackend] = []  # kept for ever, because finalising what a parent process opened could harm it
@@ -47,7 +49,7 @@ class Database:
         database_clock: replaces the database's own clock in every transaction; UTC microseconds.
         points: where a test stops, counts or breaks a transaction.
         role: "client" for a process that runs no worker.
-        call_limit: seconds for one try of one transaction on a server.
+        call_limit: seconds for all tries of one call on a server.
         clock: the clocks of this process.
         random: the source of jitter.
         make_backend: makes another `ConnectionBackend` than the one for the target's kind of database. It may be called
@@ -89,11 +91,12 @@ class Database:
         self._role = role
         self._backend: ConnectionBackend | None = None
         self._owner: Database | None = None  # whose backend this sibling shares
-        self._urgent = False
+        self._rank = Rank.ENGINE
+        self._root = self  # what was measured and read of the database is kept there
         self._pid = 0
         self._loop: asyncio.AbstractEventLoop | None = None  # the event loop that opened it
-        self.instance_id: str | None = None  # `meta.instance_id` of the tables, once it was read
-        self.offset_us = 0  # database minus local clock, as last measured
+        self._instance_id: str | None = None
+        self._offset_us = 0
         self.cautions: list[str] = []  # what an operator should know about this server, found at open
 
     @property
@@ -115,8 +118,26 @@ class Database:
     def loop(self) -> asyncio.AbstractEventLoop:
         """The event loop on which this database was opened; raises `NotStarted` when it is not open here."""
         self._open_backend()
-        assert self._loop is not None
-        return self._loop
+        assert self._root._loop is not None
+        return self._root._loop
+
+    @property
+    def instance_id(self) -> str | None:
+        """`meta.instance_id` of the tables, once it was read."""
+        return self._root._instance_id
+
+    @instance_id.setter
+    def instance_id(self, found: str | None) -> None:
+        self._root._instance_id = found
+
+    @property
+    def offset_us(self) -> int:
+        """The database's clock minus the local one, as last measured, in microseconds."""
+        return self._root._offset_us
+
+    @offset_us.setter
+    def offset_us(self, measured: int) -> None:
+        self._root._offset_us = measured
 
     @property
     def url(self) -> URL:
@@ -178,9 +199,15 @@ class Database:
                 synchronous=self._synchronous,
                 allow_network=self._allow_network,
                 where=self.where,
+                is_client=self._role == "client",
             )
         return ServerPool(
-            self._target.engine, self._transactions, size=self._pool_size, limit=self._limit, where=self.where
+            self._target.engine,
+            self._transactions,
+            size=self._pool_size,
+            limit=self._limit,
+            where=self.where,
+            is_client=self._role == "client",
         )
 
     async def close(self, within: float | None = None) -> None:
@@ -209,7 +236,7 @@ class Database:
     # ── verbs ─────────────────────────────────────────────────────────────────────────────────────────────────────────
     async def read(self, fn: Callable[Concatenate[Tx, P], R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Run `fn(tx, …)` for its answer; it must not write. On a server each statement sees what is committed then."""
-        return await self._open_backend().run(partial(_call, fn, args, kwargs), write=False, single=True)
+        return await self._run(partial(_call, fn, args, kwargs), write=False, single=True)
 
     async def write(self, fn: Callable[Concatenate[Tx, P], R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Run `fn(tx, …)` in one transaction and return its value after the commit.
@@ -217,26 +244,29 @@ class Database:
         `fn` has no effect but its SQL, for it may run more than once: after busy, deadlock and serialisation, beside a
         failing neighbour in a group commit, and **after a COMMIT whose answer was lost**. So running again after a
         success must be harmless and recognised: by ids and tokens made before the call (an insert that finds its own
-        id, a compare-and-set whose outcome names its token). `CommitUnknown` is raised when no later try got an answer.
+        id, a compare-and-set whose outcome names its token), or by `tx.unanswered`, what the earlier try returned.
+        `CommitUnknown` is raised when no later try got an answer.
 
         Raises `DatabaseUnavailable` when tries are over, `SchemaOutOfDate` when tables are missing, else what `fn` or
         SQLAlchemy raised. A caller cancelled in mid-call gets `CancelledError` at once; the transaction still runs to
         its end on its own.
         """
-        return await self._open_backend().run(partial(_call, fn, args, kwargs), write=True, single=False)
+        return await self._run(partial(_call, fn, args, kwargs), write=True, single=False)
 
     async def write_one(self, fn: Callable[Concatenate[Tx, P], R], *args: P.args, **kwargs: P.kwargs) -> R:
         """As `write`, for an `fn` whose only writing is one statement: on a server it commits by itself."""
-        return await self._open_backend().run(partial(_call, fn, args, kwargs), write=True, single=True)
+        return await self._run(partial(_call, fn, args, kwargs), write=True, single=True)
 
     async def write_unflushed(self, fn: Callable[Concatenate[Tx, P], R], *args: P.args, **kwargs: P.kwargs) -> R:
         """As `write_one`, for a change that a crash of the machine may undo; what `fn` sends is `Dialect.unflushed`."""
-        call = partial(_call, fn, args, kwargs)
-        return await self._open_backend().run(call, write=True, single=True, flushed=False)
+        return await self._run(partial(_call, fn, args, kwargs), write=True, single=True, flushed=False)
 
     async def exclusive(self, fn: Callable[[Tx], R], *, patience: float) -> R:
         """As `write`, for work that may wait and take long (migrations): `patience` seconds for locks, five minutes."""
-        return await self._open_backend().run(fn, write=True, single=False, patience=patience, limit=300.0)
+        return await self._run(fn, write=True, single=False, patience=patience, limit=300.0)
+
+    async def _run(self, call: Callable[[Tx], R], **options: Any) -> R:
+        return await self._open_backend().run(call, rank=self._rank, **options)
 
     async def measure_offset(self) -> int:
         """Measure and keep `offset_us`, the database's clock minus the local one, by the midpoint of one read."""
@@ -259,9 +289,27 @@ class Database:
         own would only compete for the same file lock.
         """
         sibling = self._sibling()
-        sibling._urgent = True
+        sibling._rank = Rank.HEARTBEAT
         sibling._limit = min(self._limit, HEARTBEAT_LIMIT)
         return sibling
+
+    def for_users(self) -> Database:
+        """Return a view of this database for the calls of users: the engine's own calls go ahead of them.
+
+        It shares the connections, and is neither opened nor closed.
+        """
+        view = copy(self)
+        view._backend, view._owner = None, self
+        view._rank = Rank.USER
+        return view
+
+    def refuse_in_own_write(self) -> None:
+        """Raise `DatabaseUnavailable` when this task or thread has a write transaction open on the same SQLite file.
+
+        Every write asks this by itself; ask it where another thread is going to write for this one.
+        """
+        if self.dialect.one_writer:
+            refuse_in_own_write(real_file(self.url), self.where)
 
     def _sibling(self) -> Database:
         sibling = Database(
@@ -291,7 +339,7 @@ class Database:
                 f"the database was opened in process {owner._pid} and is used in its child {os.getpid()} after a fork; "
                 "open it in the child (start the scheduler after the fork)"
             )
-        return owner._backend.urgent() if self._urgent else owner._backend
+        return owner._backend
 
 
 def _call(fn: Callable[..., R], args: Any, kwargs: Any, tx: Tx) -> R:

@@ -5,24 +5,41 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from onebeat.errors import DatabaseUnavailable, NotStarted
+from onebeat.store.connection.backend import Rank
+from onebeat.store.connection.turns import Turns
 from onebeat.store.faults import Fault
-from onebeat.store.retries import PATIENCE, CommitLost
+from onebeat.store.retries import PATIENCE, CommitLost, Retries
 from onebeat.store.tx import TransactionRunner, Tx
 from onebeat.tracking.otel import no_root_spans
 
 R = TypeVar("R")
 
 CONNECT_LIMIT = 10.0  # seconds for one try
+CONNECT_AT_LEAST = 1.0  # seconds for one try, also of a call that has waited for its turn as long as its patience
 MAX_AGE = 1800.0  # seconds; then a connection is replaced, so that changed load balancers and certificates take effect
 CLOSE_WITHIN = 3.0  # seconds for closing one connection in agreement with the server
 CUT_WITHIN = 0.1  # seconds that a call gets to end after its connection was cut
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Call(Generic[R]):
+    """A call with its limits; times are of the event loop's clock."""
+
+    run: Callable[[Tx], R]
+    write: bool
+    single: bool
+    retries: Retries
+    connect_until: float
+    until: float
+    unanswered: list[R] = field(default_factory=list)  # see `TransactionRunner.run_transaction`
 
 
 class ServerPool:
@@ -41,6 +58,7 @@ class ServerPool:
         size: int,
         limit: float,
         where: str,
+        is_client: bool = False,
     ) -> None:
         self.pooled = False  # a transaction pooler stands between; then nothing is sent outside a transaction
         self.opened = 0  # connections opened so far
@@ -50,7 +68,9 @@ class ServerPool:
         self._limit = limit
         self._where = where
         self._size = size
-        self._free = asyncio.Semaphore(size)
+        self._turns = Turns(size)
+        self._kept = 0 if is_client or size == 1 else 1  # connections that reads of users leave to the engine
+        self._trouble: Exception | None = None  # why the last try found no connection; None since one worked
         self._idle: deque[tuple[AsyncConnection, float]] = deque()
         self._busy: set[AsyncConnection] = set()  # those on which a call runs now
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -58,10 +78,6 @@ class ServerPool:
         self._closing = False
         self._cut = False  # it was closed before every call had ended
         self._generation = 0  # grows with each lost connection; connections of an older generation are discarded
-
-    def urgent(self) -> ServerPool:
-        """Return this pool: the heartbeat has a pool of its own, so no other call waits ahead of it."""
-        return self
 
     async def open(self) -> list[str]:
         """Connect once and inspect the server; see `ConnectionBackend.open`."""
@@ -86,11 +102,14 @@ class ServerPool:
         *,
         write: bool,
         single: bool,
-        patience: float = PATIENCE,
+        patience: float | None = None,
         limit: float | None = None,
         flushed: bool = True,
+        rank: Rank = Rank.ENGINE,
     ) -> R:
         """Run one call; see `ConnectionBackend.run`.
+
+        A call that has waited for a connection as long as its patience raises `DatabaseUnavailable`.
 
         With `single` the statement commits by itself, without a transaction around it. `flushed` has no effect here:
         the statement itself asks the server (`Dialect.unflushed`).
@@ -100,15 +119,29 @@ class ServerPool:
             raise NotStarted(
                 "the database was opened in another event loop; use it there, or a `heartbeat_database()` here"
             )
-        await self._free.acquire()
+        patience = PATIENCE if patience is None else patience
+        now = self._loop.time()
+        submitted = _Call(
+            run=call,
+            write=write,
+            single=single,
+            retries=self._transactions.retries(patience),
+            connect_until=now + patience,
+            until=now + (limit or self._limit),
+        )
+        spare = 0 if write or rank is not Rank.USER else self._kept
+        if not self._turns.take_free(spare=spare):
+            try:
+                async with asyncio.timeout(patience):
+                    await self._turns.take(rank, spare=spare)
+            except TimeoutError as error:
+                raise self._no_turn(submitted.retries) from error
         try:
             self._refuse_closed()
         except NotStarted:
-            self._free.release()
+            self._turns.give_back()
             raise
-        task = asyncio.get_running_loop().create_task(
-            self._run_to_its_end(call, write, single, patience, limit or self._limit)
-        )
+        task = self._loop.create_task(self._run_to_its_end(submitted))
         self._tasks.add(task)
         task.add_done_callback(self._ended)
         try:
@@ -117,6 +150,16 @@ class ServerPool:
             if self._cut and task.cancelled():
                 raise DatabaseUnavailable(f"{self._where} was closed before this call had an answer") from None
             raise
+
+    def _no_turn(self, retries: Retries) -> Exception:
+        """Return what to raise for a call that got no connection while its patience lasted."""
+        if self._trouble is not None:
+            return retries.final(self._trouble, self._where)
+        return DatabaseUnavailable(
+            f"none of the {self._size} connections to {self._where} was free within {retries.patience:g} s, so nothing "
+            "was written; make pool_size larger, or look for slow queries and locks in the database",
+            reason="timeout",
+        )
 
     async def close(self, within: float | None = None) -> None:
         """Wait for the calls under way, then close the connections; see `ConnectionBackend.close`."""
@@ -156,60 +199,66 @@ class ServerPool:
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
-        self._free.release()
+        self._turns.give_back()
         if not task.cancelled():
             task.exception()  # retrieved here, because the caller may have been cancelled
 
-    async def _run_to_its_end(
-        self, call: Callable[[Tx], R], write: bool, single: bool, patience: float, limit: float
-    ) -> R:
-        retries = self._transactions.retries(patience)
+    async def _run_to_its_end(self, call: _Call[R]) -> R:
+        loop = asyncio.get_running_loop()
         while True:
             try:
-                return await self._try_once(call, write, single, limit)
+                return await self._try_once(call)
             except Exception as error:
-                pause = retries.pause(error)
-                if pause is None or self._cut:
-                    final = retries.final(error, self._where)
+                pause = call.retries.pause(error)
+                if pause is None or self._cut or loop.time() + pause >= call.until:
+                    final = call.retries.final(error, self._where)
                     if final is error:
                         raise
                     raise final from error
             await asyncio.sleep(pause)
 
-    async def _try_once(self, call: Callable[[Tx], R], write: bool, single: bool, limit: float) -> R:
-        connection, opened = await self._take()
+    async def _try_once(self, call: _Call[R]) -> R:
+        try:
+            connection, opened = await self._take(call.connect_until)
+        except Exception as error:
+            self._trouble = error
+            raise
         generation = self._generation
         self._busy.add(connection)
         try:
-            async with asyncio.timeout(limit):
-                if single and not self.pooled:
-                    result = await connection.run_sync(self._run_autocommit, call, write)
+            async with asyncio.timeout_at(call.until):
+                if call.single and not self.pooled:
+                    result = await connection.run_sync(self._run_autocommit, call)
                 else:
-                    result = await connection.run_sync(self._run_transaction, call, write)
+                    result = await connection.run_sync(self._run_transaction, call)
         except BaseException as error:
             if self._is_unusable(connection, error):
+                self._trouble = error if isinstance(error, Exception) else None
                 self._generation += 1
                 await self._discard(connection, lost=True)
             else:
                 self._idle.append((connection, opened))
-            if write and isinstance(error, TimeoutError):
+            if call.write and isinstance(error, TimeoutError):
                 raise CommitLost("no answer within the limit of a call") from error
             raise
         finally:
             self._busy.discard(connection)
+        self._trouble = None
         if generation == self._generation:
             self._idle.append((connection, opened))
         else:
             await self._discard(connection, lost=False)
         return result
 
-    def _run_transaction(self, connection: Connection, call: Callable[[Tx], R], write: bool) -> R:
+    def _run_transaction(self, connection: Connection, call: _Call[R]) -> R:
         with no_root_spans():
-            return self._transactions.run_transaction(connection, call, write=write)
+            return self._transactions.run_transaction(
+                connection, call.run, write=call.write, unanswered=call.unanswered
+            )
 
-    def _run_autocommit(self, connection: Connection, call: Callable[[Tx], R], write: bool) -> R:
+    def _run_autocommit(self, connection: Connection, call: _Call[R]) -> R:
         with no_root_spans():
-            return self._transactions.run_autocommit(connection, call, write=write)
+            return self._transactions.run_autocommit(connection, call.run, write=call.write)
 
     def _is_unusable(self, connection: AsyncConnection, error: BaseException) -> bool:
         """Return whether the error leaves the state of the connection unknown."""
@@ -218,14 +267,15 @@ class ServerPool:
         fault = self._transactions.dialect.classify(error)
         return fault in (Fault.DISCONNECT, Fault.UNREACHABLE, Fault.READ_ONLY, Fault.TIMEOUT)
 
-    async def _take(self) -> tuple[AsyncConnection, float]:
+    async def _take(self, until: float) -> tuple[AsyncConnection, float]:
         now = asyncio.get_running_loop().time()
         while self._idle:
             connection, opened = self._idle.pop()
             if now - opened < MAX_AGE and not connection.invalidated:
                 return connection, opened
             await self._discard(connection, lost=False)
-        return await self.connect(), now
+        async with asyncio.timeout_at(max(until, now + CONNECT_AT_LEAST)):
+            return await self.connect(), now
 
     async def connect(self) -> AsyncConnection:
         """Open one more connection and prepare it."""

@@ -1,4 +1,4 @@
-"""The SQLite file: where it may lie, how it is opened, and `configure_sqlite` for the application's own engine."""
+"""The SQLite file: where it may lie, and how onebeat opens it."""
 
 from __future__ import annotations
 
@@ -8,16 +8,13 @@ import sqlite3
 import stat
 import sys
 from pathlib import Path
-from typing import Any
 from urllib.parse import unquote
 
-from sqlalchemy import Connection, create_engine, event
+from sqlalchemy import create_engine
 from sqlalchemy.engine import URL, Engine
-from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.pool import NullPool
 
 from onebeat.errors import ConfigurationError
-from onebeat.store.connection.autocommit import is_autocommit
 
 OLDEST = (3, 35)  # UPDATE … RETURNING
 SAFE = (3, 51, 3)  # before it a rare race between checkpoints could damage a WAL (https://www.sqlite.org/wal.html)
@@ -28,44 +25,6 @@ SYNCHRONOUS = ("FULL", "NORMAL", "EXTRA")
 _NETWORK = re.compile(
     r"nfs\d?|cifs|smb\w*|9p|fuse(\..*)?|fuseblk|virtiofs|ceph|glusterfs|lustre|afs|ncpfs|vboxsf|prl_fs|vmhgfs.*"
 )
-
-
-def configure_sqlite(engine: Engine | AsyncEngine, *, synchronous: str = "FULL") -> None:
-    """Let the application's own SQLite engine live beside onebeat: WAL, busy timeout, `BEGIN IMMEDIATE`.
-
-    Call it once, before the engine's first connection. From then on each transaction of this engine takes the write
-    lock at its begin and waits up to 5 seconds for it; without that a transaction that reads and then writes fails at
-    once ("database is locked") beside any other writer. `engine` is an `Engine` or an `AsyncEngine` on SQLite, else
-    `ConfigurationError`.
-
-    >>> from sqlalchemy import create_engine
-    >>> engine = create_engine("sqlite://")
-    >>> configure_sqlite(engine)
-    >>> with engine.begin() as connection:
-    ...     connection.exec_driver_sql("PRAGMA synchronous").scalar()
-    2
-    """
-    target = engine.sync_engine if isinstance(engine, AsyncEngine) else engine
-    if target.dialect.dbapi is None or not hasattr(target.dialect.dbapi, "sqlite_version"):
-        raise ConfigurationError(
-            f"configure_sqlite got an engine for {target.dialect.dialect_description}; it is for SQLite only"
-        )
-    level = _synchronous(synchronous)
-
-    def prepare(connection: Any, _record: object) -> None:
-        connection.isolation_level = None  # the driver begins nothing by itself
-        cursor = connection.cursor()
-        cursor.execute(f"PRAGMA busy_timeout = {int(BUSY_TIMEOUT * 1000)}")
-        cursor.execute("PRAGMA journal_mode = WAL")
-        cursor.execute(f"PRAGMA synchronous = {level}")
-        cursor.close()
-
-    def begin(connection: Connection) -> None:
-        if not is_autocommit(connection):  # else nothing would commit what it writes
-            connection.exec_driver_sql("BEGIN IMMEDIATE")
-
-    event.listen(target, "connect", prepare)
-    event.listen(target, "begin", begin)
 
 
 def open_engine(url: URL) -> Engine:
@@ -86,7 +45,7 @@ def open_engine(url: URL) -> Engine:
 def prepare_writer(connection: sqlite3.Connection, synchronous: str) -> None:
     """WAL and durable commits; raises what SQLite raises when the file cannot be written."""
     connection.execute("PRAGMA journal_mode = WAL").fetchall()
-    connection.execute(f"PRAGMA synchronous = {_synchronous(synchronous)}")
+    connection.execute(f"PRAGMA synchronous = {check_synchronous(synchronous)}")
     connection.execute("PRAGMA journal_size_limit = 67108864")  # bytes; a burst does not keep its disk for ever
     version = connection.execute("PRAGMA user_version").fetchone()[0]
     connection.execute("BEGIN IMMEDIATE")  # on a read-only file a mere read transaction, so try a change and undo it
@@ -94,7 +53,7 @@ def prepare_writer(connection: sqlite3.Connection, synchronous: str) -> None:
         connection.execute(f"PRAGMA user_version = {int(version)}")
     finally:
         connection.execute("ROLLBACK")
-    connection.execute("PRAGMA busy_timeout = 0")  # from here on `Dialect.begin` does the waiting
+    connection.execute("PRAGMA busy_timeout = 0")  # from here on `SQLiteThread` does the waiting
 
 
 def set_flushing(connection: sqlite3.Connection, flushed: bool, *, synchronous: str) -> None:
@@ -102,7 +61,7 @@ def set_flushing(connection: sqlite3.Connection, flushed: bool, *, synchronous: 
 
     Without it a commit survives its process, not a power cut; the file is whole in either case.
     """
-    connection.execute(f"PRAGMA synchronous = {_synchronous(synchronous) if flushed else 'NORMAL'}")
+    connection.execute(f"PRAGMA synchronous = {check_synchronous(synchronous) if flushed else 'NORMAL'}")
 
 
 def prepare_reader(connection: sqlite3.Connection) -> None:
@@ -193,7 +152,8 @@ def filesystem_of(path: Path, mountinfo: Path = Path("/proc/self/mountinfo")) ->
     return kind
 
 
-def _synchronous(level: str) -> str:
+def check_synchronous(level: str) -> str:
+    """Return the level in capitals; raises `ConfigurationError` for one that is unknown or unsafe."""
     if level.upper() not in SYNCHRONOUS:
         raise ConfigurationError(f"sqlite_synchronous is {level[:20]!r}; use one of {', '.join(SYNCHRONOUS)}")
     return level.upper()

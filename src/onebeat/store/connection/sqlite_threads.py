@@ -1,4 +1,4 @@
-"""The threads of a SQLite file: one writes and commits waiting calls together, the other one reads."""
+"""The threads of a SQLite file: one writes and commits waiting calls together, the others read."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from copy import copy
 from enum import Enum
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from sqlalchemy import Connection, Engine
 from sqlalchemy.engine import URL
@@ -22,38 +21,57 @@ from sqlalchemy.engine import URL
 from onebeat.concurrency.forks import after_fork_in_child
 from onebeat.errors import DatabaseUnavailable, NotStarted
 from onebeat.store.connection import sqlite_file
+from onebeat.store.connection.backend import Rank
+from onebeat.store.connection.callers_sqlite import refuse_in_own_write
 from onebeat.store.connection.queued_call import QueuedCall, complete_all
 from onebeat.store.faults import Fault
-from onebeat.store.retries import PATIENCE
 from onebeat.store.tx import Moment, TransactionRunner, Tx
 from onebeat.tracking.otel import no_root_spans
 
 R = TypeVar("R")
 
+PATIENCE = 5.0  # seconds, since a call was submitted, of waiting for a lock that another connection holds
+POLL = (
+    0.0003,
+    0.0015,
+)  # seconds between two tries to take that lock; random, so that two who wait do not march in step
+LOOK = 0.02  # seconds between two looks for calls whose patience has ended
 GROUP = 200  # calls in one commit; more would only make the first of them wait
 SUSPECTS = 3  # failing calls taken out of a group before each of the rest runs alone
 
 
+class _Threads(NamedTuple):
+    """The threads of one file; some may be the same one."""
+
+    writer: SQLiteThread
+    reader: SQLiteThread
+    users: SQLiteThread  # reads for users, whose long queries make no fire and no job late
+
+
 class SQLiteThreads:
-    """The `ConnectionBackend` of a SQLite file: a thread that writes and one that reads, each with one connection."""
+    """The `ConnectionBackend` of a SQLite file: one thread writes, one reads for the engine, one for users.
+
+    Each has one connection. A client has no engine, and one thread that reads.
+    """
 
     def __init__(
-        self, url: URL, transactions: TransactionRunner, *, synchronous: str, allow_network: bool, where: str
+        self,
+        url: URL,
+        transactions: TransactionRunner,
+        *,
+        synchronous: str,
+        allow_network: bool,
+        where: str,
+        is_client: bool = False,
     ) -> None:
         self._url = url
         self._transactions = transactions
         self._synchronous = synchronous
         self._allow_network = allow_network
         self._where = where
-        self._is_urgent = False
-        self._threads: tuple[SQLiteThread, SQLiteThread] | None = None  # writer, reader
+        self._is_client = is_client
+        self._threads: _Threads | None = None
         self._file: str | None = None  # counted in `_open_files`
-
-    def urgent(self) -> SQLiteThreads:
-        """Return a view of the same threads whose calls run ahead of all that wait."""
-        view = copy(self)
-        view._is_urgent = True
-        return view
 
     async def open(self) -> list[str]:
         """Open the file on both threads; see `ConnectionBackend.open`."""
@@ -83,15 +101,19 @@ class SQLiteThreads:
         set_flushing = partial(sqlite_file.set_flushing, synchronous=self._synchronous)
         writer = thread("onebeat-writer", write=True, prepare=prepare, set_flushing=set_flushing)
         writer.open().result()
-        self._threads = (writer, writer)  # a database in memory belongs to one connection
+        self._threads = _Threads(writer, writer, writer)  # a database in memory belongs to one connection
         if path is not None:
             reader = thread("onebeat-reader", write=False, prepare=sqlite_file.prepare_reader)
-            self._threads = (writer, reader)
+            self._threads = _Threads(writer, reader, reader)
             reader.open().result()
+        if path is not None and not self._is_client:
+            users = thread("onebeat-users", write=False, prepare=sqlite_file.prepare_reader)
+            self._threads = _Threads(writer, reader, users)
+            users.open().result()
         return sqlite_file.cautions(sqlite3.sqlite_version_info)
 
     async def close(self, within: float | None = None) -> None:
-        """End both threads, the reader first; see `ConnectionBackend.close`.
+        """End the threads, the writer last; see `ConnectionBackend.close`.
 
         A thread that waits for another process's lock ends when that wait does, at most 5 s later.
         """
@@ -110,20 +132,30 @@ class SQLiteThreads:
         *,
         write: bool,
         single: bool,
-        patience: float = PATIENCE,
+        patience: float | None = None,
         limit: float | None = None,
         flushed: bool = True,
+        rank: Rank = Rank.ENGINE,
     ) -> R:
-        """Queue a call and wait for its commit; `single` and `limit` have no effect here. See `ConnectionBackend`."""
+        """Queue a call and wait for its commit; `single` and `limit` have no effect here. See `ConnectionBackend.run`.
+
+        Raises `DatabaseUnavailable` at once for a write while the current task has a write transaction open on the
+        same file.
+        """
+        if write:
+            refuse_in_own_write(self._file, self._where)
         waiter: asyncio.Future[R] = asyncio.get_running_loop().create_future()
-        queued = QueuedCall(call, waiter, patience=patience, flushed=flushed)
-        self._thread(write).submit(queued, urgent=self._is_urgent)
+        retries = self._transactions.retries(PATIENCE if patience is None else patience)
+        queued = QueuedCall(call, waiter, retries=retries, flushed=flushed)
+        self._thread(write, rank).submit(queued, urgent=rank is Rank.HEARTBEAT)
         return await waiter
 
-    def _thread(self, write: bool) -> SQLiteThread:
+    def _thread(self, write: bool, rank: Rank = Rank.ENGINE) -> SQLiteThread:
         if self._threads is None:
             raise NotStarted("the database is closed; start the scheduler, or open the database, first")
-        return self._threads[0 if write else 1]
+        if write:
+            return self._threads.writer
+        return self._threads.users if rank is Rank.USER else self._threads.reader
 
 
 class _Signal(Enum):
@@ -159,6 +191,10 @@ class SQLiteThread:
         self._where = where
         self._queue: queue.SimpleQueue[QueuedCall | _Signal] = queue.SimpleQueue()
         self._urgent: deque[QueuedCall] = deque()
+        self._waiting: list[QueuedCall] = []  # taken from the queue, in the order in which they run
+        self._suspects = 0  # groups that failed one after another
+        self._ending = False  # nothing is submitted any more
+        self._next_look = 0.0  # `clock.monotonic()` of the next look for calls whose patience has ended
         self._lock = threading.Lock()  # no call is queued behind the signal to end
         self._closing = False
         self._abandoned = False  # nobody waits for the end of the thread any more
@@ -212,9 +248,9 @@ class SQLiteThread:
                 self._opened.set_exception(error)
                 return
             self._opened.set_result(None)
-            while not self._abandoned and (calls := self._next()) is not None:
+            while not self._abandoned and self._gather():
                 with no_root_spans():  # this thread has no context of a caller
-                    self._serve([call for call in calls if not call.is_cancelled])
+                    self._serve()
         finally:
             self._disconnect()
             with self._lock:
@@ -238,81 +274,125 @@ class SQLiteThread:
         if connection is not None:
             connection.close()
 
-    def _next(self) -> list[QueuedCall] | None:
-        """Wait for a call, and return all that wait by then, urgent ones first; None when the thread is to end."""
-        calls: list[QueuedCall] = []
-        taken = self._queue.get()
-        if taken is _Signal.END:
-            return None
-        while True:
-            if isinstance(taken, QueuedCall):
-                calls.append(taken)
-            if not self._write or len(calls) >= GROUP or self._queue.empty():
-                break
+    def _gather(self, *, wait: bool = True) -> bool:
+        """Take what was submitted, urgent calls first; return False when the thread is to end.
+
+        With `wait`, this returns only when there is a call to run or the thread is to end.
+        """
+        wait = wait and not self._waiting and not self._ending
+        while wait or not self._queue.empty():
+            wait = False
             taken = self._queue.get()
             if taken is _Signal.END:
-                self._queue.put(taken)
-                break
+                self._ending = True
+            elif isinstance(taken, QueuedCall):
+                self._waiting.append(taken)
         while self._urgent:
-            calls.insert(0, self._urgent.popleft())
-        return calls
+            self._waiting.insert(0, self._urgent.popleft())
+        return bool(self._waiting) or not self._ending
 
-    def _serve(self, calls: list[QueuedCall]) -> None:
-        suspects: list[QueuedCall] = []
-        rest = calls
-        while len(rest) > 1 and len(suspects) < SUSPECTS:
-            suspect = self._run_together(rest)
-            if suspect is None:
-                break
-            suspects.append(suspect)
-            rest = [call for call in rest if call is not suspect]
-        else:
-            suspects.extend(rest)
-        for call in suspects:
-            self._run_alone(call)
-        complete_all(calls)
+    def _serve(self) -> None:
+        """Run the next calls in one transaction, as soon as the lock is free."""
+        while not self._abandoned and (group := self._group()):
+            try:
+                connection = self._usable_connection(group)
+                self._transactions.dialect.begin(connection, write=self._write)
+            except Exception as error:  # noqa: BLE001 - raised in the caller, by `complete_all`
+                if self._transactions.dialect.classify(error) is not Fault.RETRY:
+                    self._fail(group[0], error)
+                    return
+                self._wait_for_lock(error)
+            else:
+                self._run_group(connection, group)
+                return
 
-    def _run_together(self, calls: list[QueuedCall]) -> QueuedCall | None:
-        """Run all in one transaction; return None after the commit, else the call that failed: all is rolled back."""
-        transactions, moment, call = self._transactions, Moment(), calls[0]
+    def _group(self) -> list[QueuedCall]:
+        """Return the calls that are to commit together next; calls whose callers were cancelled are dropped."""
+        self._waiting = [call for call in self._waiting if not call.is_cancelled]
+        first = self._waiting[:1]
+        if not self._write or (first and first[0].alone):
+            return first
+        return [call for call in self._waiting[:GROUP] if not call.alone]
+
+    def _wait_for_lock(self, error: Exception) -> None:
+        """Pause; whoever has waited for as long as its patience is told.
+
+        The pause is short and steady: SQLite's own busy handler sleeps longer and longer, up to 100 ms, so that whoever
+        has waited longest would be served last.
+        """
+        clock, random = self._transactions.clock, self._transactions.random
+        self._gather(wait=False)
+        if clock.monotonic() >= self._next_look:
+            self._next_look = clock.monotonic() + LOOK
+            late = [call for call in self._waiting if call.retries.is_out_of_patience()]
+            for call in late:
+                call.error = _locked(self._where, call.retries.patience, error)
+            self._complete(late)
+        time.sleep(random.uniform(*POLL))
+
+    def _run_group(self, connection: Connection, group: list[QueuedCall]) -> None:
+        """Run all in the transaction that has begun, and complete them after the commit.
+
+        When one of several calls fails, all is rolled back. That call then runs alone, and the others run without it;
+        after `SUSPECTS` such failures each of the group runs alone.
+        """
+        transactions, moment, call = self._transactions, Moment(), group[0]
         try:
-            connection = self._usable_connection(calls)
-            transactions.dialect.begin(connection, write=True)
-        except Exception:  # noqa: BLE001
-            return call  # running it alone waits, tries again and explains the error
-        try:
-            for call in calls:
+            for call in group:
                 tx = transactions.tx(connection, moment)
                 tx.point("begin")
                 call.result = call.run(tx)
-            transactions.commit(tx)
-        except BaseException:  # noqa: BLE001 - the call runs again alone and raises its own error
-            transactions.roll_back(connection)
-            return call
+            if self._write:
+                transactions.commit(tx)
+            else:
+                transactions.dialect.rollback(connection)
+        except BaseException as error:  # noqa: BLE001 - raised in the caller; it must not end this thread
+            failure = self._roll_back(connection) or error
+            if len(group) == 1:
+                self._fail(call, failure)
+            else:
+                self._suspect(call, group)
+            return
         self.commits += 1
+        if not group[0].alone:
+            self._suspects = 0
+        self._complete(group)
+
+    def _roll_back(self, connection: Connection) -> Exception | None:
+        """Return the error of a rollback that failed; then the connection is replaced before the next call."""
+        try:
+            self._transactions.roll_back(connection)
+        except Exception as error:  # noqa: BLE001 - raised in the caller
+            return error
         return None
 
-    def _run_alone(self, call: QueuedCall) -> None:
-        retries = self._transactions.retries(call.patience)
-        while not self._abandoned:
-            try:
-                connection = self._usable_connection([call])
-                call.result = self._transactions.run_transaction(connection, call.run, write=self._write)
-                self.commits += 1
-            except Exception as error:  # noqa: BLE001 - raised in the caller, by `complete_all`
-                if retries.fault(error) is Fault.DISCONNECT:
-                    self._disconnect()
-                pause = retries.pause(error)
-                if pause is None:
-                    call.error = retries.final(error, self._where)
-                    return
+    def _suspect(self, call: QueuedCall, group: list[QueuedCall]) -> None:
+        """Take a call that failed out of its group; after `SUSPECTS` such failures take out every other one too."""
+        self._suspects += 1
+        for suspect in group if self._suspects >= SUSPECTS else [call]:
+            suspect.alone = True
+
+    def _fail(self, call: QueuedCall, error: BaseException) -> None:
+        """Let a call run again, alone, after its pause; when that is of no use, give the error to its caller."""
+        call.alone = True
+        if isinstance(error, Exception):
+            if call.retries.fault(error) is Fault.DISCONNECT:
+                self._disconnect()
+            if self._abandoned:
+                return  # it is refused with the rest
+            pause = call.retries.pause(error)
+            if pause is not None:
                 time.sleep(pause)
-            except BaseException as error:  # noqa: BLE001 - raised in the caller; it must not end this thread
-                call.error = error
                 return
-            else:
-                return
-        call.error = DatabaseUnavailable(f"{self._where} was closed before this call was done; nothing was written")
+            error = call.retries.final(error, self._where)
+        call.error = error
+        self._complete([call])
+
+    def _complete(self, calls: list[QueuedCall]) -> None:
+        """Give the outcomes of calls to their callers."""
+        ended = set(calls)
+        self._waiting = [call for call in self._waiting if call not in ended]
+        complete_all(calls)
 
     def _usable_connection(self, calls: list[QueuedCall]) -> Connection:
         """Return the connection, whose commits wait for the disk if one of the calls needs that."""
@@ -328,14 +408,28 @@ class SQLiteThread:
         return self._connection
 
     def _refuse_rest(self) -> None:
-        rest = list(self._urgent)
+        rest = [*self._waiting, *self._urgent]
         while not self._queue.empty():
             taken = self._queue.get()
             if isinstance(taken, QueuedCall):
                 rest.append(taken)
         for call in rest:
-            call.error = NotStarted("the database was closed before this call had its turn; nothing was written")
+            call.error = (
+                DatabaseUnavailable(f"{self._where} was closed before this call was done; nothing was written")
+                if self._abandoned
+                else NotStarted("the database was closed before this call had its turn; nothing was written")
+            )
         complete_all(rest)
+
+
+def _locked(where: str, patience: float, error: Exception) -> DatabaseUnavailable:
+    locked = DatabaseUnavailable(
+        f"{where} could not be written within {patience:g} s, because other connections hold its write lock; commit "
+        "your own transaction before you enqueue, keep writing transactions short, or give onebeat a file of its own",
+        reason="retry",
+    )
+    locked.__cause__ = error
+    return locked
 
 
 # ── after a fork ──────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import random
 import sqlite3
-import time
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 from sqlalchemy import Connection, Integer, Select, Table, cast, func, literal_column, type_coerce
 from sqlalchemy.dialects import sqlite as sqlite_speech
@@ -78,25 +76,9 @@ class SQLite(Dialect):
     def begin(self, connection: Connection, *, write: bool) -> None:
         """Take the write lock at once: an upgrade in mid-transaction fails without waiting.
 
-        Waiting is a steady poll: SQLite's own busy handler sleeps longer and longer, up to 100 ms, so that whoever has
-        waited longest would be served last.
+        Raises "database is locked" while another connection holds the lock; `SQLiteThread` tries again.
         """
-        driver = self._driver(connection)
-        if not write:
-            driver.execute("BEGIN")
-            return
-        deadline = time.monotonic() + self.busy_timeout
-        while True:
-            try:
-                driver.execute("BEGIN IMMEDIATE")
-                return
-            except sqlite3.OperationalError as error:
-                if sqlite_fault(error) is not Fault.RETRY or time.monotonic() > deadline:
-                    raise
-            time.sleep(random.uniform(*self.poll))  # noqa: S311 - so that two who wait do not march in step
-
-    busy_timeout: ClassVar[float] = 5.0  # seconds
-    poll: ClassVar[tuple[float, float]] = (0.0003, 0.0015)  # seconds between two looks at a lock that others hold
+        self._driver(connection).execute("BEGIN IMMEDIATE" if write else "BEGIN")
 
     def commit(self, connection: Connection) -> None:
         """Make it last; a COMMIT that fails has not happened."""

@@ -41,15 +41,20 @@ def cancel(tx: Tx, ids: Sequence[UUID]) -> None:
         )
 
 
-def retry(tx: Tx, id: UUID) -> bool:
+def retry(tx: Tx, id: UUID) -> int | None:
     """Queue an ended job again with no errors and no crashes counted; `attempt` continues.
 
-    Returns False when the job has not ended.
+    Returns when the job had ended, in UTC microseconds; None when it has not ended. A job that an earlier try of this
+    call queued may have ended again meanwhile, and is not queued a second time.
     """
     table = tx.tables.jobs
-    result = tx.execute(
+    query = select(table.c.state, table.c.finished_us).where(table.c.id == id)
+    row = tx.execute(tx.dialect.lock_rows(query)).first()
+    if row is None or row.state not in FINAL or (tx.unanswered and row.finished_us not in tx.unanswered):
+        return next(iter(tx.unanswered), None)
+    tx.execute(
         update(table)
-        .where(table.c.id == id, table.c.state.in_([word(state) for state in FINAL]))
+        .where(table.c.id == id)
         .values(
             state=str(JobState.QUEUED),
             reason=null(),
@@ -63,7 +68,8 @@ def retry(tx: Tx, id: UUID) -> bool:
             run_at_us=tx.clock,
         )
     )
-    return bool(result.rowcount)
+    ended: int = row.finished_us
+    return ended
 
 
 def progress(tx: Tx, id: UUID, token: str, text: str) -> bool:
@@ -100,6 +106,14 @@ def remove(tx: Tx, ids: Sequence[UUID]) -> int:
         tx.execute(delete(tx.tables.job_tags).where(tx.tables.job_tags.c.job_id.in_(keys)))
         tx.execute(delete(table).where(table.c.id.in_(keys), ended))
     return len(found)
+
+
+def delete_ended(tx: Tx, id: UUID) -> bool:
+    """Delete an ended job; return whether this call deleted it, also by an earlier try that got no answer."""
+    if remove(tx, [id]):
+        return True
+    table = tx.tables.jobs
+    return True in tx.unanswered and tx.execute(select(table.c.id).where(table.c.id == id)).first() is None
 
 
 def prune(tx: Tx, *, succeeded: int | None, failed: int | None, limit: int = DELETED_AT_ONCE) -> int:

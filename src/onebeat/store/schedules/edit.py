@@ -21,26 +21,33 @@ from onebeat.timing.zones import fingerprint
 T = TypeVar("T")
 
 
-def add(tx: Tx, item: Definition, *, if_exists: Literal["error", "replace", "keep"]) -> None:
-    """Store a schedule; over a finished one it is allowed unless it is to be kept. Raises `ScheduleExists`."""
+def add(tx: Tx, item: Definition, *, if_exists: Literal["error", "replace", "keep"]) -> int | None:
+    """Store a schedule; over a finished one it is allowed unless it is to be kept. Raises `ScheduleExists`.
+
+    Returns the `created_us` of a row that this call stored, by which a later try of the call recognises it.
+    """
     now = tx.now()
     table = tx.tables.schedules
     if tx.execute(select(table.c.id).where(table.c.id == item.id)).first() is None:
         new = tx.dialect.insert_ignore(table).values(new_row(item, now, source="api"))
         if tx.execute(new).rowcount == 1:
-            return
+            return now
     if if_exists == "keep":
-        return
+        return None
     row = locked(tx, item.id)
+    if row.created_us in tx.unanswered:
+        return int(row.created_us)
     if row.state == "finished" and row.source == "api":
         fresh = new_row(item, now, source="api") | {"rev": row.rev + 1, "fires_count": 0, "consecutive_skips": 0}
         del fresh["id"]
         fresh["next_fire_us"] = _next_after(row, item, now) or fresh["next_fire_us"]
         tx.execute(update(table).where(table.c.id == item.id).values(**fresh))
-    elif if_exists == "error":
+        return now
+    if if_exists == "error":
         raise ScheduleExists(f"schedule {item.id!r} exists ({row.source}, {row.state}); see if_exists= or update()")
-    elif if_exists == "replace" and not _same(row, item):
+    if if_exists == "replace" and not _same(row, item):
         edit(tx, item, expected_rev=None, override=False)
+    return None
 
 
 def _same(row: Row[Any], item: Definition) -> bool:
@@ -114,9 +121,12 @@ def resume(tx: Tx, id: str, *, by: str = "") -> None:
 
 
 def remove(tx: Tx, ids: Sequence[str], *, missing_ok: bool) -> int:
-    """Delete schedules with their fires; their jobs stay. Raises `ScheduleNotFound` unless `missing_ok`."""
+    """Delete schedules with their fires, not their jobs, and return how many.
+
+    Raises `ScheduleNotFound` unless `missing_ok`. What an earlier try of this call deleted is counted and not missed.
+    """
     table, fires = tx.tables.schedules, tx.tables.fires
-    if not missing_ok:
+    if not missing_ok and not tx.unanswered:
         for id in ids:
             locked(tx, id)
     if not ids:
@@ -124,7 +134,8 @@ def remove(tx: Tx, ids: Sequence[str], *, missing_ok: bool) -> int:
     removed = tx.execute(delete(table).where(table.c.id.in_(padded(ids)))).rowcount
     tx.execute(delete(fires).where(fires.c.schedule_id.in_(padded(ids))))
     tx.execute(delete(tx.tables.definitions).where(tx.tables.definitions.c.schedule_id.in_(padded(ids))))
-    return removed
+    counts: list[int] = [removed, *tx.unanswered]
+    return max(counts)
 
 
 # ── rows ──────────────────────────────────────────────────────────────────────────────────────────────────────────────

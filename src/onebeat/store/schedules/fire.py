@@ -15,7 +15,7 @@ from onebeat.store.schedules.fire_writer import FireReport, FireWriter
 from onebeat.store.schedules.rows import as_schedule, locked, understood
 from onebeat.store.sql import QUEUED, RUNNING, SCHEDULED, WAITING, padded, word
 from onebeat.store.tx import Tx
-from onebeat.timing.clock import from_us
+from onebeat.timing.clock import from_us, to_us
 
 ACTIVE = word("active")
 
@@ -218,9 +218,13 @@ def fire_by_hand(
 ) -> list[Fire]:
     """Write the fires that `decide` makes of a locked schedule; those that have a record already are left out.
 
-    It moves neither the next fire nor a counter. Raises `ScheduleNotFound`.
+    It moves neither the next fire nor a counter. Fires that an earlier try of this call wrote are returned again.
+    Raises `ScheduleNotFound`.
     """
     row = locked(tx, id)
+    for written in tx.unanswered:
+        if written and _is_recorded(tx, written[0]):
+            return list(written)
     report = FireReport(now=tx.now())
     held = unfinished(tx, [id]).get(id, ())
     fires = _without_conflicts(tx, id, decide(understood(row), report.now, held), report)
@@ -242,3 +246,12 @@ def fire_by_hand(
         )
         for fire in fires
     ]
+
+
+def _is_recorded(tx: Tx, fire: Fire) -> bool:
+    """Return whether the record of this fire is the one that the same transaction wrote."""
+    c = tx.tables.fires.c
+    found = tx.execute(
+        select(c.decided_us, c.decided_by).where(c.schedule_id == fire.schedule_id, c.fire_key == fire.key)
+    ).first()
+    return found is not None and (found.decided_us, found.decided_by) == (to_us(fire.decided_at), fire.decided_by)
