@@ -1,4 +1,4 @@
-"""A TCP proxy between onebeat and a server, which can cut, hold back and refuse."""
+"""A TCP proxy between onebeat and a server, which can cut, delay, hold back and refuse."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ class Proxy:
     `cut_on` = bytes: the first client message that contains them still reaches the server, whose answer is swallowed,
     and then both sides are cut: what happens when a connection dies while a COMMIT is under way. `before=True` cuts
     before the server gets the message. `refuse` = True: new connections are closed at once.
+    `delay`: seconds that each answer comes later. `messages`: how many times a client has sent something.
     """
 
     def __init__(self, url: str) -> None:
@@ -28,6 +29,8 @@ class Proxy:
         self.refuse_after_cut = False
         self.cuts = 0
         self.opened = 0
+        self.delay = 0.0
+        self.messages = 0
 
     @property
     def url(self) -> str:
@@ -76,6 +79,7 @@ class Proxy:
     ) -> None:
         try:
             while data := await source.read(65536):
+                self.messages += 1
                 if self.cut_on is not None and self.cut_on in data:
                     self.cut_on = None
                     self.refuse = self.refuse_after_cut
@@ -104,6 +108,9 @@ class Proxy:
                 if sink.is_closing():
                     self._answered.set()
                     return
+                if self.delay:  # answers that are under way at the same time do not wait for each other
+                    asyncio.get_running_loop().call_later(self.delay, _deliver, sink, data)
+                    continue
                 sink.write(data)
                 await sink.drain()
         except ConnectionError:
@@ -122,6 +129,11 @@ class Proxy:
         for writer in pair:
             self._writers.discard(writer)
             writer.transport.abort()
+
+
+def _deliver(sink: asyncio.StreamWriter, data: bytes) -> None:
+    if not sink.is_closing():
+        sink.write(data)
 
 
 @asynccontextmanager
