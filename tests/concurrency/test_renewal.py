@@ -83,7 +83,7 @@ class ServerRenewer:
 class Renewals:
     """A renewal thread, the server it renews at, and what it reported."""
 
-    def __init__(self) -> None:
+    def __init__(self, together: int = 1) -> None:
         self.server = Server()
         self.failures: list[Exception] = []
         self.recoveries: list[float] = []
@@ -96,12 +96,21 @@ class Renewals:
             refusal="refused",
             failed=self.failures.append,
             recovered=self.recoveries.append,
+            together=together,
         )
 
 
 @pytest.fixture
 def renewals() -> Iterator[Renewals]:
     renewals = Renewals()
+    yield renewals
+    renewals.thread.stop(WITHIN)
+
+
+@pytest.fixture
+def common() -> Iterator[Renewals]:
+    """Renewals of which one call renews up to fifty leases."""
+    renewals = Renewals(together=50)
     yield renewals
     renewals.thread.stop(WITHIN)
 
@@ -241,6 +250,39 @@ async def test_a_slow_answer_holds_up_no_other_lease(renewals: Renewals) -> None
     assert slow.grants == []
     await waits_until(lambda: bool(renewals.failures))
     assert isinstance(renewals.failures[0], TimeoutError)
+
+
+async def test_leases_that_are_due_at_about_the_same_time_are_renewed_together(common: Renewals) -> None:
+    items = [Item(interval=0.5, lease=WITHIN) for _ in range(80)]
+    for item in items:
+        common.thread.add(item)
+    await waits_until(lambda: all(len(item.grants) >= 3 for item in items))
+    sizes = [len(asked) for asked in common.server.asked]
+    assert max(sizes) == 50
+    assert len(sizes) <= 20, f"one by one it would be 240 calls: {sizes}"
+
+
+async def test_a_lease_that_is_not_due_soon_is_left_alone(common: Renewals) -> None:
+    soon, later = Item(interval=0.05, lease=WITHIN), Item(interval=600, lease=3600)
+    common.thread.add(later)
+    common.thread.add(soon)
+    await waits_until(lambda: len(soon.grants) >= 3)
+    assert later.grants == []
+
+
+async def test_a_lease_whose_renewal_hangs_harms_the_others_once(common: Renewals) -> None:
+    bad, good = Item(interval=0.1, lease=WITHIN), [Item(interval=0.1, lease=WITHIN) for _ in range(7)]
+
+    async def renew(items: Sequence[Item]) -> list[Item]:
+        if bad in items:
+            await hangs(items)
+        return list(items)
+
+    common.server.renew = renew
+    for item in (bad, *good):
+        common.thread.add(item)
+    await waits_until(lambda: all(len(item.grants) >= 3 for item in good))
+    assert bad.grants == []
 
 
 async def test_an_answer_that_comes_after_the_loss_does_not_bring_the_lease_back(renewals: Renewals) -> None:

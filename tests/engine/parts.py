@@ -54,7 +54,11 @@ class Parts:
         for name, signal in vars(self.wakeups).items():
             signal.subscribe(lambda *_, name=name: self.woken.append(name))
         self.settler = Settler(
-            database=database, identity=self.identity, wakeups=self.wakeups, announce=self.events.append
+            database=database,
+            identity=self.identity,
+            wakeups=self.wakeups,
+            clock=ProcessClock(clock),
+            announce=self.events.append,
         )
         self.executor = Executor(
             database=database,
@@ -94,6 +98,7 @@ class Parts:
             "patience": 60 * SECOND,
             "run_dry": self.claimer.run_dry,
             "wakeups": self.wakeups,
+            "clock": ProcessClock(self.clock),
             "random": Random(1),
             "announce": self.events.append,
         }

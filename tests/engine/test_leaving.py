@@ -54,16 +54,15 @@ async def outcomes(parts: Parts, id: UUID) -> list[str]:
 async def test_jobs_of_a_leaving_worker_stay_its_own_until_its_short_lease_is_over(parts: Parts) -> None:
     [job] = await parts.stored()
     other = await leaving(parts)
-    sweeper = parts.sweeper()
     parts.clock.advance(4)
-    await sweeper.tick(parts.clock.now)
+    await parts.sweeper().tick(parts.clock.now)
     assert (await parts.database.read(reports.job, job.id)).state == "running"
     assert [(w.id, w.state) for w in await parts.database.read(reports.workers) if w.id == other] == [
         (other, "leaving")
     ]
     parts.clock.advance(2)
     assert {w.state for w in await parts.database.read(reports.workers) if w.id == other} == {"stopped"}
-    await sweeper.tick(parts.clock.now)
+    await parts.sweeper().tick(parts.clock.now)
     assert await budgets(parts, job.id) == ("queued", 0, 0)
     assert await outcomes(parts, job.id) == ["drained"]
     assert parts.told(WorkerDied) == []

@@ -8,12 +8,11 @@ from uuid import UUID
 
 import pytest
 
-from onebeat.engine import settler
 from onebeat.errors import DatabaseUnavailable
 from onebeat.model.events import JobSettled, SettlementLost
 from onebeat.model.job import Ending, JobState, Outcome
 from onebeat.store import reports
-from onebeat.store.jobs import rescue, settle
+from onebeat.store.jobs import control, rescue, settle
 from onebeat.timing.backoff import Retry
 from tests.engine.conftest import Make
 from tests.engine.parts import Parts
@@ -92,10 +91,8 @@ async def test_a_retry_wakes_the_promoter_which_then_sleeps_until_it_is_due(part
     assert await parts.promoter.tick(now) == now + SECOND
 
 
-async def test_a_batch_is_bounded_and_the_rest_is_written_at_once(
-    parts: Parts, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(settler, "BATCH", 2)
+async def test_a_batch_is_bounded_and_the_rest_is_written_at_once(parts: Parts) -> None:
+    parts.settler._batch.rows = 2
     for job in await parts.claimed(a_job(), a_job(), a_job()):
         parts.settler.put(ended(job), seconds=0)
     assert await parts.settler.tick(7) == 7
@@ -121,6 +118,52 @@ async def test_what_an_unreachable_database_did_not_take_is_kept_for_the_next_ti
     assert "slots_freed" not in parts.woken
     await parts.settler.tick(0)
     assert (await parts.database.read(reports.job, job.id)).state == "succeeded"
+
+
+async def test_a_batch_that_is_too_large_for_its_time_is_written_in_halves(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    write = parts.database.write_one
+
+    async def slow(call: Callable[..., Any], batch: list[Any]) -> Any:
+        sizes.append(len(batch))
+        parts.clock.advance(10 * len(batch))  # three need the whole limit of a call
+        if len(batch) > 2:
+            raise DatabaseUnavailable("no answer within the limit of a call")
+        return await write(call, batch)
+
+    monkeypatch.setattr(parts.database, "write_one", slow)
+    for job in await parts.claimed(*(a_job() for _ in range(8))):
+        parts.settler.put(ended(job), seconds=0)
+    for _ in range(2):
+        with pytest.raises(DatabaseUnavailable):
+            await parts.settler.tick(0)
+    while parts.settler.unsettled:
+        await parts.settler.tick(0)
+    assert sizes == [8, 4, 2, 1, 1, 1, 1, 1, 1]
+    assert len(parts.told(JobSettled)) == 8
+
+
+async def test_batches_grow_again_when_the_database_is_fast(parts: Parts) -> None:
+    parts.settler._batch.rows = 1
+    for job in await parts.claimed(*(a_job() for _ in range(7))):
+        parts.settler.put(ended(job), seconds=0)
+    for left in (6, 4, 0):
+        await parts.settler.tick(0)
+        assert parts.settler.unsettled == left
+
+
+async def test_a_cancel_requested_before_a_retry_is_told_as_cancelled(parts: Parts) -> None:
+    [job] = await parts.claimed()
+    await parts.database.write(control.cancel, [job.id])
+    retry = Retry(3, base=1, jitter=False)
+    parts.settler.put(ended(job, Outcome(ending=Ending.ERROR, error="ValueError"), retry), seconds=1)
+    await parts.settler.tick(0)
+    [event] = parts.told(JobSettled)
+    assert (event.ending, event.state, event.reason, event.retry_in) == ("error", "cancelled", "requested", None)
+    assert "jobs_delayed" not in parts.woken
+    assert (await parts.database.read(reports.job, job.id)).state == "cancelled"
 
 
 async def test_it_counts_the_outcomes_that_give_their_job_back(parts: Parts) -> None:

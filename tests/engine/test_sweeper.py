@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+from functools import partial
 from random import Random
+from typing import Any
 
 import pytest
 from sqlalchemy import update
 
-from onebeat.engine import run_file, sweeper as sweeper_module
-from onebeat.engine.sweeper import PRUNE_EACH
+from onebeat.engine import run_file
+from onebeat.engine.sweeper import PRUNE_EACH, RetentionAges, Sweeper
 from onebeat.model.events import JobRescued, WorkerDied
 from onebeat.model.job import NewJob
 from onebeat.store import reports, workers
 from onebeat.store.connection.database import Database
-from onebeat.store.jobs import insert
+from onebeat.store.jobs import control, insert, rescue
 from onebeat.store.tx import Tx
 from tests.engine.parts import SWEEP, Parts
-from tests.support.builders import SECOND, HeldLease, a_job, claimed, registered
+from tests.support.builders import SECOND, HeldLease, a_job, claimed, ended, registered
 
 LEASE = 3 * SECOND
 
@@ -40,11 +42,18 @@ async def state(database: Database, job: NewJob) -> tuple[str, str | None]:
     return str(info.state), info.reason
 
 
+async def swept(sweeper: Sweeper, now: int) -> int | None:
+    """One sweep and what there is to prune; when the next sweep is due."""
+    while (again := await sweeper.tick(now)) == now:
+        pass
+    return again
+
+
 async def test_it_sweeps_again_after_its_interval_and_a_tenth_more_or_less(parts: Parts) -> None:
     sweeper, same = parts.sweeper(), Random(1)
     for _ in range(3):
-        now = parts.clock.advance(SWEEP / SECOND)
-        assert await sweeper.tick(now) == now + int(SWEEP * (0.9 + 0.2 * same.random()))
+        now = parts.clock.advance(2 * SWEEP / SECOND)
+        assert await swept(sweeper, now) == now + int(SWEEP * (0.9 + 0.2 * same.random()))
 
 
 async def test_jobs_of_a_worker_that_lives_are_left_alone(parts: Parts) -> None:
@@ -135,13 +144,60 @@ async def test_a_suspect_that_waited_long_makes_this_worker_run_dry(parts: Parts
 async def test_it_prunes_at_first_and_then_each_five_minutes(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
     pruned: list[int] = []
 
-    async def prune(database: Database, ages: object) -> int:
+    def prune(*_: object, **__: object) -> int:
         pruned.append(parts.clock.now)
         return 0
 
-    monkeypatch.setattr(sweeper_module, "prune", prune)
+    monkeypatch.setattr(control, "prune", prune)
     sweeper, began = parts.sweeper(), parts.clock.now
     for _ in range(3):
-        await sweeper.tick(parts.clock.now)
+        await swept(sweeper, parts.clock.now)
         parts.clock.advance(PRUNE_EACH / SECOND / 2)
     assert pruned == [began, began + PRUNE_EACH]
+
+
+async def test_a_rescue_waits_for_one_batch_of_the_pruning_at_most(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control, "prune", partial(control.prune, limit=1))
+    for job in await parts.claimed(*(a_job() for _ in range(4))):
+        parts.settler.put(ended(job), seconds=0)
+    await parts.settled()
+    sweeper, orphan = parts.sweeper(retention=RetentionAges(succeeded=SECOND)), a_job()
+    await running_elsewhere(parts, orphan)
+    now = parts.clock.advance(2)
+    assert await sweeper.tick(now) == now, "it sweeps, and begins to prune"
+    assert await sweeper.tick(now) == now
+    now = parts.clock.advance(2 * SWEEP / SECOND)
+    assert await sweeper.tick(now) == now, "it goes on pruning"
+    assert await state(parts.database, orphan) == ("queued", None)
+    assert await parts.database.read(reports.count_jobs) == {"succeeded": 3, "queued": 1}
+    await swept(sweeper, now)
+    assert await parts.database.read(reports.count_jobs) == {"queued": 1}
+
+
+async def test_it_sweeps_although_the_local_clock_was_set_back(parts: Parts) -> None:
+    sweeper, orphan = parts.sweeper(), a_job()
+    now = parts.clock.now
+    await swept(sweeper, now)
+    await running_elsewhere(parts, orphan)
+    parts.clock.advance(4)
+    await sweeper.tick(now - 3600 * SECOND)
+    assert await state(parts.database, orphan) == ("queued", None)
+
+
+async def test_a_rescue_that_takes_too_long_is_done_in_halves(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits: list[int] = []
+    original = rescue.rescue
+
+    def slow(tx: Tx, *, random: Random, limit: int) -> Any:
+        limits.append(limit)
+        parts.clock.advance(0.2 * limit)
+        return original(tx, random=random, limit=limit)
+
+    monkeypatch.setattr(rescue, "rescue", slow)
+    await running_elsewhere(parts, *(a_job() for _ in range(3)))
+    parts.clock.advance(4)
+    await parts.sweeper().tick(parts.clock.now)
+    assert limits[:2] == [200, 100]
+    assert await parts.database.read(reports.count_jobs) == {"queued": 3}

@@ -19,6 +19,7 @@ from tests.guarantees.arrange import added
 from tests.support import rows
 from tests.support.builders import identity_of
 from tests.support.simulated_worker import SimulatedWorker, a_schedule
+from tests.support.virtual import ProcessClock
 
 NIGHTLY = Cron("30 2 * * *", "Europe/Berlin")
 Spoil = Callable[[Database, int], Awaitable[None]]
@@ -72,6 +73,7 @@ async def test_a_worker_that_runs_looks_once_a_day(simulated: SimulatedWorker, s
         patience=MINUTE,
         run_dry=lambda now: None,
         wakeups=wakeups,
+        clock=ProcessClock(simulated.clock),
         random=Random(1),
         announce=lambda event: None,
     )

@@ -63,7 +63,7 @@ class Scene:
 
     async def settle(self, job: Claimed, outcome: Outcome) -> None:
         kept = await self.database.write(settle_rows.settle, [ended(job, outcome)], worker_id=self.worker)
-        assert kept == {job.id}
+        assert kept.keys() == {job.id}
 
     async def cancel(self) -> None:
         await self.database.write(control.cancel, [self.job.id])
@@ -253,7 +253,7 @@ async def test_a_success_in_one_statement_writes_the_same_columns(scene: Scene) 
     await scene.arrange(schedule_id=None)
     ends = [ended(await scene.claim())]
     assert settle_rows.one_statement(scene.database.dialect, ends)
-    assert await scene.database.write_one(settle_rows.succeed, ends) == {scene.job.id}
+    assert (await scene.database.write_one(settle_rows.succeed, ends)).keys() == {scene.job.id}
     row = await scene.row(scene.job.id)
     assert (row.state, row.reason, row.error) == ("succeeded", None, None)
     assert (row.unique_slot, row.waits_for, row.finished_us) == (None, None, scene.clock.now)
@@ -293,7 +293,9 @@ FINAL_STATES = {"SUCCEEDED", "FAILED", "CANCELLED"}
 BUILDERS = {"final_values", "unless_cancelled"}
 NOT_FINAL = {  # states that are no literals, and why they are not final
     ("jobs/insert.py", "str(job.state)"): "a job is stored before it runs",
-    ("jobs/rescue.py", "str(decision.state)"): "the branch of the decisions that are not final",
+    ("jobs/rescue.py", "value('state')"): "the statement for the decisions that are not final",
+    ("jobs/rescue.py", "str(decision.state)"): "a value for the statements with and without `final_values`",
+    ("jobs/settle.py", "str(item.settlement.state)"): "a value for `final_values` or `unless_cancelled`",
 }
 
 

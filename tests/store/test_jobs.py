@@ -106,9 +106,10 @@ async def test_a_success_is_settled_under_its_token_and_keeps_it(database: Datab
     worker = await registered(database)
     got = await claimed(database, worker)
     ends = [ended(job) for job in got]
-    assert await database.write(settle_rows.settle, ends, worker_id=worker) == {job.id for job in got}
+    first = await database.write(settle_rows.settle, ends, worker_id=worker)
+    assert first == dict.fromkeys((job.id for job in got), JobState.SUCCEEDED)
     again = await database.write(settle_rows.settle, ends, worker_id=worker)
-    assert again == {job.id for job in got}, "the answer of the first settlement may have been lost"
+    assert again == first, "the answer of the first settlement may have been lost"
     assert await database.read(reports.count_jobs) == {"succeeded": 5}
 
 
@@ -120,7 +121,7 @@ async def test_a_late_worker_cannot_settle_a_rescued_job(database: Database) -> 
     assert {job.id for job in await database.write(rescue.rescue, random=Random(1))} == {plain.id, valued.id}
     anew = await claimed(database, fast)
     late = [ended(plain), ended(valued, Outcome(ending=Ending.SUCCEEDED, value='"late"'))]
-    assert await database.write(settle_rows.settle, late, worker_id=slow) == set()
+    assert await database.write(settle_rows.settle, late, worker_id=slow) == {}
     assert {job.attempt for job in anew} == {2}
     assert all(new.fence > old.fence for new in anew for old in (plain, valued) if new.id == old.id)
     assert await state_of(database, plain.id) is JobState.RUNNING
@@ -138,13 +139,13 @@ async def test_every_end_of_a_batch_is_held_against_its_own_token(database: Data
     anew = await claimed(database, await registered(database))
     ends = [ended(late), *(ended(job) for job in anew if job.id == second.id)]
 
-    async def settle() -> set[UUID]:
+    async def settle() -> dict[UUID, JobState]:
         if way == "succeed" and settle_rows.one_statement(database.dialect, ends):
             return await database.write_one(settle_rows.succeed, ends)
         return await database.write(settle_rows.settle, ends, worker_id=slow)
 
-    assert await settle() == {second.id}, "the late end's token is not the one the job has now"
-    assert await settle() == {second.id}, "the answer of the first settlement may have been lost"
+    assert await settle() == {second.id: JobState.SUCCEEDED}, "the late end's token is not the one the job has now"
+    assert await settle() == {second.id: JobState.SUCCEEDED}, "the answer of the first settlement may have been lost"
     assert await state_of(database, first.id) is JobState.RUNNING
     assert await state_of(database, second.id) is JobState.SUCCEEDED
 

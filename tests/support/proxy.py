@@ -16,6 +16,7 @@ class Proxy:
     and then both sides are cut: what happens when a connection dies while a COMMIT is under way. `before=True` cuts
     before the server gets the message. `refuse` = True: new connections are closed at once. `delay` = seconds: each
     round trip takes so much longer. `hold()`: nothing passes any more, as if the server stood still, until `release()`.
+    `messages`: how many times a client has sent something.
     """
 
     def __init__(self, url: str) -> None:
@@ -33,6 +34,7 @@ class Proxy:
         self._flowing = asyncio.Event()
         self._flowing.set()
         self._answered = asyncio.Event()  # the server has answered the message that was cut
+        self.messages = 0
 
     @property
     def url(self) -> str:
@@ -89,6 +91,7 @@ class Proxy:
     ) -> None:
         try:
             while data := await source.read(65536):
+                self.messages += 1
                 await self._on_the_way()
                 if self.cut_on is not None and self.cut_on in data:
                     self.cut_on = None

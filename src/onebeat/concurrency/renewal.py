@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Callable, Collection, Coroutine, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping, Sequence
 from random import Random
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -19,6 +19,8 @@ RETRY_FIRST, RETRY_LAST = SECOND // 20, SECOND  # microseconds; a retry is neith
 CONNECT_WITHIN = 5.0  # seconds
 ANSWER_WITHIN = 1.0  # seconds at least for a renewal's answer; else one interval
 TIMER_MARGIN = 0.001  # seconds to sleep longer, so that the thread does not wake just before the moment it waits for
+EARLY = 0.25  # of its interval: how much sooner a lease is renewed when others are renewed anyway
+SPLIT = 8  # leases whose common renewal failed are tried again in groups of an eighth, so that one harms few others
 IN_FLIGHT = 1 << 63  # the moment of the next renewal while one is under way
 TOO_LATE = "it could not be renewed in time"
 
@@ -74,6 +76,8 @@ class RenewalThread(Generic[T]):
     refused, or whose deadline passes, is removed and its `lost` is called. In a forked child nothing of the parent is
     renewed: the child's first `add` starts afresh.
 
+    At most `together` leases are renewed by one call of the renewer: those that are due and those that are due soon.
+
     `make` returns a new renewer. `interval` returns the microseconds between two renewals of a lease, `now` the
     microseconds of a clock that never steps. `refusal` is the reason told where a renewal is refused. `failed` is
     called with the first error of an outage, `recovered` with its length in seconds; both on the thread.
@@ -90,6 +94,7 @@ class RenewalThread(Generic[T]):
         refusal: str,
         failed: Callable[[Exception], None],
         recovered: Callable[[float], None],
+        together: int = 1,
     ) -> None:
         self._make = make
         self._name = name
@@ -99,6 +104,7 @@ class RenewalThread(Generic[T]):
         self._refusal = refusal
         self._failed = failed
         self._recovered = recovered
+        self._together = together
         self._mutex = ForkSafeLock()
         self._forget_all()
 
@@ -142,13 +148,17 @@ class RenewalThread(Generic[T]):
 
     def _after(self, delay: float) -> int:
         """Return the moment after `delay` microseconds, with jitter."""
-        return self._now() + round(delay * (1 + JITTER * (2 * self._random.random() - 1)))
+        return self._now() + round(delay * self._jitter())
+
+    def _jitter(self) -> float:
+        return 1 + JITTER * (2 * self._random.random() - 1)
 
     # ── on the thread ─────────────────────────────────────────────────────────────────────────────────────────────────
     def _main(self) -> None:
         self._renewer: Renewer[T] | None = None
         self._connecting = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._fewer: dict[T, int] = {}  # with how many others a lease is renewed after a failure
         asyncio.run(self._serve())
 
     async def _serve(self) -> None:
@@ -158,8 +168,8 @@ class RenewalThread(Generic[T]):
                 expired, due, until = self._look()
                 for item in expired:
                     self._lose(item, TOO_LATE)
-                for item in due:
-                    self._spawn(self._renew([item]))
+                for items in self._groups(due):
+                    self._spawn(self._renew(items))
                 await self._alarm.wait(None if until is None else (until - self._now()) / SECOND + TIMER_MARGIN)
         finally:
             if self._tasks:
@@ -175,9 +185,9 @@ class RenewalThread(Generic[T]):
     def _look(self) -> tuple[list[T], list[T], int | None]:
         """Return the leases that are lost, those that are due, and when there is more to do; None: when woken.
 
-        What is due is marked as under way.
+        What is due is marked as under way, with what is due soon.
         """
-        expired, due, first, now = [], [], IN_FLIGHT, self._now()
+        expired, due, soon, first, now = [], [], [], IN_FLIGHT, self._now()
         with self._mutex:
             for item, at in self._held.items():
                 deadline = item.deadline
@@ -188,9 +198,21 @@ class RenewalThread(Generic[T]):
                     first = min(first, deadline)
                 else:
                     first = min(first, at, deadline)
+                    if self._together > 1 and at - EARLY * self._interval(item) <= now:
+                        soon.append(item)
+            if due:
+                due += soon
             self._held.update(dict.fromkeys(due, IN_FLIGHT))
             self._asleep_until = first if first < IN_FLIGHT else None
             return expired, due, self._asleep_until
+
+    def _groups(self, items: Sequence[T]) -> Iterator[Sequence[T]]:
+        by_size: dict[int, list[T]] = {}
+        for item in items:
+            by_size.setdefault(self._fewer.get(item, self._together), []).append(item)
+        for size, same in by_size.items():
+            for first in range(0, len(same), size):
+                yield same[first : first + size]
 
     async def _connect_early(self) -> None:
         """Connect before the first renewal needs the connection."""
@@ -216,26 +238,34 @@ class RenewalThread(Generic[T]):
                 kept = await renewer.renew(items)
         except Exception as error:  # noqa: BLE001 - reported; the deadline, not the error, ends the trust
             self._report_failure(error)
-            self._renew_after(items, min(max(interval * RETRY_PART, RETRY_FIRST), RETRY_LAST))
+            self._fewer.update(dict.fromkeys(items, max(1, len(items) // SPLIT)))
+            retry = min(max(interval * RETRY_PART, RETRY_FIRST), RETRY_LAST)
+            self._renew_after(dict.fromkeys(items, retry))
             return
         self._report_recovery()
         for item in items:
+            self._fewer.pop(item, None)
             if item in kept:
                 item.granted(sent)
             else:
                 self._lose(item, self._refusal)
-        self._renew_after(items, interval)
+        self._renew_after({item: self._interval(item) for item in items})
 
-    def _renew_after(self, items: Sequence[T], delay: float) -> None:
-        at = self._after(delay)
+    def _renew_after(self, delays: Mapping[T, float]) -> None:
+        """Renew these leases after so many microseconds each; the jitter is the same for all, to keep them together."""
+        jitter = self._jitter()
+        now = self._now()
         with self._mutex:
-            self._held.update(dict.fromkeys((item for item in items if item in self._held), at))
-            sleeps_too_long = self._asleep_until is None or self._asleep_until > at
+            held = {item: now + round(delay * jitter) for item, delay in delays.items() if item in self._held}
+            self._held.update(held)
+            first = min(held.values(), default=IN_FLIGHT)
+            sleeps_too_long = self._asleep_until is None or self._asleep_until > first
         if sleeps_too_long:
             self._alarm.set()
 
     def _lose(self, item: T, reason: str) -> None:
         self.remove(item)
+        self._fewer.pop(item, None)
         try:
             item.lost(reason)
         except Exception as error:  # noqa: BLE001 - handed to the loop's handler; the other leases need this thread

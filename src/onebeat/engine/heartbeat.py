@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from random import Random
+from typing import Any
 
 from onebeat.concurrency.renewal import RenewalThread, margin
 from onebeat.model.events import DatabaseBack, DatabaseTrouble, Event
@@ -12,6 +13,7 @@ from onebeat.store import workers
 from onebeat.store.connection.database import Database
 from onebeat.store.tx import Tx
 
+TOGETHER = 500  # leases in one statement
 RETRY = 1.0  # seconds within which a failed renewal is tried again
 
 
@@ -22,7 +24,8 @@ class WorkerLease:
 
     def __init__(self, worker_id: str, lease: int, *, clock: Clock, lost: Callable[[str], None]) -> None:
         self.worker_id = worker_id
-        self._lease = lease
+        self.ttl = lease
+        self.renewal = _renew_workers
         self._clock = clock
         self._lost = lost
         self._deadline = 0
@@ -35,22 +38,23 @@ class WorkerLease:
 
     def granted(self, sent: int) -> None:
         """Take note that the database granted the lease to a request sent at `sent` (`Clock.boot` microseconds)."""
-        self._deadline = sent + self._lease - margin(self._lease)
+        self._deadline = sent + self.ttl - margin(self.ttl)
 
     @property
     def deadline(self) -> int:
         """Return until when the last renewal is trusted, in `Clock.boot` microseconds."""
         return self._deadline
 
-    def renew(self, tx: Tx) -> bool:
-        """Prolong the lease of the worker's row; return False when it ran out or was taken."""
-        return workers.renew(tx, self.worker_id, self._lease)
-
     def lost(self, reason: str) -> None:
         """Stop trusting the lease for good, and report why."""
         if not self._over:
             self._over = True
             self._lost(reason)
+
+
+def _renew_workers(tx: Tx, leases: Sequence[WorkerLease]) -> list[WorkerLease]:
+    """Prolong the leases of workers' rows; a process has one worker at a time, two while it starts anew."""
+    return [lease for lease in leases if workers.renew(tx, lease.worker_id, lease.ttl)]
 
 
 class Heartbeat(RenewalThread[Renewable]):
@@ -78,6 +82,7 @@ class Heartbeat(RenewalThread[Renewable]):
             refusal="the database says that the lease ran out or was taken",
             failed=lambda error: announce(DatabaseTrouble(part="heartbeat", problem=_reason(error), retry_in=RETRY)),
             recovered=lambda seconds: announce(DatabaseBack(part="heartbeat", after=seconds)),
+            together=TOGETHER,
         )
 
 
@@ -99,8 +104,14 @@ class DatabaseRenewer:
         await self._database.open(timeout)
 
     async def renew(self, items: Sequence[Renewable]) -> list[Renewable]:
-        """Renew these leases, each in a statement of its own, and return those that are still held."""
-        return [item for item in items if await self._database.write_one(item.renew)]
+        """Renew these leases, those of one kind and length in one statement, and return those that are still held."""
+        alike: dict[Any, list[Renewable]] = {}
+        for item in items:
+            alike.setdefault((item.renewal, item.ttl), []).append(item)
+        kept: list[Renewable] = []
+        for (renewal, _), same in alike.items():
+            kept += await self._database.write_one(renewal, same)
+        return kept
 
     async def close(self) -> None:
         """Close the connection."""

@@ -6,11 +6,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from uuid import UUID
 
+from onebeat.engine.batch_size import BatchSize
 from onebeat.engine.identity import WorkerIdentity
 from onebeat.engine.wakeups import Wakeups
 from onebeat.errors import DatabaseUnavailable
 from onebeat.model.events import Event, JobSettled, SettlementLost, about
 from onebeat.model.job import JobState
+from onebeat.model.protocols import Clock
 from onebeat.store.connection.database import Database
 from onebeat.store.jobs import settle
 from onebeat.store.jobs.settle import Ended
@@ -28,8 +30,10 @@ class Settler:
         database: Database,
         identity: WorkerIdentity,
         wakeups: Wakeups,
+        clock: Clock,
         announce: Callable[[Event], None],
     ) -> None:
+        self._batch = BatchSize(BATCH, limit=database.call_limit, clock=clock)
         self._database = database
         self._identity = identity
         self._wakeups = wakeups
@@ -60,17 +64,18 @@ class Settler:
 
     async def tick(self, now: int) -> int | None:
         """Write one batch; what could not be written stays for the next tick."""
-        batch = self._waiting[:BATCH]
+        batch = self._waiting[: self._batch.rows]
         if not batch:
             return None
         refused: dict[UUID, Exception] = {}
-        kept = await self._write([ended for ended, _ in batch], refused)
+        with self._batch.writing(len(batch)):
+            kept = await self._write([ended for ended, _ in batch], refused)
         self._waiting[: len(batch)] = []
         self._waiting += [item for item in batch if item[0].job.id in refused]  # the others do not wait for it
         delayed = False
         for ended, seconds in batch:
             if ended.job.id not in refused:
-                delayed |= self._tell(ended, seconds, ended.job.id in kept)
+                delayed |= self._tell(ended, seconds, kept.get(ended.job.id))
         self._wakeups.slots_freed()
         if delayed:
             self._wakeups.jobs_delayed()
@@ -78,10 +83,11 @@ class Settler:
             raise error
         return now if self._waiting else None
 
-    async def _write(self, batch: list[Ended], refused: dict[UUID, Exception]) -> set[UUID]:
-        """The ids that were written. An end that the database refuses is written without its texts, and says so.
+    async def _write(self, batch: list[Ended], refused: dict[UUID, Exception]) -> dict[UUID, JobState]:
+        """Write the ends and return the states of the jobs that were written.
 
-        One that is refused even so goes into `refused`.
+        An end that the database refuses is written without its texts, and says so. One that is refused even so goes
+        into `refused`.
         """
         worker_id = self._identity.last_id
         try:
@@ -96,15 +102,17 @@ class Settler:
                 return await self._write(batch[:middle], refused) | await self._write(batch[middle:], refused)
             if batch[0] == (bare := _without_texts(batch[0], error)):
                 refused[batch[0].job.id] = error
-                return set()
+                return {}
             return await self._write([bare], refused)
 
-    def _tell(self, ended: Ended, seconds: float, kept: bool) -> bool:
-        """Announce what became of the job; return whether it waits for a later time now."""
+    def _tell(self, ended: Ended, seconds: float, state: JobState | None) -> bool:
+        """Announce what became of the job; return whether it waits for a later time now. None: the claim was lost."""
         job, outcome, settlement = ended.job, ended.outcome, ended.settlement
-        if not kept:
+        if state is None:
             self._announce(SettlementLost(**about(job), ending=str(outcome.ending)))
             return False
+        if state is JobState.CANCELLED and not settlement.final:  # a cancel was requested before it could run again
+            settlement = replace(settlement, state=state, reason="requested", delay=None)
         self._announce(
             JobSettled(
                 **about(job),
@@ -117,7 +125,7 @@ class Settler:
                 exception=outcome.exception,
             )
         )
-        self._wakeups.job_ended(job.id)  # also for a retry: a cancel that came meanwhile makes it final
+        self._wakeups.job_ended(job.id)
         return settlement.state is JobState.SCHEDULED
 
 

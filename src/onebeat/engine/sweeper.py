@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from random import Random
 
 from onebeat.engine import run_file
+from onebeat.engine.batch_size import BatchSize
 from onebeat.engine.identity import WorkerIdentity
 from onebeat.engine.wakeups import Wakeups
 from onebeat.model.events import Event, JobRescued, WorkerDied, about
 from onebeat.model.job import FINAL, JobState
+from onebeat.model.protocols import Clock
 from onebeat.store import locks, retention, workers
 from onebeat.store.connection.database import Database
 from onebeat.store.jobs import claim, control, release, rescue
@@ -45,6 +47,7 @@ class Sweeper:
         patience: int,
         run_dry: Callable[[int], None],
         wakeups: Wakeups,
+        clock: Clock,
         random: Random,
         announce: Callable[[Event], None],
     ) -> None:
@@ -59,24 +62,40 @@ class Sweeper:
         self._random = random
         self._announce = announce
         self._boot_id = run_file.boot_id()
-        self._next_prune = 0
-        self._next_rezone = 0
+        self._batch = BatchSize(rescue.RESCUED_AT_ONCE, limit=database.call_limit, clock=clock)
+        self._swept = self._pruned = self._rezoned = 0  # when each was last begun, local microseconds
+        self._pause = 0  # microseconds from the last sweep to the next one
+        self._pruning: AsyncIterator[int] | None = None  # what is left of a pruning that has begun
 
     async def tick(self, now: int) -> int | None:
-        """Sweep once; return when to sweep again, with jitter so that a fleet does not sweep in step."""
+        """Sweep when that is due, else delete one batch of old rows while there are more.
+
+        Returns when to sweep again, with jitter so that a fleet does not sweep in step. A sweep never waits for more
+        than one batch of the pruning.
+        """
+        if self._swept <= now < self._swept + self._pause:  # not so after the local clock was set back
+            if self._pruning is not None and await anext(self._pruning, None) is not None:
+                return now
+            self._pruning = None
+            return self._swept + self._pause
+        await self._sweep(now)
+        self._swept = now
+        self._pause = int(self._interval * (0.9 + 0.2 * self._random.random()))
+        if _is_over(PRUNE_EACH, self._pruned, now) and self._pruning is None:
+            self._pruned = now
+            self._pruning = prune_in_batches(self._database, self._retention)
+        return now + self._pause if self._pruning is None else now
+
+    async def _sweep(self, now: int) -> None:
         await self._bury()
         await self._rescue()
         await self._database.write(release.heal_releases)
         await self._database.write(declare.arbitrate)
         if await self._database.read(claim.suspects_wait, self._tasks(), self._patience):
             self._run_dry(now)
-        if now >= self._next_rezone:
-            self._next_rezone = now + REZONE_EACH
+        if _is_over(REZONE_EACH, self._rezoned, now):
+            self._rezoned = now
             await self._rezone()
-        if now >= self._next_prune:
-            self._next_prune = now + PRUNE_EACH
-            await prune(self._database, self._retention)
-        return now + int(self._interval * (0.9 + 0.2 * self._random.random()))
 
     async def _bury(self) -> None:
         """Mark dead whose lease ran out, and siblings on this host whose process is gone."""
@@ -95,7 +114,7 @@ class Sweeper:
             self._wakeups.schedules_changed()
 
     async def _rescue(self) -> None:
-        while rescued := await self._database.write(rescue.rescue, random=self._random):
+        while rescued := await self._rescue_batch():
             for job in rescued:
                 self._announce(
                     JobRescued(**about(job), state=job.state, reason=job.reason, from_worker=job.from_worker)
@@ -106,26 +125,39 @@ class Sweeper:
             if any(job.state == JobState.SCHEDULED for job in rescued):
                 self._wakeups.jobs_delayed()
 
+    async def _rescue_batch(self) -> list[rescue.Rescued]:
+        limit = self._batch.rows
+        with self._batch.writing(limit):
+            return await self._database.write(rescue.rescue, random=self._random, limit=limit)
+
+
+def _is_over(interval: int, began: int, now: int) -> bool:
+    """Return whether `interval` has passed since `began`; True when the local clock was set back since."""
+    return not began <= now < began + interval
+
 
 async def prune(database: Database, keep: RetentionAges) -> int:
     """Delete what is older than the retention, and unused locks, in short transactions; the number of jobs deleted."""
-    deleted = 0
+    return sum([jobs async for jobs in prune_in_batches(database, keep)])
+
+
+async def prune_in_batches(database: Database, keep: RetentionAges) -> AsyncIterator[int]:
+    """Delete what is older than the retention, and unused locks: one short transaction for each value.
+
+    The values are the numbers of jobs deleted, 0 where a batch deleted other rows.
+    """
     while count := await database.write(control.prune, succeeded=keep.succeeded, failed=keep.failed):
-        deleted += count
+        yield count
     if keep.fires is not None:
-        await _prune_fires(database, keep.fires)
+        while await database.write(retention.prune_fires, keep.fires):
+            yield 0
+        for schedule_id in await database.read(retention.crowded, retention.MOST_FIRES):
+            while await database.write(retention.prune_crowd, schedule_id, retention.MOST_FIRES):
+                yield 0
+        while await database.write(retention.prune_finished, keep.fires):
+            yield 0
     if keep.workers is not None:
         await database.write(workers.prune, keep.workers)
+        yield 0
     while await database.write(locks.prune):
-        pass
-    return deleted
-
-
-async def _prune_fires(database: Database, age: int) -> None:
-    while await database.write(retention.prune_fires, age):
-        pass
-    for schedule_id in await database.read(retention.crowded, retention.MOST_FIRES):
-        while await database.write(retention.prune_crowd, schedule_id, retention.MOST_FIRES):
-            pass
-    while await database.write(retention.prune_finished, age):
-        pass
+        yield 0

@@ -86,7 +86,7 @@ class Worker:
         self._announce = announce
         self._subscriptions: list[Unsubscribe] = []
         self.identity = identity = WorkerIdentity()
-        self._settler = Settler(database=database, identity=identity, wakeups=wakeups, announce=announce)
+        self._settler = Settler(database=database, identity=identity, wakeups=wakeups, clock=clock, announce=announce)
         self._executor = Executor(
             database=database,
             registry=registry,
@@ -127,6 +127,7 @@ class Worker:
             patience=options.lease,
             run_dry=self._claimer.run_dry,
             wakeups=wakeups,
+            clock=clock,
             random=random,
             announce=announce,
         )

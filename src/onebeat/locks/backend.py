@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Protocol, Self
+from typing import Protocol, Self, runtime_checkable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,3 +68,11 @@ class Backend(Protocol):
 
     async def force_release(self, name: str, reason: str, who: str) -> LockInfo | None:
         """Take it from whoever holds it and keep a record of that; None: nobody held it."""
+
+
+@runtime_checkable
+class RenewsTogether(Protocol):
+    """What a `Backend` may add where one request renews many locks; else each is renewed by a `renew` of its own."""
+
+    async def renew_all(self, held: Sequence[tuple[str, str]], ttl: int) -> Collection[str]:
+        """Do as `renew` for each name and owner, and return the owners whose lease is in force."""

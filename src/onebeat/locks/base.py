@@ -6,13 +6,13 @@ import asyncio
 import logging
 import secrets
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from random import Random
 from typing import Any, Generic, Protocol, Self, TypeVar
 
 from onebeat.concurrency.forks import ForkSafeLock
 from onebeat.errors import ConfigurationError, LockTimeout, NotStarted, OnebeatError
-from onebeat.locks.backend import Backend, LockInfo
+from onebeat.locks.backend import Backend, LockInfo, RenewsTogether
 from onebeat.locks.heartbeat import LockHeartbeat
 from onebeat.locks.hold import Hold
 from onebeat.locks.lease import HeldLease
@@ -177,13 +177,14 @@ class LocksOn(Generic[B]):
 
     def _make_beat(self) -> Beat:
         """The thread that renews; a scheduler lends its own."""
-        return LockHeartbeat(self._twin, clock=self._clock, random=self._random)
+        together = isinstance(self._backend, RenewsTogether)
+        return LockHeartbeat(self._twin, together=together, clock=self._clock, random=self._random)
 
     def _end_beat(self, beat: Beat) -> None:
         beat.stop()
 
-    def _renew(self, tx: Any, name: str, owner: str, ttl: int) -> bool:
-        """Renew once in a transaction of a scheduler's heartbeat thread."""
+    def _renew(self, tx: Any, holds: Sequence[Hold]) -> Collection[Hold]:
+        """Renew once, on a scheduler's heartbeat thread; all have one `ttl`. Return those that are still held."""
         raise NotImplementedError
 
     def _ready(self) -> None:

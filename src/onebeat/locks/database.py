@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any, Self
 from uuid import uuid4
 
 from onebeat.errors import NotStarted
 from onebeat.locks.backend import LockInfo
 from onebeat.locks.base import Beat, LocksOn
+from onebeat.locks.hold import Hold
 from onebeat.model.protocols import Clock
 from onebeat.store import locks as rows, migrations, tables
 from onebeat.store.connection.database import Database
@@ -68,6 +69,10 @@ class DatabaseBackend:
     async def renew(self, name: str, owner: str, ttl: int) -> bool:
         """One statement."""
         return await self.database.write_one(rows.renew, name, owner, ttl)
+
+    async def renew_all(self, held: Sequence[tuple[str, str]], ttl: int) -> Collection[str]:
+        """One statement for all, and on a loss one more."""
+        return await self.database.write_one(rows.renew_all, held, ttl)
 
     async def release(self, name: str, owner: str) -> bool:
         """One statement."""
@@ -142,8 +147,10 @@ class DatabaseLocks(LocksOn[DatabaseBackend]):
         """
         return await self._usable().prune()
 
-    def _renew(self, tx: Any, name: str, owner: str, ttl: int) -> bool:
-        return rows.renew(tx, name, owner, ttl)
+    def _renew(self, tx: Any, holds: Sequence[Hold]) -> Collection[Hold]:
+        ours = [hold for hold in holds if hold.may_be_renewed()]
+        kept = rows.renew_all(tx, [(hold.name, hold.owner) for hold in ours], holds[0].ttl)
+        return [hold for hold in ours if hold.owner in kept]
 
     @classmethod
     def for_scheduler(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from onebeat.concurrency.renewal import TOO_LATE, margin
@@ -35,7 +35,7 @@ class Hold:
         leased: bool,
         clock: Clock,
         alive: Callable[[], bool],
-        renewal: Callable[[Any, str, str, int], bool],
+        renewal: Callable[[Any, Sequence[Hold]], Collection[Hold]],
         holder: object,
     ) -> None:
         self.name = name
@@ -43,6 +43,7 @@ class Hold:
         self.fence = fence
         self.ttl = ttl
         self.interval = ttl // RENEWALS  # microseconds between renewals
+        self.renewal = renewal
         self.alive = alive
         self.holder = holder  # the task or thread that acquired it
         self.over = False  # released or lost
@@ -50,7 +51,6 @@ class Hold:
         self._pid = os.getpid()
         self._leased = leased
         self._clock = clock
-        self._renewal = renewal
         self._deadline = sent + ttl - margin(ttl) if leased else NEVER
         self._mutex = threading.Lock()
         self._listeners: list[Callable[[], None]] = []
@@ -93,10 +93,6 @@ class Hold:
         elif not self.trusted:
             self.lost(TOO_LATE)
         return not self.over
-
-    def renew(self, tx: Any) -> bool:
-        """Renew once, on a scheduler's heartbeat thread, and return False when it is lost for good."""
-        return self.may_be_renewed() and self._renewal(tx, self.name, self.owner, self.ttl)
 
     def lost(self, reason: str) -> None:
         """End it for good and call the listeners once, on the calling thread."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
@@ -141,8 +141,16 @@ class Carrier(Protocol):
 class Renewable(Protocol):
     """Something with a lease that the heartbeat thread keeps alive (the worker's row, a held lock)."""
 
-    def renew(self, tx: Any) -> bool:
-        """Renew inside one transaction (a `store.database.Tx`), on the heartbeat thread; False: it is lost for good."""
+    @property
+    def ttl(self) -> int:
+        """Microseconds for which a renewal grants the lease."""
+
+    @property
+    def renewal(self) -> Callable[[Any, Sequence[Any]], Collection[Any]]:
+        """A store function that renews leases of one kind and `ttl` in one statement, and returns those still held.
+
+        It is called on the heartbeat thread; what it does not return is lost for good.
+        """
 
     @property
     def interval(self) -> int | None:

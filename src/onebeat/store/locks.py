@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -78,13 +79,37 @@ def _fence(tx: Tx) -> Select[tuple[int]]:
 
 def renew(tx: Tx, name: str, owner: str, ttl: int) -> bool:
     """Let the lease end no earlier than `ttl` microseconds from now; False: it has ended or was taken, for good."""
-    return bool(tx.execute(tx.prepared(_renew), {"b_name": name, "b_owner": owner, "b_ttl": ttl}).rowcount)
+    return bool(renew_all(tx, [(name, owner)], ttl))
+
+
+def renew_all(tx: Tx, held: Sequence[tuple[str, str]], ttl: int) -> set[str]:
+    """Do the same for each name and owner in one statement, and return the owners whose lease is in force.
+
+    An owner holds one name, so names and owners need not be compared in pairs.
+    """
+    if not held:
+        return set()
+    owners = {owner for _, owner in held}
+    values = {"b_names": padded([name for name, _ in held]), "b_owners": padded([owner for _, owner in held])}
+    renewed = tx.execute(tx.prepared(_renew), values | {"b_ttl": ttl}).rowcount
+    if renewed in (0, len(owners)):
+        return owners if renewed else set()
+    return {row.owner for row in tx.execute(tx.prepared(_in_force), values)}
 
 
 def _renew(tx: Tx) -> Update:
     c, now = tx.tables.locks.c, tx.clock
     later = tx.dialect.greatest(c.expires_us, now + bindparam("b_ttl", type_=c.expires_us.type))
-    return update(tx.tables.locks).where(_mine(tx), c.expires_us > now).values(expires_us=later)
+    return update(tx.tables.locks).where(_owned(tx)).values(expires_us=later)
+
+
+def _in_force(tx: Tx) -> Select[tuple[str]]:
+    return select(tx.tables.locks.c.owner).where(_owned(tx))
+
+
+def _owned(tx: Tx) -> ColumnElement[bool]:
+    c, among = tx.tables.locks.c, tx.dialect.among
+    return and_(among(c.name, "b_names"), among(c.owner, "b_owners"), c.expires_us > tx.clock)
 
 
 def release(tx: Tx, name: str, owner: str) -> bool:

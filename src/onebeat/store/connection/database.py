@@ -149,6 +149,11 @@ class Database:
         """The database for people, without the password."""
         return self._target.where
 
+    @property
+    def call_limit(self) -> float:
+        """The seconds that one try of one transaction may take on a server."""
+        return self._limit
+
     def __repr__(self) -> str:
         return f"<Database {self.where}>"
 

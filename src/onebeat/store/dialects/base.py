@@ -32,6 +32,7 @@ class Dialect(ABC):
     extra: ClassVar[str | None]  # `pip install onebeat[…]`
     update_returning: ClassVar[bool] = True  # UPDATE … RETURNING and DELETE … RETURNING
     arrays: ClassVar[bool] = False  # a list of any length in one bound value, and UPDATE … FROM it
+    pipelines: ClassVar[bool] = True  # one statement with many sets of values costs no round trip for each of them
     locks_in_passing: ClassVar[bool] = False  # a locking search locks, for a moment, rows that it then does not want
     error_aborts_transaction: ClassVar[bool] = False  # after one failed statement only a rollback is possible
     one_writer: ClassVar[bool] = False  # a file with a single writer, on threads of onebeat's own

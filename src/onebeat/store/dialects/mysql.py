@@ -28,6 +28,7 @@ class MySQL(Dialect):
     module = "asyncmy"
     extra = "mysql"
     update_returning = False
+    pipelines = False
     locks_in_passing = True
     transactional_ddl = False
 

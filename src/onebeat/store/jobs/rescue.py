@@ -8,12 +8,13 @@ from random import Random
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Row, and_, exists, null, or_, select, update
+from sqlalchemy import Row, Update, case, exists, null, select, update
 
 from onebeat.model.job import Ending, JobState, Outcome, Settlement, settle as decide, stored_retry
+from onebeat.store.jobs.each import Value, update_each
 from onebeat.store.jobs.finish import FinishedJob, after_end, final_values
 from onebeat.store.jobs.settle import claim_holds
-from onebeat.store.sql import RUNNING, word
+from onebeat.store.sql import RUNNING, padded, word
 from onebeat.store.tx import Tx
 from onebeat.timing.backoff import Retry
 
@@ -70,8 +71,9 @@ def give_back(tx: Tx, claims: Sequence[tuple[UUID, str]]) -> list[Rescued]:
     if not claims:
         return []
     jobs = tx.tables.jobs
-    held = or_(*(and_(jobs.c.id == id, claim_holds(tx, token)) for id, token in claims))
-    rows = tx.execute(tx.dialect.lock_rows(select(jobs).where(held))).all()
+    query = select(jobs).where(jobs.c.id.in_(padded([id for id, _ in claims])), jobs.c.state == RUNNING)
+    held = set(claims)
+    rows = [row for row in tx.execute(tx.dialect.lock_rows(query)) if (row.id, row.lease_token) in held]
     jitter = 0.0  # of no effect, because a returned job is queued without a delay
     taken = _take_back(tx, [(row, RETURNED, _decision(row, RETURNED, jitter)) for row in rows])
     return [_rescued(row, decision) for row, _, decision in taken]
@@ -90,36 +92,54 @@ def _decision(row: Row[Any], outcome: Outcome, jitter: float) -> Settlement:
     )
 
 
-def _take_back(tx: Tx, jobs: Sequence[Decided]) -> list[Decided]:
-    """Write the decisions on jobs whose claim still holds, with what follows, and return those jobs."""
-    taken = [item for item in jobs if _write(tx, *item)]
+def _take_back(tx: Tx, jobs: Sequence[Decided]) -> Sequence[Decided]:
+    """Write the decisions on these locked rows, with what follows, and return them."""
+    final = [item for item in jobs if item[2].final]
+    again = [item for item in jobs if not item[2].final]
+    if final:
+        update_each(tx, _end, [_values(row, decision) | {"error": outcome.error} for row, outcome, decision in final])
+    if again:
+        update_each(tx, _requeue, [_values(row, decision) | {"delay": decision.delay} for row, _, decision in again])
     after_end(
         tx,
-        [
-            FinishedJob(id=row.id, previous=JobState.RUNNING, schedule_id=row.schedule_id)
-            for row, _, decision in taken
-            if decision.final
-        ],
+        [FinishedJob(id=row.id, previous=JobState.RUNNING, schedule_id=row.schedule_id) for row, _, _ in final],
     )
-    return taken
+    return jobs
 
 
-def _write(tx: Tx, row: Row[Any], outcome: Outcome, decision: Settlement) -> bool:
-    table = tx.tables.jobs
-    values: dict[str, Any] = {
+def _end(tx: Tx, value: Value) -> Update:
+    """Build the statement for a job that is not run again."""
+    values = final_values(tx, state=value("state"), reason=value("reason"), error=value("error"), **_taken(tx, value))
+    return update(tx.tables.jobs).where(claim_holds(tx, value("lease_token"))).values(values)
+
+
+def _requeue(tx: Tx, value: Value) -> Update:
+    """Build the statement that queues a job again: at its old place, or after a delay."""
+    delay = value("delay")
+    run_at = case((delay.is_(None), tx.tables.jobs.c.run_at_us), else_=tx.clock + delay)
+    values = {"state": value("state"), "reason": value("reason"), "run_at_us": run_at, **_taken(tx, value)}
+    return update(tx.tables.jobs).where(claim_holds(tx, value("lease_token"))).values(values)
+
+
+def _taken(tx: Tx, value: Value) -> dict[str, Any]:
+    return {
+        "errors": value("errors"),
+        "crashes": value("crashes"),
+        "lease_token": null(),
+        "attempt": tx.tables.jobs.c.attempt - value("refund"),
+    }
+
+
+def _values(row: Row[Any], decision: Settlement) -> dict[str, Any]:
+    return {
+        "id": row.id,
+        "lease_token": row.lease_token,
+        "state": str(decision.state),
+        "reason": decision.reason,
         "errors": decision.errors,
         "crashes": decision.crashes,
-        "lease_token": null(),
-        "attempt": row.attempt - int(decision.refund),
+        "refund": int(decision.refund),
     }
-    if decision.final:
-        values = final_values(tx, state=decision.state, reason=decision.reason, error=outcome.error, **values)
-    else:
-        values |= {"state": str(decision.state), "reason": decision.reason}
-    if decision.delay:
-        values["run_at_us"] = tx.clock + decision.delay
-    result = tx.execute(update(table).where(table.c.id == row.id, claim_holds(tx, row.lease_token)).values(**values))
-    return bool(result.rowcount)
 
 
 def _record_attempts(tx: Tx, jobs: Sequence[Decided]) -> None:

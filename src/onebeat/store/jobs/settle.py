@@ -12,6 +12,7 @@ from sqlalchemy.dialects.postgresql import ARRAY
 
 from onebeat.model.job import Claimed, Ending, JobState, Outcome, Settlement
 from onebeat.store.dialects.base import Dialect
+from onebeat.store.jobs.each import Value, update_each
 from onebeat.store.jobs.finish import FinishedJob, after_end, final_values, releases_others, unless_cancelled
 from onebeat.store.sql import RUNNING, padded
 from onebeat.store.tx import Tx
@@ -44,24 +45,22 @@ def claim_holds(tx: Tx, token: ColumnElement[str] | str) -> ColumnElement[bool]:
     return and_(c.state == RUNNING, c.lease_token == token)
 
 
-def settle(tx: Tx, ended: Sequence[Ended], *, worker_id: str) -> set[UUID]:
+def settle(tx: Tx, ended: Sequence[Ended], *, worker_id: str) -> dict[UUID, JobState]:
     """Write the ends of attempts whose claim still holds.
 
-    Returns the ids of the jobs that were written; the others lost their claim. An id that an earlier call wrote under
-    the same lease token is among them, because the answer of that call may have been lost.
+    Returns the state of each job that was written; the others lost their claim. A retry is cancelled instead where that
+    was requested meanwhile. A job that an earlier call wrote under the same lease token is among them, because the
+    answer of that call may have been lost.
     """
-    kept: set[UUID] = set()
-    cancelled: set[UUID] = set()
+    kept: dict[UUID, JobState] = {}
     successes: dict[str, list[UUID]] = {}
     for item in ended:
         if item.is_plain_success:
             successes.setdefault(item.job.lease_token, []).append(item.job.id)
     for token, ids in successes.items():
         kept |= _succeed(tx, token, ids)
-    others = [item for item in ended if not item.is_plain_success]
-    if others:
-        written, cancelled = _write(tx, others)
-        kept |= written
+    if others := [item for item in ended if not item.is_plain_success]:
+        kept |= _write(tx, others)
     settled = [item for item in ended if item.job.id in kept]
     _record_attempts(tx, settled, worker_id)
     after_end(
@@ -69,7 +68,7 @@ def settle(tx: Tx, ended: Sequence[Ended], *, worker_id: str) -> set[UUID]:
         [
             FinishedJob(id=item.job.id, previous=JobState.RUNNING, schedule_id=item.job.schedule_id)
             for item in settled
-            if releases_others(item.job) and (item.settlement.final or item.job.id in cancelled)
+            if releases_others(item.job) and (item.settlement.final or kept[item.job.id] is JobState.CANCELLED)
         ],
     )
     return kept
@@ -85,7 +84,7 @@ def one_statement(dialect: Dialect, ended: Sequence[Ended]) -> bool:
     )
 
 
-def succeed(tx: Tx, ended: Sequence[Ended]) -> set[UUID]:
+def succeed(tx: Tx, ended: Sequence[Ended]) -> dict[UUID, JobState]:
     """Do the same as `settle` in one statement, for ends of which `one_statement` is True.
 
     It calls no `after_end`, because `one_statement` is False for a job that may release others.
@@ -95,7 +94,7 @@ def succeed(tx: Tx, ended: Sequence[Ended]) -> set[UUID]:
         return _succeed(tx, tokens[0], ids)
     result = tx.execute(tx.prepared(_success_of_pairs), {"b_ids": ids, "b_tokens": tokens})
     if result.rowcount == len(ids):
-        return set(ids)
+        return dict.fromkeys(ids, JobState.SUCCEEDED)
     return _written(tx, tokens, ids)
 
 
@@ -109,10 +108,10 @@ def _success_of_pairs(tx: Tx) -> Update:
     return _success_update(tx).where(c.id == claims.c.id, claim_holds(tx, claims.c.token))
 
 
-def _succeed(tx: Tx, token: str, ids: list[UUID]) -> set[UUID]:
+def _succeed(tx: Tx, token: str, ids: list[UUID]) -> dict[UUID, JobState]:
     result = tx.execute(tx.prepared(_success_of_ids), {"b_ids": padded(ids), "b_token": token})
     if result.rowcount == len(ids):
-        return set(ids)
+        return dict.fromkeys(ids, JobState.SUCCEEDED)
     return _written(tx, [token], ids)
 
 
@@ -128,10 +127,10 @@ def _success_update(tx: Tx) -> Update:
     return update(table).values(final_values(tx, state=JobState.SUCCEEDED, reason=reason, error=null()))
 
 
-def _written(tx: Tx, tokens: Sequence[str], ids: Sequence[UUID]) -> set[UUID]:
+def _written(tx: Tx, tokens: Sequence[str], ids: Sequence[UUID]) -> dict[UUID, JobState]:
     """Return the jobs that left `running` under our tokens: in this call, or in one whose answer was lost."""
     values = {"b_ids": padded(ids), "b_tokens": padded(tokens)}
-    return {row.id for row in tx.execute(tx.prepared(_left_running), values)}
+    return {row.id: JobState(row.state) for row in tx.execute(tx.prepared(_left_running), values)}
 
 
 def _left_running(tx: Tx) -> Select[Any]:
@@ -143,76 +142,74 @@ def _left_running(tx: Tx) -> Select[Any]:
     )
 
 
-def _write(tx: Tx, ended: Sequence[Ended]) -> tuple[set[UUID], set[UUID]]:
-    """Write ends one row at a time; return the ids that were written, and those of them that are cancelled now."""
+def _write(tx: Tx, ended: Sequence[Ended]) -> dict[UUID, JobState]:
+    """Write ends with values of their own; return the states of the jobs that were written."""
     final = [item for item in ended if item.settlement.final]
     again = [item for item in ended if not item.settlement.final]
     if final:
-        tx.execute(tx.prepared(_end), [_parameters(item) | {"b_value": item.outcome.value} for item in final])
+        update_each(tx, _end, [_values(item) | {"value": item.outcome.value} for item in final])
     if again:
-        tx.execute(tx.prepared(_requeue), [_parameters(item) | _pause(item.settlement) for item in again])
-    values = {
-        "b_ids": padded([item.job.id for item in ended]),
-        "b_tokens": padded(list({item.job.lease_token for item in ended})),
-    }
-    rows = tx.execute(tx.prepared(_left_running), values).all()
-    return {row.id for row in rows}, {row.id for row in rows if row.state == JobState.CANCELLED}
+        update_each(tx, _requeue, [_values(item) | _pause(item.settlement) for item in again])
+    return _written(tx, list({item.job.lease_token for item in ended}), [item.job.id for item in ended])
 
 
-def _update_of_claim(tx: Tx) -> Update:
-    table = tx.tables.jobs
-    return update(table).where(table.c.id == bindparam("b_id"), claim_holds(tx, bindparam("b_token")))
-
-
-def _end(tx: Tx) -> Update:
+def _end(tx: Tx, value: Value) -> Update:
     """Build the statement for a final state with its reason, value and error."""
-    c = tx.tables.jobs.c
-    state = bindparam("b_state", type_=c.state.type)
-    ignored = and_(c.cancel_requested_us.is_not(None), state == str(JobState.SUCCEEDED))
-    return _update_of_claim(tx).values(
-        final_values(
-            tx,
-            state=state,
-            reason=case((ignored, CANCEL_IGNORED), else_=bindparam("b_reason", type_=c.reason.type)),
-            value=bindparam("b_value"),
-            error=bindparam("b_error"),
-            errors=bindparam("b_errors"),
-            crashes=bindparam("b_crashes"),
+    table = tx.tables.jobs
+    state = value("state")
+    ignored = and_(table.c.cancel_requested_us.is_not(None), state == str(JobState.SUCCEEDED))
+    return (
+        update(table)
+        .where(claim_holds(tx, value("lease_token")))
+        .values(
+            final_values(
+                tx,
+                state=state,
+                reason=case((ignored, CANCEL_IGNORED), else_=value("reason")),
+                value=value("value"),
+                error=value("error"),
+                errors=value("errors"),
+                crashes=value("crashes"),
+            )
         )
     )
 
 
-def _requeue(tx: Tx) -> Update:
+def _requeue(tx: Tx, value: Value) -> Update:
     """Build the statement that queues a job again, now or later, or cancels it when that was requested meanwhile."""
-    c = tx.tables.jobs.c
-    return _update_of_claim(tx).values(
-        unless_cancelled(
-            tx,
-            state=bindparam("b_state", type_=c.state.type),
-            reason=bindparam("b_reason", type_=c.reason.type),
-            run_at_us=tx.clock + bindparam("b_delay", type_=c.run_at_us.type),
-            attempt=c.attempt - bindparam("b_refund", type_=c.attempt.type),
-            error=bindparam("b_error"),
-            errors=bindparam("b_errors"),
-            crashes=bindparam("b_crashes"),
+    table = tx.tables.jobs
+    return (
+        update(table)
+        .where(claim_holds(tx, value("lease_token")))
+        .values(
+            unless_cancelled(
+                tx,
+                state=value("state"),
+                reason=value("reason"),
+                run_at_us=tx.clock + value("delay"),
+                attempt=table.c.attempt - value("refund"),
+                error=value("error"),
+                errors=value("errors"),
+                crashes=value("crashes"),
+            )
         )
     )
 
 
-def _parameters(item: Ended) -> dict[str, Any]:
+def _values(item: Ended) -> dict[str, Any]:
     return {
-        "b_id": item.job.id,
-        "b_token": item.job.lease_token,
-        "b_state": str(item.settlement.state),
-        "b_reason": item.settlement.reason,
-        "b_error": item.outcome.error,
-        "b_errors": item.settlement.errors,
-        "b_crashes": item.settlement.crashes,
+        "id": item.job.id,
+        "lease_token": item.job.lease_token,
+        "state": str(item.settlement.state),
+        "reason": item.settlement.reason,
+        "error": item.outcome.error,
+        "errors": item.settlement.errors,
+        "crashes": item.settlement.crashes,
     }
 
 
 def _pause(settlement: Settlement) -> dict[str, Any]:
-    return {"b_delay": settlement.delay or 0, "b_refund": int(settlement.refund)}
+    return {"delay": settlement.delay or 0, "refund": int(settlement.refund)}
 
 
 def _record_attempts(tx: Tx, ended: Sequence[Ended], worker_id: str) -> None:
