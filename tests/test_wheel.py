@@ -76,3 +76,11 @@ def test_no_source_turns_data_into_code(path: Path) -> None:
     assert found & forbidden == set()
     if where not in IMPORTERS and not where.startswith("offload/"):  # a child of ours is told by its parent
         assert not found & {"import_module", "importlib.import_module"}, "nothing is imported by a stored name"
+
+
+def test_no_bound_admits_a_driver_with_a_known_flaw(wheel: Path) -> None:
+    """asyncmy before 0.2.12 puts the keys of a dict into SQL as they are (CVE-2025-65896)."""
+    with zipfile.ZipFile(wheel) as packed:
+        [name] = [name for name in packed.namelist() if name.endswith("/METADATA")]
+        metadata = packed.read(name).decode()
+    assert "Requires-Dist: asyncmy>=0.2.12; extra == 'mysql'" in metadata
