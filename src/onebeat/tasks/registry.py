@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
+from types import FunctionType
 from typing import Any
+from weakref import WeakSet
 
 from onebeat.errors import DuplicateTask, UnknownTask
 from onebeat.tasks.task import Task
@@ -20,6 +22,7 @@ class Registry:
         self.in_use = False
         self._tasks: dict[str, Task[Any, Any]] = {}
         self._aliases: dict[str, Task[Any, Any]] = {}
+        self._replaced: WeakSet[FunctionType] = WeakSet()  # functions in whose place the same one was declared again
 
     def check(self, task: Task[Any, Any]) -> None:
         """Raise `DuplicateTask` when another function has the task's name or one of its aliases.
@@ -44,6 +47,8 @@ class Registry:
         """Register a task in place of an earlier one of the same function; raises `DuplicateTask` as `check` does."""
         self.check(task)
         former = self._tasks.get(task.name)
+        if former is not None and isinstance(former.function, FunctionType):
+            self._replaced.add(former.function)
         self._aliases = {alias: other for alias, other in self._aliases.items() if other is not former}
         self._tasks[task.name] = task
         self._aliases.update(dict.fromkeys(task.aliases, task))
@@ -68,11 +73,14 @@ class Registry:
         return len(self._tasks)
 
     def __contains__(self, task: object) -> bool:
-        """Return whether the function of this task, or of a bound copy of it, is registered under its name."""
+        """Return whether the function of this task, or of a bound copy of it, is registered under its name.
+
+        It also is when the same function was declared again in its place.
+        """
         return (
             isinstance(task, Task)
             and (known := self._tasks.get(task.name)) is not None
-            and (known.function is task.function or same_function(known, task))
+            and (known.function is task.function or task.function in self._replaced)
         )
 
 
