@@ -54,6 +54,9 @@ class Engine:
     def bind_app(self, app: Any) -> None:
         self.app = app
 
+    def served_idle(self, *, mounted: bool) -> None:
+        self.story.append("served while it does not run")
+
     @contextmanager
     def activate(self) -> Iterator[None]:
         token = ACTIVE.set(self)

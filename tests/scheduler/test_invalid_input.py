@@ -41,13 +41,6 @@ def test_a_task_name_of_two_hundred_characters_is_fine(tmp_path: Path) -> None:
     assert scheduler_on(tmp_path).task(name="x" * 200)(do_nothing).name == "x" * 200
 
 
-def test_a_function_made_inside_a_function_needs_a_name(tmp_path: Path) -> None:
-    async def local() -> None: ...
-
-    with pytest.raises(ConfigurationError, match="name="):
-        scheduler_on(tmp_path).task(local)
-
-
 def test_two_schedules_of_one_id_are_refused_in_code(tmp_path: Path) -> None:
     scheduler = scheduler_on(tmp_path)
     task = scheduler.task(name="mail")(do_nothing)

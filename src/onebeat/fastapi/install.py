@@ -19,6 +19,7 @@ from onebeat.logs.access import AccessLog
 from onebeat.logs.filter import TrackingFilter
 from onebeat.offload.setup import close_offload
 from onebeat.offload.watchdog.watchdog import Watchdog
+from onebeat.scheduler.event_loops import require_asyncio
 from onebeat.scheduler.integration import Integrable, integration_of
 from onebeat.tracking.denials import silence_false_alarms
 from onebeat.tracking.middleware import App, Receive, Scope, Send, TrackingMiddleware, refuse
@@ -121,9 +122,12 @@ def _served_by(app: Starlette, scheduler: Integrable | None) -> App:
     served: App = MethodType(type(app).__call__, app)
     if scheduler is None:
         return served
-    activate = integration_of(scheduler).activate
+    integration = integration_of(scheduler)
+    activate = integration.activate
 
     async def active(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "lifespan" and not integration.started:
+            integration.served_idle(mounted=scope.get("app") not in (None, app))
         with activate():
             await served(scope, receive, send)
 
@@ -168,6 +172,7 @@ class _LifespanWrapper:
 
         @asynccontextmanager
         async def lifespan(app: Any) -> AsyncIterator[Any]:
+            require_asyncio("install(app)")
             if _entering.get() is self:  # `include_router` merged it into another one, which starts the engine
                 async with former(app) as state:
                     yield state

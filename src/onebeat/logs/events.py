@@ -105,6 +105,15 @@ _WORDS: dict[type[e.Event], Callable[[Any], None]] = {
             f"worker {v.worker_id} serves {v.tasks} tasks and {v.schedules} schedules on {v.database}, "
             f"{v.slots} slots, up to {v.connections} connections"
         ),
+def _elsewhere(event: e.NoTasks) -> str:
+    if event.others:
+        return (
+            f"Others in this process have some: {', '.join(event.others)}. Is this one made twice, by a circular "
+            "import or a module that is imported under two names?"
+        )
+    return "Import the modules that declare tasks before the start, or scheduler.include(router)."
+
+
     ),
     e.WorkerDraining: _said(
         log, logging.INFO, lambda v: f"waiting for {v.running} running jobs: {', '.join(v.waiting_for)}"
@@ -163,3 +172,5 @@ _WORDS: dict[type[e.Event], Callable[[Any], None]] = {
         log, logging.WARNING, lambda v: f"no live worker serves queue {v.queue!r}, which task {v.task!r} uses"
     ),
 }
+    e.NoTasks: _said(log, logging.WARNING, lambda v: f"{v.scheduler} starts with 0 tasks. {_elsewhere(v)}"),
+    e.SchedulerIdle: _said(log, logging.WARNING, lambda v: v.problem),

@@ -230,6 +230,21 @@ class PartFailed(Event):
     retry_in: float
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NoTasks(Event):
+    """A scheduler was started without a task; `others` are the schedulers of this process that have some."""
+
+    scheduler: str
+    others: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchedulerIdle(Event):
+    """An application in which a scheduler is installed answers requests, but nothing has started the scheduler."""
+
+    problem: str
+
+
 def trouble(part: str, error: Exception, retry_in: float) -> DatabaseTrouble | PartFailed:
     """What to announce of an error in a part of the engine: the database's in a sentence, a defect with its traceback.
 

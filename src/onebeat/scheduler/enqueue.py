@@ -51,6 +51,11 @@ class JobEnqueuer:
     def __repr__(self) -> str:
         return repr(self._scheduler)
 
+    @property
+    def has_tasks(self) -> bool:
+        """Return whether the scheduler includes any task."""
+        return len(self._scheduler.registry) > 0
+
     def owns(self, task: Task[Any, Any]) -> bool:
         """Return whether the scheduler includes the task."""
         return task in self._scheduler.registry

@@ -19,6 +19,9 @@ class Integration(Protocol):
     def bind_app(self, app: Any) -> None:
         """Remember the application that the scheduler serves, and leave the scheduler in `app.state.onebeat`."""
 
+    def served_idle(self, *, mounted: bool) -> None:
+        """Hear that the application answers a request while the scheduler does not run; `mounted` in another app."""
+
     def activate(self) -> AbstractContextManager[None]:
         """Make this the scheduler that enqueues in the current context."""
 

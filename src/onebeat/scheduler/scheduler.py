@@ -10,31 +10,33 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 from onebeat.engine.wakeups import Wakeups
-from onebeat.errors import ConfigurationError, NotStarted, ScheduleExists
+from onebeat.errors import ConfigurationError, NotStarted
 from onebeat.locks.database import DatabaseLocks
 from onebeat.locks.lock import BackendLock
 from onebeat.locks.locked import LockedDecorator
 from onebeat.locks.request import Seconds
 from onebeat.logs.events import word
-from onebeat.model.events import Event
+from onebeat.model.events import Event, NoTasks, SchedulerIdle
 from onebeat.model.protocols import Carrier, Clock
 from onebeat.scheduler.database import new_database
 from onebeat.scheduler.enqueue import JobEnqueuer
+from onebeat.scheduler.event_loops import require_asyncio
 from onebeat.scheduler.health import Health, check
 from onebeat.scheduler.hooks import EventHooks
 from onebeat.scheduler.integration import Integration
 from onebeat.scheduler.jobs import Jobs
+from onebeat.scheduler.not_started import Life, why_not_started
 from onebeat.scheduler.queues import Queues
 from onebeat.scheduler.runtime import Runtime
 from onebeat.scheduler.schedules import Schedules
-from onebeat.scheduler.signals import until_signalled
+from onebeat.scheduler.signals import default_sigterm_ignored, until_signalled
 from onebeat.scheduler.sync_client import SyncClient
 from onebeat.scheduler.workers import Workers
 from onebeat.settings import Overrides, Settings, resolve
 from onebeat.store import tables
 from onebeat.store.connection.database import Database
 from onebeat.store.connection.targets import describe_target
-from onebeat.tasks.current_scheduler import activate
+from onebeat.tasks import current_scheduler
 from onebeat.tasks.router import TaskRouter
 from onebeat.timing.clock import SystemClock
 from onebeat.tracking.carrier import ContextCarrier
@@ -105,6 +107,7 @@ class Scheduler(TaskRouter):
         self._enqueuer = JobEnqueuer(
             self, running=self._running, jobs=self.jobs, carrier=self._carrier, clock=self._clock, wakeups=self._wakeups
         )
+        current_scheduler.made.add(self._enqueuer)
         self._integration = _Integration(self)
 
     def __repr__(self) -> str:
@@ -113,15 +116,14 @@ class Scheduler(TaskRouter):
 
     # ── definitions ───────────────────────────────────────────────────────────────────────────────────────────────────
     def include(self, router: TaskRouter) -> None:
-        """Take over a router's tasks and schedules, as they are now; raises `DuplicateTask`, `ScheduleExists`."""
+        """Take over a router's tasks and schedules, also those that it declares later.
+
+        A schedule that is declared after the start fires from the next start on.
+        Raises `ConfigurationError`, `DuplicateTask`, `ScheduleExists`.
+        """
         if not isinstance(router, TaskRouter):
             raise ConfigurationError(f"include() takes a onebeat.TaskRouter, not {type(router).__name__}")
-        for task in router.registry:
-            self.registry.add(task)
-        for id, item in router.declared.items():
-            if id in self.declared:
-                raise ScheduleExists(f"two schedules are declared with the id {id!r}; give one of them id=")
-            self.declared[id] = item
+        self._include(router)
 
     def on(self, kind: type[E]) -> Callable[[Callable[[E], None]], Callable[[E], None]]:
         """Call the decorated function with each event of this class; it must be quick and may not raise."""
@@ -140,14 +142,24 @@ class Scheduler(TaskRouter):
         """
         if self._runtime is not None:
             raise ConfigurationError("this scheduler is running already; stop it before starting it again")
+        require_asyncio("A scheduler")
         for task in self.registry:
             task.signature.check()
         self._runtime = runtime = self._new_runtime()
+        self.registry.in_use = True
         try:
             await runtime.start()
         except BaseException:
+            self.registry.in_use = False
             self._runtime = None
             raise
+        self._integration.life = Life.STOPPED  # what it will be when it runs no more
+        if self.settings.role == "all" and not len(self.registry):
+            self._announce(NoTasks(scheduler=repr(self), others=self._others_with_tasks()))
+
+    def _others_with_tasks(self) -> tuple[str, ...]:
+        others = (other for other in current_scheduler.made if other is not self._enqueuer)
+        return tuple(sorted(repr(other) for other in others if other.has_tasks))
 
     def _new_runtime(self) -> Runtime:
         return Runtime(
@@ -176,9 +188,11 @@ class Scheduler(TaskRouter):
 
     async def _stop(self, runtime: Runtime) -> None:
         try:
-            await runtime.stop()
+            with default_sigterm_ignored():
+                await runtime.stop()
         finally:
             self._runtime = self._stopping = None
+            self.registry.in_use = False
 
     async def __aenter__(self) -> Scheduler:
         await self.start()
@@ -265,10 +279,8 @@ class Scheduler(TaskRouter):
         if runtime is not None:
             runtime.check_process()
         if runtime is None or not runtime.is_open:
-            raise NotStarted(
-                "this scheduler is not running. Start it: `install(app, scheduler)` and serve the app, "
-                "`async with scheduler:`, or `with scheduler:` in a script"
-            )
+            others = [repr(other) for other in current_scheduler.running if other is not self._enqueuer]
+            raise NotStarted(why_not_started(repr(self), self._integration.life, others))
         return runtime
 
     def _database(self) -> Database:
@@ -286,6 +298,7 @@ class _Integration:
     def __init__(self, scheduler: Scheduler) -> None:
         self._scheduler = scheduler
         self.app: Any = None
+        self.life = Life.NEW
 
     @property
     def started(self) -> bool:
@@ -296,12 +309,20 @@ class _Integration:
     def bind_app(self, app: Any) -> None:
         """Remember the application, and leave the scheduler in its state, where the command line finds it."""
         self.app = app
+        if self.life is Life.NEW:
+            self.life = Life.INSTALLED
         if hasattr(app, "state"):
             app.state.onebeat = self._scheduler
 
+    def served_idle(self, *, mounted: bool) -> None:
+        """Remember that the application answers requests though the scheduler was never started; log it once."""
+        if self.life is Life.INSTALLED:
+            self.life = Life.MOUNTED if mounted else Life.SERVED
+            self._scheduler._announce(SchedulerIdle(problem=why_not_started(repr(self._scheduler), self.life)))
+
     def activate(self) -> AbstractContextManager[None]:
         """Make this the scheduler that enqueues in the current context."""
-        return activate(self._scheduler._enqueuer)
+        return current_scheduler.activate(self._scheduler._enqueuer)
 
     def new_database(self) -> Database:
         """Return a closed `Database` with the scheduler's settings; raises `ConfigurationError`."""

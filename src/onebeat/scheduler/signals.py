@@ -6,7 +6,8 @@ import asyncio
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from types import FrameType
 from typing import Any
@@ -46,6 +47,28 @@ class Signals:
         if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._stop_claiming)
         before(number, frame)
+
+
+@contextmanager
+def default_sigterm_ignored() -> Iterator[None]:
+    """Let SIGTERM do nothing where it would end the process at once; handlers of a server or of a user stay.
+
+    A worker of Hypercorn has no handler, and its parent sends SIGTERM to all once the first of them has ended.
+    """
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+    ignore = partial(_ignore)
+    signal.signal(signal.SIGTERM, ignore)  # not SIG_IGN, which child processes would inherit
+    try:
+        yield
+    finally:
+        if signal.getsignal(signal.SIGTERM) is ignore:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _ignore(number: int, frame: FrameType | None) -> None:
+    """Do nothing."""
 
 
 async def until_signalled(stop_claiming: Callable[[], None]) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Protocol
+from weakref import WeakSet
 
 from onebeat.errors import ConfigurationError, NotStarted
 
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
 
 class Enqueuer(Protocol):
     """What tasks need of a scheduler: it stores calls as jobs. Its `repr` names the scheduler in messages."""
+
+    @property
+    def has_tasks(self) -> bool:
+        """Return whether the scheduler includes any task."""
 
     def owns(self, task: Task[Any, Any]) -> bool:
         """Return whether the scheduler includes the task."""
@@ -29,6 +34,7 @@ class Enqueuer(Protocol):
 
 active: ContextVar[Enqueuer | None] = ContextVar("onebeat_scheduler", default=None)
 running: list[Enqueuer] = []  # of the schedulers started in this process
+made: WeakSet[Enqueuer] = WeakSet()  # of every scheduler of this process, so that errors can name the right one
 
 
 @contextmanager
@@ -57,7 +63,19 @@ def enqueuer_of(task: Task[Any, Any]) -> Enqueuer:
             f"task {task.name!r} is included by {len(owners)} running schedulers: {owners!r}; "
             "enqueue inside a request or job of one of them"
         )
+    idle = [enqueuer for enqueuer in made if enqueuer.owns(task)]
+    if len(idle) == 1:
+        return idle[0]  # it raises `NotStarted` and knows why it does not run
     raise NotStarted(
-        f"task {task.name!r} cannot be enqueued: no scheduler that includes it is running. Start one: "
+        f"task {task.name!r} cannot be enqueued: {_who_includes(task, idle)}. Start one that includes it: "
         "`install(app, scheduler)` and serve the app, `async with scheduler:`, or `with scheduler:` in a script"
     )
+
+
+def _who_includes(task: Task[Any, Any], idle: Sequence[Enqueuer]) -> str:
+    if idle:
+        return f"none of the {len(idle)} schedulers that include it is running"
+    words = "no scheduler that includes it is running"
+    if running:
+        words += f"; {', '.join(map(repr, running))} runs without it: is scheduler.include(router) missing?"
+    return words

@@ -11,20 +11,40 @@ from onebeat.tasks.task import Task
 
 
 class Registry:
-    """Tasks by name and alias. The database stores these names."""
+    """Tasks by name and alias. The database stores these names.
+
+    `in_use` is True while a scheduler runs with these tasks; then none of them is replaced.
+    """
 
     def __init__(self) -> None:
+        self.in_use = False
         self._tasks: dict[str, Task[Any, Any]] = {}
         self._aliases: dict[str, Task[Any, Any]] = {}
 
-    def add(self, task: Task[Any, Any]) -> None:
-        """Register a task; raises `DuplicateTask` when another function has its name or one of its aliases."""
+    def check(self, task: Task[Any, Any]) -> None:
+        """Raise `DuplicateTask` when another function has the task's name or one of its aliases.
+
+        A task of the same function may be declared again, as each call of `create_app()` does in a test suite.
+        """
         for name in (task.name, *task.aliases):
             other = self._tasks.get(name) or self._aliases.get(name)
-            if other is not None and other is not task:
+            if other is None or other is task:
+                continue
+            if other.name != task.name or not same_function(other, task):
                 raise DuplicateTask(
                     f"two tasks are named {name!r}: {_location(other)} and {_location(task)}; give one of them name="
                 )
+            if self.in_use:
+                raise DuplicateTask(
+                    f"task {name!r} ({_location(task)}) is declared again while a scheduler with it is running; "
+                    "stop the scheduler first, or make another Scheduler where the function is made"
+                )
+
+    def add(self, task: Task[Any, Any]) -> None:
+        """Register a task in place of an earlier one of the same function; raises `DuplicateTask` as `check` does."""
+        self.check(task)
+        former = self._tasks.get(task.name)
+        self._aliases = {alias: other for alias, other in self._aliases.items() if other is not former}
         self._tasks[task.name] = task
         self._aliases.update(dict.fromkeys(task.aliases, task))
 
@@ -52,8 +72,23 @@ class Registry:
         return (
             isinstance(task, Task)
             and (known := self._tasks.get(task.name)) is not None
-            and (known.function is task.function)
+            and (known.function is task.function or same_function(known, task))
         )
+
+
+def same_function(one: Task[Any, Any], other: Task[Any, Any]) -> bool:
+    """Return whether two tasks have functions of equal module, qualified name and code.
+
+    Bound methods are equal only where they belong to one object. What a function closes over may differ.
+    """
+    a, b = inspect.unwrap(one.function), inspect.unwrap(other.function)
+    if a is b:
+        return True
+    return (
+        getattr(a, "__code__", a) == getattr(b, "__code__", b)
+        and all(getattr(a, name, None) == getattr(b, name, None) for name in ("__module__", "__qualname__"))
+        and getattr(a, "__self__", None) is getattr(b, "__self__", None)
+    )
 
 
 def _location(task: Task[Any, Any]) -> str:

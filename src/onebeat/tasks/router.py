@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, Unpack, overload
+from weakref import WeakSet
 
 from onebeat.errors import ConfigurationError, InvalidTrigger, ScheduleExists
 from onebeat.model.checks import Seconds, check_name
@@ -12,9 +13,9 @@ from onebeat.model.protocols import Trigger
 from onebeat.tasks.context import JobContext
 from onebeat.tasks.declared_schedule import DeclaredSchedule, ScheduleOptions, declared_schedule
 from onebeat.tasks.placement import RunIn
-from onebeat.tasks.registry import Registry
+from onebeat.tasks.registry import Registry, same_function
 from onebeat.tasks.task import Task
-from onebeat.tasks.task_settings import TaskOptions, default_name, make_settings, refuse_unknown
+from onebeat.tasks.task_settings import TaskOptions, default_name, make_settings, refuse_method, refuse_unknown
 from onebeat.timing.backoff import Retry
 from onebeat.timing.clock import seconds_us
 from onebeat.timing.triggers import Cron, Every
@@ -63,6 +64,7 @@ class TaskRouter:
         self._defaults = task_options
         self.registry = Registry()
         self.declared: dict[str, DeclaredSchedule] = {}
+        self._including: WeakSet[TaskRouter] = WeakSet()  # a router may outlive the schedulers that include it
 
     @overload
     def task(
@@ -101,6 +103,7 @@ class TaskRouter:
             return function
         if not callable(function):
             raise ConfigurationError(f"a task is a function, not {function!r}; decorate one with @scheduler.task")
+        refuse_method(function)
         merged: TaskOptions = {**self._defaults, **options}
         refuse_unknown(merged)
         own = name if name is not None else default_name(function)
@@ -108,7 +111,7 @@ class TaskRouter:
         settings = make_settings(function, full, merged)
         task: Task[Any, Any] = Task(function, name=full, settings=settings, aliases=merged.get("aliases", ()))
         task.signature.check_at_declaration()
-        self.registry.add(task)
+        self._add_task(task)
         return task
 
     def cron(
@@ -166,10 +169,48 @@ class TaskRouter:
         return decorate
 
     def declare(self, id: str, task: Task[Any, Any], trigger: Trigger, **options: Unpack[ScheduleOptions]) -> None:
-        """Declare a schedule; raises `ScheduleExists` when the id is declared already, `ConfigurationError`."""
-        if id in self.declared:
-            raise ScheduleExists(f"two schedules are declared with the id {id!r}; give one of them id=")
-        self.declared[id] = declared_schedule(id, task, trigger, options)
+        """Declare a schedule; raises `ScheduleExists` when the id is taken by another one, `ConfigurationError`.
+
+        An equal schedule may be declared again, and one of a task that was declared again replaces the former.
+        """
+        self._add_schedule(declared_schedule(id, task, trigger, options))
+
+    def _include(self, router: TaskRouter) -> None:
+        """Take over a router's tasks and schedules, those that it has and those that it declares later."""
+        for task in router.registry:
+            self._add_task(task)
+        for item in router.declared.values():
+            self._add_schedule(item)
+        router._including.add(self)
+
+    def _add_task(self, task: Task[Any, Any]) -> None:
+        """Register a task here and wherever this router is included; an error changes nothing anywhere."""
+        homes = self._homes()
+        for home in homes:
+            home.registry.check(task)
+        for home in homes:
+            home.registry.add(task)
+
+    def _add_schedule(self, item: DeclaredSchedule) -> None:
+        homes = self._homes()
+        for home in homes:
+            former = home.declared.get(item.id)
+            if former is not None and former != item and not _redeclared(former.task, item.task):
+                raise ScheduleExists(f"two schedules are declared with the id {item.id!r}; give one of them id=")
+        for home in homes:
+            home.declared[item.id] = item
+
+    def _homes(self) -> list[TaskRouter]:
+        """Return this router and every one that includes it, directly or through another."""
+        homes = [self]
+        for home in homes:  # grows while it is read
+            homes.extend(router for router in list(home._including) if router not in homes)
+        return homes
+
+
+def _redeclared(former: Task[Any, Any], task: Task[Any, Any]) -> bool:
+    """Return whether the former task is an earlier declaration of the same function under the same name."""
+    return former is not task and former.name == task.name and same_function(former, task)
 
 
 def _interval(value: Seconds) -> timedelta:

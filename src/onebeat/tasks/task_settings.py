@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypedDict
@@ -70,11 +71,28 @@ def refuse_unknown(options: Mapping[str, Any]) -> None:
 
 
 def default_name(function: Callable[..., Any]) -> str:
-    """Return the function's own name; raises `ConfigurationError` for one made inside a function, or a lambda."""
-    qualified = getattr(function, "__qualname__", "")
+    """Return the function's own name; raises `ConfigurationError` for a lambda and for an object without a name."""
     name = getattr(function, "__name__", "")
-    if not name or "<locals>" in qualified or name == "<lambda>":
+    if not name or name == "<lambda>":
         raise ConfigurationError(
-            f'{qualified or function!r} has no lasting name; give the task one: @scheduler.task(name="…")'
+            f"{getattr(function, '__qualname__', '') or function!r} has no name of its own; "
+            'give the task one: @scheduler.task(name="…")'
         )
     return str(name)
+
+
+def refuse_method(function: Callable[..., Any]) -> None:
+    """Raise `ConfigurationError` for a function of a class that takes `self` or `cls`: a job has no such object."""
+    qualified = str(getattr(function, "__qualname__", ""))
+    owner = qualified.rpartition(".")[0]
+    if not owner or owner.endswith("<locals>"):
+        return
+    try:
+        first = next(iter(inspect.signature(function).parameters), None)
+    except (TypeError, ValueError):  # a class or a built-in function without a signature; its annotations are read next
+        return
+    if first in ("self", "cls"):
+        raise ConfigurationError(
+            f"{qualified} is a method, and a job has no {first!r} to call it with; declare a function outside the "
+            f"class that makes or finds the object, or the bound method of one object: scheduler.task(object.method)"
+        )
