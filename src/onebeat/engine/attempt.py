@@ -71,10 +71,10 @@ class Run:
         try:
             args, kwargs = self.task.signature.unpack(self.job.args)
         except InvalidArguments as error:
-            return Outcome(ending=Ending.UNDECODABLE, error=clip(str(error)))
+            return Outcome(ending=Ending.UNDECODABLE, error=clip(str(error)), exception=error)
         except BaseException as error:  # noqa: BLE001 - a validator of the task's own may raise anything
             words = f"the stored arguments cannot be read: {type(error).__name__}: {error}"
-            return Outcome(ending=Ending.UNDECODABLE, error=clip(words))
+            return Outcome(ending=Ending.UNDECODABLE, error=clip(words), exception=error)
         name = self.task.signature.context_parameter
         if name is not None:
             kwargs[name] = self.context
@@ -159,14 +159,18 @@ class Run:
         words = clip(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
         trace = clip("".join(traceback.format_exception(error)), MAX_TRACEBACK)
         if self._timed_out:
-            words = f"TimeoutError: ran longer than its timeout of {self.timeout:g} s"
+            late = TimeoutError(f"ran longer than its timeout of {self.timeout:g} s")
             return Outcome(
-                ending=Ending.TIMEOUT, error=words, traceback=trace, retryable=self.retry.wants(TimeoutError())
+                ending=Ending.TIMEOUT,
+                error=f"TimeoutError: {late}",
+                traceback=trace,
+                retryable=self.retry.wants(late),
+                exception=late.with_traceback(error.__traceback__),
             )
         retryable = isinstance(error, Exception) and self.retry.wants(error)
         if isinstance(error, asyncio.CancelledError):
             retryable, words = True, "CancelledError: the function's own await was cancelled"
-        return Outcome(ending=Ending.ERROR, error=words, traceback=trace, retryable=retryable)
+        return Outcome(ending=Ending.ERROR, error=words, traceback=trace, retryable=retryable, exception=error)
 
     def _stopped(self) -> Outcome:
         if self.stop_reason == "drain":

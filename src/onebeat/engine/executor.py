@@ -129,7 +129,7 @@ class Executor:
             run = self._prepare(job)
         except Exception as error:  # noqa: BLE001 - whatever its row holds, the rest of the batch must start
             words = clip(f"what is stored of the job cannot be read: {type(error).__name__}: {error}")
-            self._end(job, Outcome(ending=Ending.UNDECODABLE, error=words), Retry(), 0.0)
+            self._end(job, Outcome(ending=Ending.UNDECODABLE, error=words, exception=error), Retry(), 0.0)
             return
         if not self._runs:
             self._wakeups.run_started()
@@ -196,7 +196,8 @@ class Executor:
             raise
         except BaseException as error:  # noqa: BLE001 - an attempt without an end would be started for ever
             trace = clip("".join(traceback.format_exception(error)), MAX_TRACEBACK)
-            outcome = Outcome(ending=Ending.ERROR, error=clip(f"{type(error).__name__}: {error}"), traceback=trace)
+            words = clip(f"{type(error).__name__}: {error}")
+            outcome = Outcome(ending=Ending.ERROR, error=words, traceback=trace, exception=error)
         finally:
             self._forget(run)
             self._tasks.discard(cast(asyncio.Task[None], asyncio.current_task()))  # a callback costs a turn of the loop

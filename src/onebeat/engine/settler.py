@@ -114,6 +114,7 @@ class Settler:
                 seconds=seconds,
                 error=outcome.error,
                 retry_in=None if settlement.delay is None else settlement.delay / SECOND,
+                exception=outcome.exception,
             )
         )
         self._wakeups.job_ended(job.id)  # also for a retry: a cancel that came meanwhile makes it final

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import sys
 import time
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any, Final
@@ -26,6 +27,13 @@ def want(wanted: bool, excluded: Iterable[str] = ()) -> None:
     """Switch the access log of this process on or off; successful requests of the excluded paths are left out."""
     global _wanted, _excluded
     _wanted, _excluded = wanted, frozenset(excluded)
+
+
+def leave_to_sentry() -> None:
+    """Keep Sentry, if the application uses it, from reporting a 500 twice: its exception, and the access record."""
+    integration = sys.modules.get("sentry_sdk.integrations.logging")
+    if integration is not None:
+        integration.ignore_logger(LOGGER)
 
 
 def is_wanted() -> bool:

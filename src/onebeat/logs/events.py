@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from onebeat.logs.filter import noted
@@ -32,12 +32,16 @@ def word(event: e.Event) -> None:
 
 
 def _about(event: e.JobEvent) -> dict[str, Any]:
-    """The job as the unit of the record, so that its ids stand where they stand on the job's own records."""
+    """The job as the unit of the record, so that its ids stand where they stand on the job's own records.
+
+    `job_id`, `task` and `attempt` are attributes of the record as well, for the handlers of other libraries.
+    """
     job = str(event.job_id)
     unit = Unit(
         kind="job", id=job, task=event.task, attempt=event.attempt, queue=event.queue, schedule_id=event.schedule_id
     )
-    return _noted(event.tracking_id, "job", job, unit)
+    about = {"job_id": job, "task": event.task, "attempt": event.attempt}
+    return _noted(event.tracking_id, "job", job, unit) | about
 
 
 def _noted(id: str, kind: str, unit_id: str, job: Unit | None = None) -> dict[str, Any]:
@@ -55,12 +59,13 @@ def _settled(event: e.JobSettled) -> None:
         return
     words = f"job {event.task} {event.ending} after {event.seconds:.3f} s"
     if event.state not in ("succeeded", event.ending):
-        words += f", now {event.state}" + (f" ({event.reason})" if event.reason else "")
+        yield ", now %s", event.state
+        if event.reason:
+            yield " (%s)", event.reason
     if event.retry_in is not None:
-        words += f", again in {event.retry_in:.1f} s"
+        yield ", again in %.1f s", event.retry_in
     if event.error:
-        words += f": {event.error}"
-    jobs.log(level, "%s", words, extra=_about(event) | _outcome(event))
+        yield ": %s", event.error
 
 
 def _outcome(event: e.JobSettled) -> dict[str, Any]:
@@ -100,11 +105,6 @@ _DROPPED, _DROPPED_AGAIN = _said(jobs, logging.WARNING, _dropped), _said(jobs, l
 _WORDS: dict[type[e.Event], Callable[[Any], None]] = {
     e.WorkerStarted: _said(
         log,
-        logging.INFO,
-        lambda v: (
-            f"worker {v.worker_id} serves {v.tasks} tasks and {v.schedules} schedules on {v.database}, "
-            f"{v.slots} slots, up to {v.connections} connections"
-        ),
 def _elsewhere(event: e.NoTasks) -> str:
     if event.others:
         return (
@@ -114,6 +114,11 @@ def _elsewhere(event: e.NoTasks) -> str:
     return "Import the modules that declare tasks before the start, or scheduler.include(router)."
 
 
+        logging.INFO,
+        lambda v: (
+            f"worker {v.worker_id} serves {v.tasks} tasks and {v.schedules} schedules on {v.database}, "
+            f"{v.slots} slots, up to {v.connections} connections"
+        ),
     ),
     e.WorkerDraining: _said(
         log, logging.INFO, lambda v: f"waiting for {v.running} running jobs: {', '.join(v.waiting_for)}"

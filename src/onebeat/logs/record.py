@@ -125,7 +125,7 @@ class RecordEncoder:
                 found = unit_of(record)  # it came with an exception, or may be over
             if found is not None:
                 unit, taken = self._unit(found)
-            extras = self._extras(record, attributes, taken) if len(attributes) > _STANDARD_COUNT else ""
+            extras = self._extras(record, attributes, taken, found) if len(attributes) > _STANDARD_COUNT else ""
             failure = None
             if failed:
                 rest, failure = self._failure(record)
@@ -228,8 +228,13 @@ class RecordEncoder:
             text += self._extra(key, value, unit.fields, used)
         return text, frozenset(used)
 
-    def _extras(self, record: logging.LogRecord, attributes: dict[str, Any], taken: frozenset[str]) -> str:
-        """The user's own fields: without secrets, within limits, under another name if theirs is taken."""
+    def _extras(
+        self, record: logging.LogRecord, attributes: dict[str, Any], taken: frozenset[str], unit: Tracking | None
+    ) -> str:
+        """The user's own fields: without secrets, within limits, under another name if theirs is taken.
+
+        What repeats a field of the unit with an equal value is left out.
+        """
         text = ""
         leads = self._leads
         used: set[str] | None = None
@@ -241,6 +246,8 @@ class RecordEncoder:
                         break  # what is added to a record stands behind what every record has
                     continue
                 if key not in _UNWANTED and type(value) is not Noted and not _is_arrived(key, record):
+                if unit is not None and key in SCHEMA and unit.identity().get(key) == value:
+                    continue
                     if used is None:
                         used = set(taken)
                     text = self._extra(key, value, attributes, used) + text

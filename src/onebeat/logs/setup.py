@@ -252,6 +252,7 @@ def _take_over() -> None:
     if _active is None:
         return
     _active.handler.resume()
+    access_log.leave_to_sentry()
     adopt_server_loggers()
     ours = _layered and access_log.is_wanted()
     _silence_server() if ours else _unsilence_server()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 from uuid import UUID
 
@@ -147,7 +147,11 @@ class JobStarted(JobEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobSettled(JobEvent):
-    """An attempt ended and its end is in the database."""
+    """An attempt ended and its end is in the database.
+
+    `exception` is what the function raised, with its traceback; None where another process raised it and it could not
+    be sent here. A timeout has a `TimeoutError` with the traceback of the place that was interrupted.
+    """
 
     ending: str
     state: str
@@ -159,6 +163,7 @@ class JobSettled(JobEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SettlementLost(JobEvent):
+    exception: BaseException | None = field(default=None, repr=False, compare=False)
     """An attempt ended here, but the job was no longer ours; nothing was written."""
 
     ending: str
@@ -222,15 +227,6 @@ class QueueUnserved(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PartFailed(Event):
-    """A part of the engine raised something that is no database trouble: a defect worth reporting."""
-
-    part: str
-    problem: str  # the traceback
-    retry_in: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class NoTasks(Event):
     """A scheduler was started without a task; `others` are the schedulers of this process that have some."""
 
@@ -249,6 +245,15 @@ def trouble(part: str, error: Exception, retry_in: float) -> DatabaseTrouble | P
     """What to announce of an error in a part of the engine: the database's in a sentence, a defect with its traceback.
 
     >>> trouble("settler", LookupError("no such thing"), 1.5).part
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartFailed(Event):
+    """A part of the engine raised something that is no database trouble: a defect worth reporting."""
+
+    part: str
+    problem: str  # the traceback
+    retry_in: float
+
+
     'settler'
     """
     if isinstance(error, DatabaseUnavailable):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple
 from uuid import UUID
@@ -98,7 +98,10 @@ class Ending(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What the executor saw. `delay` is for a snooze, in microseconds; `retryable` is the task's word on the error."""
+    """What the executor saw. `delay` is for a snooze, in microseconds; `retryable` is the task's word on the error.
+
+    `exception` is what the function raised, where it lives in this process; it is not stored.
+    """
 
     ending: Ending
     value: str | None = None
@@ -107,6 +110,7 @@ class Outcome:
     reason: str | None = None
     retryable: bool = True
     delay: int = 0
+    exception: BaseException | None = field(default=None, repr=False, compare=False)
 
 
 SUCCESS = Outcome(ending=Ending.SUCCEEDED)

@@ -15,6 +15,7 @@ from onebeat.errors import NotStarted
 from onebeat.store.faults import Fault
 from onebeat.store.retries import PATIENCE, CommitLost
 from onebeat.store.tx import TransactionRunner, Tx
+from onebeat.tracking.otel import no_root_spans
 
 R = TypeVar("R")
 
@@ -66,7 +67,8 @@ class ServerPool:
         self._engine = self._make_engine(arguments or {})
         connection = await self._connect()
         try:
-            cautions, self.pooled = await connection.run_sync(self._transactions.dialect.inspect)
+            with no_root_spans():
+                cautions, self.pooled = await connection.run_sync(self._transactions.dialect.inspect)
         finally:
             await self._discard(connection, lost=False)
         if arguments is not None and not self.pooled:
@@ -169,10 +171,12 @@ class ServerPool:
         return result
 
     def _run_transaction(self, connection: Connection, call: Callable[[Tx], R], write: bool) -> R:
-        return self._transactions.run_transaction(connection, call, write=write)
+        with no_root_spans():
+            return self._transactions.run_transaction(connection, call, write=write)
 
     def _run_autocommit(self, connection: Connection, call: Callable[[Tx], R], write: bool) -> R:
-        return self._transactions.run_autocommit(connection, call, write=write)
+        with no_root_spans():
+            return self._transactions.run_autocommit(connection, call, write=write)
 
     def _is_unusable(self, connection: AsyncConnection, error: BaseException) -> bool:
         """Return whether the error leaves the state of the connection unknown."""
@@ -195,7 +199,8 @@ class ServerPool:
         connection = await self._connect()
         try:
             async with asyncio.timeout(min(CONNECT_LIMIT, self._limit)):
-                await connection.run_sync(partial(self._transactions.dialect.setup, pooled=self.pooled))
+                with no_root_spans():
+                    await connection.run_sync(partial(self._transactions.dialect.setup, pooled=self.pooled))
         except BaseException:
             await self._discard(connection, lost=True)
             raise
@@ -204,8 +209,9 @@ class ServerPool:
 
     async def _connect(self) -> AsyncConnection:
         assert self._engine is not None
-        async with asyncio.timeout(min(CONNECT_LIMIT, self._limit)):
-            return await self._engine.connect()
+        with no_root_spans():
+            async with asyncio.timeout(min(CONNECT_LIMIT, self._limit)):
+                return await self._engine.connect()
 
     async def _discard(self, connection: AsyncConnection, *, lost: bool) -> None:
         """Close a connection; when it is `lost`, close it and every idle one without asking the server."""

@@ -26,6 +26,7 @@ from onebeat.store.connection.queued_call import QueuedCall, complete_all
 from onebeat.store.faults import Fault
 from onebeat.store.retries import PATIENCE
 from onebeat.store.tx import Moment, TransactionRunner, Tx
+from onebeat.tracking.otel import no_root_spans
 
 R = TypeVar("R")
 
@@ -194,7 +195,8 @@ class SQLiteThread:
                 return
             self._opened.set_result(None)
             while (calls := self._next()) is not None:
-                self._serve([call for call in calls if not call.is_cancelled])
+                with no_root_spans():  # this thread has no context of a caller
+                    self._serve([call for call in calls if not call.is_cancelled])
         finally:
             self._disconnect()
             with self._lock:
@@ -203,7 +205,8 @@ class SQLiteThread:
             self._closed.set()
 
     def _connect(self) -> None:
-        connection = self._engine.connect()
+        with no_root_spans():
+            connection = self._engine.connect()
         try:
             self._prepare(connection.connection.driver_connection)
         except BaseException:
