@@ -254,6 +254,7 @@ async def test_other_names_and_a_unit_header() -> None:
         {"on_invalid": "ignore"},
         {"accept_headers": "X-Request-ID"},
         {"generate": "id"},
+        {"transform": "upper"},
         {"header": "X\r\nY"},
     ],
 )
@@ -319,3 +320,51 @@ async def test_what_stands_outside_sees_the_id_in_the_state_it_holds() -> None:
     reply = await ask(app, state=state)
     assert state == {"user": 7, "tracking_id": reply.id}
     assert echo.state is state
+
+
+async def test_one_name_means_both_directions() -> None:
+    """As users of asgi-correlation-id expect; the usual names still count after it."""
+    echo = Echo()
+    app = TrackingMiddleware(echo, TrackingRules(header="X-Correlation-ID"))
+    for name in (b"x-correlation-id", b"x-request-id", b"x-tracking-id"):
+        reply = await ask(app, [(name, b"given-1")])
+        assert reply.values(b"x-correlation-id") == [b"given-1"], name
+    reply = await ask(app, [(b"x-request-id", b"second"), (b"x-correlation-id", b"first")])
+    assert reply.values(b"x-correlation-id") == [b"first"]
+    assert TrackingRules(header="x-tracking-id").inbound == ("x-tracking-id", "X-Request-ID")
+    assert TrackingRules(header="X-A", accept_headers=()).inbound == ()
+
+
+async def test_an_id_is_transformed_wherever_it_comes_from() -> None:
+    assert await effective(b"0123456789", transform=lambda id: id[:8]) == "01234567"
+    assert len(await effective(transform=lambda id: id[:8])) == 8
+    assert await effective(generate=lambda: "made", transform=str.upper) == "MADE"
+    echo = Echo()
+    app = TrackingMiddleware(echo, TrackingRules(transform=lambda id: id[:4]))
+    trace = b"4bf92f3577b34da6a3ce929d0e0e4736"
+    reply = await ask(app, [(b"traceparent", b"00-" + trace + b"-00f067aa0ba902b7-01")])
+    assert reply.id == "4bf9"
+    assert echo.seen.trace is not None
+    assert echo.seen.trace.trace_id == trace.decode()
+    app = TrackingMiddleware(echo, TrackingRules(accept="never", transform=lambda id: id[:4]))
+    assert len((await ask(app, [(b"x-request-id", b"of a stranger")])).id) == 4
+
+
+@pytest.mark.parametrize("transform", [lambda id: 1 / 0, lambda id: "not usable", lambda id: 7, lambda id: ""])
+async def test_a_transform_that_fails_leaves_the_id_as_it_was(transform: Any) -> None:
+    assert await effective(b"given-1", transform=transform) == "given-1"
+    assert is_new(await effective(transform=transform))
+
+
+@pytest.mark.parametrize(
+    ("on_invalid", "status", "then"),
+    [("replace", 200, "and was replaced by a new one"), ("reject", 400, "and the request was rejected")],
+)
+async def test_the_warning_says_what_became_of_the_request(
+    on_invalid: Any, status: int, then: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(notices, "_quiet_until", 0.0)
+    app = TrackingMiddleware(Echo(), TrackingRules(on_invalid=on_invalid))
+    assert (await ask(app, [(b"x-request-id", b"a b")])).status == status
+    [warning] = [record.getMessage() for record in caplog.records if record.name == "onebeat.tracking"]
+    assert then in warning

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any, Final
 
@@ -19,6 +21,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 Header = tuple[bytes, bytes]
 
 MARK: Final = "onebeat.tracking"  # the key of the unit in the ASGI scope; an inner layer that finds it does nothing
+_ANSWERED: Final = "onebeat.answered"  # the key of the application's response to an error, in the scope
 _STARTS: Final = frozenset(("http.response.start", "websocket.accept", "websocket.http.response.start"))
 _ALLOW_ORIGIN: Final = b"access-control-allow-origin"
 _tuple = tuple.__new__  # makes a named tuple in half the time of its class, once a request
@@ -123,7 +126,7 @@ class TrackingMiddleware:
         except BaseException as error:
             try:
                 if not begun and isinstance(error, Exception):
-                    await self._fail(scope, sender)
+                    await self._fail(error, scope, receive, sender)
             finally:
                 leave(unit, token, error)
             raise
@@ -186,15 +189,59 @@ class TrackingMiddleware:
 
         return send_or_deny
 
-    async def _fail(self, scope: Scope, send: Send) -> None:
-        """Answer what the application left unanswered when it raised; the server still gets the exception."""
+    async def _fail(self, error: Exception, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer what the application left unanswered when it raised; the server still gets the exception.
+
+        Inside of a Starlette application (`app.add_middleware`) the answer is the one that it would give itself: of its
+        own handler of errors, or the page of its debug mode.
+        """
         prefix = "http.response" if scope["type"] == "http" else _DENIAL
         if prefix == _DENIAL and _DENIAL not in (scope.get("extensions") or ()):
             return
         try:
-            await _answer(send, 500, b"Internal Server Error", prefix)
+            if scope["type"] == "http" and (answer := _own_answer(scope.get("app"), error)) is not None:
+                await answer(scope, receive, send)
+            else:
+                await _answer(send, 500, b"Internal Server Error", prefix)
         except Exception:  # noqa: BLE001 - the client is gone, or the connection was closed: the first error matters
             return
+
+
+def _own_answer(app: Any, error: Exception) -> App | None:
+    """Return what answers an error in a Starlette application: its `ServerErrorMiddleware`, around the error itself."""
+    layer = getattr(app, "middleware_stack", None)
+    while layer is not None and not {"app", "handler", "debug", "debug_response"} <= {*dir(layer)}:
+        layer = getattr(layer, "app", None)  # instrumentation may stand outside of it
+    if layer is None:
+        return None
+    if layer.handler is not None and not isinstance(layer.handler, _Once):
+        layer.handler = _Once(layer.handler)  # the layer calls it again when the exception arrives there
+
+    async def failed(scope: Scope, receive: Receive, send: Send) -> None:
+        raise error
+
+    answer: App = type(layer)(failed, handler=layer.handler, debug=layer.debug)
+    return answer
+
+
+class _Once:
+    """An application's handler of errors, called once for each request whose error it answers."""
+
+    def __init__(self, handler: Callable[[Any, Exception], Any]) -> None:
+        self._handler = handler
+        self._is_async = inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(
+            getattr(handler, "__call__", None)  # noqa: B004 - an object whose call is a coroutine function
+        )
+
+    async def __call__(self, request: Any, error: Exception) -> Any:
+        if _ANSWERED in request.scope:
+            return request.scope[_ANSWERED]
+        if self._is_async:
+            response = await self._handler(request, error)
+        else:
+            response = await asyncio.to_thread(self._handler, request, error)
+        request.scope[_ANSWERED] = response
+        return response
 
 
 async def refuse(scope: Scope, _: Receive, send: Send) -> None:

@@ -18,8 +18,13 @@ _quiet_until = 0.0
 _unsaid = 0
 
 
-def refused(what: str, value: str | bytes, reason: str = "is not 1 to 128 visible ASCII characters") -> None:
-    """Count an id that was not accepted; warn if the last warning is a minute old. Never raises."""
+def refused(
+    what: str,
+    value: str | bytes,
+    reason: str = "is not 1 to 128 visible ASCII characters",
+    then: str = "was replaced by a new one",
+) -> None:
+    """Count an id that was not accepted; warn if the last warning is a minute old. `then`: what was done instead."""
     global _quiet_until, _unsaid
     now = time.monotonic()
     with _lock:
@@ -30,9 +35,10 @@ def refused(what: str, value: str | bytes, reason: str = "is not 1 to 128 visibl
         _quiet_until = now + INTERVAL
         more, _unsaid = _unsaid, 0
     _log.warning(
-        "%s %s and was replaced by a new one; it has %d characters and begins with %s; %d more since the last warning",
+        "%s %s and %s; it has %d characters and begins with %s; %d more since the last warning",
         what,
         reason,
+        then,
         len(value),
         ascii(value[:_SHOWN]),
         more,

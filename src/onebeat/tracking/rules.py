@@ -16,6 +16,7 @@ from onebeat.tracking.traceparent import Trace, read
 
 _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,64}")
 _REASON: Final = "breaks the rule"
+_KEPT: Final = "the id stayed as it was"
 
 Scope = Mapping[str, Any]
 
@@ -25,7 +26,8 @@ class TrackingRules:
     """How the tracking layer takes ids in and gives them out.
 
     - `header`: the response header, also written into the request for the application to see.
-    - `accept_headers`: names of request headers that may hold an id, the first one present decides.
+    - `accept_headers`: names of request headers that may hold an id, the first one present decides. Without it these
+      are `header` itself, `X-Request-ID` and `X-Tracking-ID`.
     - `traceparent`: whether the trace id of a valid W3C `traceparent` is taken where no header gave an id.
     - `accept`: whose ids count: `"always"`, `"never"`, networks (`["10.0.0.0/8", "unix"]`; `"unix"` are clients without
       an address), or a function of the ASGI scope. The id of anybody else is kept as the log field `client_id` only.
@@ -33,29 +35,35 @@ class TrackingRules:
       (letters, digits, `.`, `_`, `-`), or a function that says which of the ids that meet the standard it wants.
     - `on_invalid`: `"replace"` by a new id, or `"reject"` with 400.
     - `generate`: makes new ids. One that raises or gives an unusable id is not asked twice for the same request.
+    - `transform`: changes each id that was taken or made, before anything sees it, for example `lambda id: id[:8]`. One
+      that raises or gives an unusable id leaves the id as it was.
     - `unit_header`: a second response header with the unit id, which no client can choose; None is none.
     - `expose`: whether browsers of other origins may read the header, on responses with CORS headers.
     - `rewrite`: whether the request's headers show the effective id to the application.
 
     Raises `ConfigurationError` for values that cannot work.
 
-    >>> TrackingRules(header="X-Correlation-ID", accept=["10.0.0.0/8"]).header
-    'X-Correlation-ID'
+    >>> TrackingRules(header="X-Correlation-ID", accept=["10.0.0.0/8"]).accept_headers
+    ('X-Correlation-ID', 'X-Request-ID', 'X-Tracking-ID')
     """
 
     header: str = "X-Request-ID"
-    accept_headers: Sequence[str] = ("X-Request-ID", "X-Tracking-ID")
+    accept_headers: Sequence[str] | None = None
     traceparent: bool = True
     accept: Literal["always", "never"] | Sequence[str] | Callable[[Scope], bool] = "always"
     check: Literal["standard", "strict"] | Callable[[str], bool] = "standard"
     on_invalid: Literal["replace", "reject"] = "replace"
     generate: Callable[[], str] = new_id
+    transform: Callable[[str], str] | None = None
     unit_header: str | None = None
     expose: bool = True
     rewrite: bool = True
 
     def __post_init__(self) -> None:
-        for name in (self.header, *self.accept_headers, *([self.unit_header] if self.unit_header else [])):
+        if self.accept_headers is None:
+            usual = [name for name in ("X-Request-ID", "X-Tracking-ID") if name.lower() != str(self.header).lower()]
+            object.__setattr__(self, "accept_headers", (self.header, *usual))
+        for name in (self.header, *self.inbound, *([self.unit_header] if self.unit_header else [])):
             if not isinstance(name, str) or not _NAME.fullmatch(name):
                 raise ConfigurationError(f"{name!r} is not the name of an HTTP header, such as 'X-Request-ID'")
         if self.unit_header and self.unit_header.lower() == self.header.lower():
@@ -68,7 +76,14 @@ class TrackingRules:
             raise ConfigurationError(f"check is {self.check!r}; it is 'standard', 'strict' or a function of the id")
         if not callable(self.generate):
             raise ConfigurationError(f"generate is {self.generate!r}; it is a function without arguments")
+        if self.transform is not None and not callable(self.transform):
+            raise ConfigurationError(f"transform is {self.transform!r}; it is a function of the id, or None")
         trust(self.accept)
+
+    @property
+    def inbound(self) -> Sequence[str]:
+        """Return the names of the request headers that may hold an id, in the order in which they are looked at."""
+        return self.accept_headers or ()
 
 
 Verdict = tuple[str, Origin, Trace | None, str | None, bool]
@@ -80,32 +95,36 @@ class Inbound:
     """The rules made ready for one look at each request's headers."""
 
     def __init__(self, rules: TrackingRules) -> None:
-        self.names = tuple(dict.fromkeys(name.lower().encode("ascii") for name in rules.accept_headers))
+        self.names = tuple(dict.fromkeys(name.lower().encode("ascii") for name in rules.inbound))
         trace = (b"traceparent", b"tracestate") if rules.traceparent else ()
         self.wanted = frozenset(self.names + trace)
         self._trusted = trust(rules.accept)
         self._form = STRICT if rules.check == "strict" else STANDARD
         self._check = rules.check if callable(rules.check) else None
-        self.simple = frozenset(self.names if self._trusted is None and self._check is None else ())
+        self._transform = rules.transform
+        self._then = "the request was rejected" if rules.on_invalid == "reject" else "was replaced by a new one"
+        plain = self._trusted is None and self._check is None and self._transform is None
+        self.simple = frozenset(self.names if plain else ())
         self.allowed = bytes(byte for byte in range(256) if self._form.fullmatch(bytes([byte])))
         # one header of `simple`, of 1 to 128 of these bytes, is the id, with nothing more to judge
         self._generate = rules.generate
-        self.make = new_id if rules.generate is new_id else self._made
+        self.make = new_id if rules.generate is new_id and self._transform is None else self._made
 
     def judge(self, scope: Scope, offered: Sequence[tuple[bytes, bytes]]) -> Verdict:
         """Decide on the headers of `wanted` that a request came with."""
         values, invalid = self._value(offered)
         id = None if values is None or invalid else self._accepted(values)
         if values is not None and id is None:
-            notices.refused("an inbound tracking id", values, "differs from another one" if invalid else _REASON)
+            reason = "differs from another one" if invalid else _REASON
+            notices.refused("an inbound tracking id", values, reason, self._then)
             invalid = True
         if self._trusted is not None and not self._trusted(scope):
             return self.make(), "generated", None, id, invalid
         trace = self._trace(offered)
         if id is not None:
-            return id, "header", trace, None, invalid
+            return self._transformed(id), "header", trace, None, invalid
         if trace is not None:
-            return trace.trace_id, "traceparent", trace, None, invalid
+            return self._transformed(trace.trace_id), "traceparent", trace, None, invalid
         return self.make(), "generated", None, None, invalid
 
     def _value(self, offered: Sequence[tuple[bytes, bytes]]) -> tuple[bytes | None, bool]:
@@ -125,7 +144,7 @@ class Inbound:
                 if not self._check(text):
                     return None
             except Exception as error:  # noqa: BLE001 - a user's check that raises accepts nothing
-                notices.refused(f"an inbound id whose check raised {type(error).__name__}", text, _REASON)
+                notices.refused(f"an inbound id whose check raised {type(error).__name__}", text, _REASON, self._then)
                 return None
         return text
 
@@ -136,6 +155,9 @@ class Inbound:
         return read(parents, [value for key, value in offered if key == b"tracestate"])
 
     def _made(self) -> str:
+        return self._transformed(self._generated())
+
+    def _generated(self) -> str:
         try:
             made = self._generate()
         except Exception as error:  # noqa: BLE001 - a user's generator that raises must not fail the request
@@ -145,6 +167,21 @@ class Inbound:
             return made
         notices.refused("an id of the configured generator", made if isinstance(made, str) else repr(type(made)))
         return new_id()
+
+    def _transformed(self, id: str) -> str:
+        """Return the id as the user's function wants it, or as it is when the function fails."""
+        if self._transform is None:
+            return id
+        try:
+            made = self._transform(id)
+        except Exception as error:  # noqa: BLE001 - a user's function that raises must not fail the request
+            notices.refused(f"an id whose transform raised {type(error).__name__}", id, "was not changed", _KEPT)
+            return id
+        if is_valid(made):
+            return made
+        shown = made if isinstance(made, str) else repr(type(made))
+        notices.refused("an id that transform returned", shown, then=_KEPT)
+        return id
 
 
 def trust(accept: str | Sequence[str] | Callable[[Scope], bool]) -> Callable[[Scope], bool] | None:
