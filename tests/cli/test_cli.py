@@ -87,7 +87,7 @@ def onebeat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setenv("NO_COLOR", "1")
     monkeypatch.setattr(sys, "path", list(sys.path))
-    for name in ("shop", "broken", "lacking"):
+    for name in ("shop", "broken", "lacking", "making"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     for name in [name for name in os.environ if name.startswith("ONEBEAT_")]:
         monkeypatch.delenv(name)
@@ -181,6 +181,75 @@ def test_an_app_that_cannot_be_loaded_is_named_with_the_reason(
     (shop / "lacking.py").write_text("import not_installed_here\n")
     done = onebeat("migrate", "--app", reference)
     assert (done.code, word in done.err) == (1, True), done.err
+
+
+FACTORIES = """
+from shop import app, scheduler
+
+def create_app():
+    return app
+
+def create_scheduler(name="shop"):
+    return scheduler
+
+def needs(path):
+    return app
+
+async def too_late():
+    return app
+
+def fails():
+    raise LookupError("no settings")
+
+def nothing():
+    return 42
+
+class Made:
+    def __call__(self):
+        return app
+
+made = Made()
+"""
+
+
+@pytest.mark.parametrize("options", [[], ["--factory"]])
+@pytest.mark.parametrize("name", ["create_app", "create_scheduler"])
+@pytest.mark.parametrize("command", [["migrate"], ["drop", "--yes"]])
+def test_an_app_may_be_made_by_a_function(
+    onebeat: Run, shop: Path, command: list[str], name: str, options: list[str]
+) -> None:
+    (shop / "making.py").write_text(FACTORIES)
+    done = onebeat(*command, "--app", f"making:{name}", *options)
+    assert done.code == 0, done.err
+    assert ("onebeat_jobs" in tables(shop / "app.db")) == (command == ["migrate"])
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "word"),
+    [
+        ("needs", [], "a function without parameters that returns one of them"),
+        ("needs", ["--factory"], "takes parameters"),
+        ("app", ["--factory"], "takes parameters"),
+        ("scheduler", ["--factory"], "is a Scheduler, not a function"),
+        ("too_late", [], "is async"),
+        ("fails", [], "LookupError: no settings (making.py"),
+        ("nothing", ["--factory"], "is a int without a scheduler"),
+    ],
+)
+def test_a_factory_that_cannot_work_is_named_with_the_reason(
+    onebeat: Run, shop: Path, name: str, options: list[str], word: str
+) -> None:
+    (shop / "making.py").write_text(FACTORIES)
+    done = onebeat("migrate", "--app", f"making:{name}", *options)
+    assert done.code == 1, done.err
+    assert word in done.err.replace(f"{shop}/", "")
+
+
+def test_any_object_that_can_be_called_is_a_factory_when_the_option_says_so(onebeat: Run, shop: Path) -> None:
+    (shop / "making.py").write_text(FACTORIES)
+    assert onebeat("migrate", "--app", "making:made").code == 1
+    assert onebeat("migrate", "--app", "making:made", "--factory").code == 0
+    assert onebeat("migrate", "--factory", "--database", "sqlite:///x.db").code == 2
 
 
 # ── migrate and drop ──────────────────────────────────────────────────────────────────────────────────────────────────

@@ -101,3 +101,12 @@ def test_a_stored_tracking_id_that_breaks_the_rule_is_not_shown(hostile: str, sa
     word(sample(events.ScheduleFired, tracking_id=hostile, decision="started", fire_us=0))
     assert [line["tracking_id"] for line in said] == ["unreadable", "unreadable"]
     assert not [line for line in said if hostile and hostile in str(line)]
+
+
+@pytest.mark.parametrize(("follows", "level"), [(True, "INFO"), (False, "WARNING")])
+def test_a_fire_that_was_due_together_with_a_started_one_is_no_warning(
+    follows: bool, level: str, said: list[dict[str, Any]]
+) -> None:
+    """As the fires of a one-second schedule after each restart."""
+    word(sample(events.ScheduleFired, decision="skipped_overlap", fire_us=0, follows=follows))
+    assert said[0]["level"] == level

@@ -14,6 +14,7 @@ import sys
 import weakref
 from collections import deque
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -488,3 +489,24 @@ def test_a_secret_that_a_limit_cuts_through_is_not_shown(behind: int) -> None:
     for before in range(FIELD_LIMIT - 30, FIELD_LIMIT + 5):
         text = clean("x" * before + address + "y" * behind)
         assert "hunter2"[:2] not in text.partition("://")[2]
+
+
+@pytest.mark.parametrize("root", ["", ".", "{folder}", "{folder}/", "sub/.."])
+@pytest.mark.parametrize("path", ["{folder}/shop/mail.py", "shop/mail.py", "./shop/mail.py", "sub/../shop/mail.py"])
+def test_the_source_is_the_same_however_the_server_was_started(
+    root: str, path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`uvicorn shop:app` puts "" into the path of modules, `python -m uvicorn` the folder itself."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [root.format(folder=tmp_path), *sys.path])
+    record = logging.LogRecord("shop", 20, path.format(folder=tmp_path), 7, "sent", (), None)
+    assert json.loads(RecordEncoder().encode(record)[2])["src"] == "shop/mail.py:7"
+
+
+@pytest.mark.parametrize("path", ["<string>", "/elsewhere/mail.py", "", "a\x00b"])
+def test_a_source_under_no_folder_of_modules_stays_as_it_is(
+    path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    record = logging.LogRecord("shop", 20, path, 7, "sent", (), None)
+    assert json.loads(RecordEncoder().encode(record)[2])["src"] == f"{path}:7"

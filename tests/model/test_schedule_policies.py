@@ -13,7 +13,7 @@ from onebeat.errors import ConfigurationError, InvalidArguments, InvalidTrigger
 from onebeat.model.changes import backfill, edited, fire_now, first_fire, resumed, rezoned
 from onebeat.model.policies import CatchUp, Decision, Overlap, Policies, ScheduleState
 from onebeat.model.schedule import FirePlan, PlannedFire, Schedule, Unfinished, jitter_us, plan
-from onebeat.timing.clock import DAY, HOUR, MINUTE, SECOND, to_us
+from onebeat.timing.clock import DAY, HOUR, MINUTE, SECOND, from_us, to_us
 from onebeat.timing.triggers import At, Cron, Every
 from onebeat.timing.zones import fingerprint
 
@@ -88,7 +88,14 @@ def test_the_reason_names_the_job_that_held_the_fire() -> None:
     assert only(plan(of(), T, (RUNNING, QUEUED))).reason == "job r is running and has not ended"
     assert "w is already waiting" in only(plan(of({"overlap": "queue_one"}), T, (RUNNING, WAITING))).reason
     second = plan(of({"catch_up": "all"}), T + MINUTE).fires[1]
-    assert second.reason == f"job of the fire {T} is queued and has not ended"
+    assert second.reason == f"job of the fire at {from_us(T).isoformat()} is queued and has not ended"
+
+
+def test_fires_that_were_due_at_once_do_not_count_as_skipped_in_a_row() -> None:
+    """After a restart several are due; that says nothing about how long the task takes."""
+    made = plan(of({"catch_up": "all"}), T + 5 * MINUTE)
+    assert verdicts(made) == " ".join(["started", *["skipped_overlap"] * 5])
+    assert (made.consecutive_skips, made.warning) == (0, None)
 
 
 def test_a_held_job_is_born_waiting_and_says_what_for() -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from onebeat.cli.target import AppOption, DatabaseOption, opened, scheduler_of
+from onebeat.cli.target import AppOption, DatabaseOption, FactoryOption, opened, scheduler_of
 
 if TYPE_CHECKING:
     from onebeat.scheduler.scheduler import Scheduler
@@ -20,11 +20,12 @@ def register(app: typer.Typer) -> None:
 
 def drop(
     app: AppOption = None,
+    factory: FactoryOption = False,
     database: DatabaseOption = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
 ) -> None:
     """Remove onebeat's tables with every job and schedule in them. Keep the application's own tables."""
-    asyncio.run(_drop(scheduler_of(app, database), yes))
+    asyncio.run(_drop(scheduler_of(app, database, factory=factory), yes))
 
 
 async def _drop(scheduler: Scheduler, yes: bool) -> None:

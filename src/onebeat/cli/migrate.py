@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from onebeat.cli.target import AppOption, DatabaseOption, opened, scheduler_of
+from onebeat.cli.target import AppOption, DatabaseOption, FactoryOption, opened, scheduler_of
 from onebeat.scheduler.integration import integration_of
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ def register(app: typer.Typer) -> None:
 
 def migrate(
     app: AppOption = None,
+    factory: FactoryOption = False,
     database: DatabaseOption = None,
     check: Annotated[bool, typer.Option("--check", help="Change nothing; exit with 1 unless up to date.")] = False,
     sql: Annotated[
@@ -30,7 +31,7 @@ def migrate(
     """Create or update onebeat's tables. Several processes may run this at once."""
     if check and sql:
         raise typer.BadParameter("--check and --sql exclude each other; give one of them")
-    scheduler = scheduler_of(app, database)
+    scheduler = scheduler_of(app, database, factory=factory)
     if sql:
         _print_sql(scheduler)
     elif check:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import os
 import sys
 import traceback
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from types import ModuleType
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from onebeat.errors import ConfigurationError
+from onebeat.errors import ConfigurationError, OnebeatError
 from onebeat.scheduler.integration import integration_of
 
 if TYPE_CHECKING:
@@ -22,7 +23,15 @@ if TYPE_CHECKING:
 
 AppOption = Annotated[
     str | None,
-    typer.Option("--app", metavar="MODULE:ATTRIBUTE", help="The app or its Scheduler, written as for uvicorn."),
+    typer.Option(
+        "--app",
+        metavar="MODULE:ATTRIBUTE",
+        help="The app, its Scheduler, or a function that makes one, as for uvicorn.",
+    ),
+]
+FactoryOption = Annotated[
+    bool,
+    typer.Option("--factory", help="--app names a function that makes the app; one without parameters is called."),
 ]
 DatabaseOption = Annotated[
     str | None,
@@ -34,7 +43,7 @@ DatabaseOption = Annotated[
 ]
 
 
-def scheduler_of(app: str | None, database: str | None) -> Scheduler:
+def scheduler_of(app: str | None, database: str | None, *, factory: bool = False) -> Scheduler:
     """Return the scheduler that `--app` or `--database` names; nothing is started.
 
     Without either, `ONEBEAT_DATABASE_URL` is used. Raises `ConfigurationError` when the app cannot be loaded,
@@ -43,7 +52,9 @@ def scheduler_of(app: str | None, database: str | None) -> Scheduler:
     if app is not None and database is not None:
         raise typer.BadParameter("give --app or --database, not both: the app names its database")
     if app is not None:
-        return load(app)
+        return load(app, factory=factory)
+    if factory:
+        raise typer.BadParameter("--factory needs --app module:function")
     if database is None and not os.environ.get("ONEBEAT_DATABASE_URL"):
         raise typer.BadParameter("no target: give --app module:attribute, --database URL or ONEBEAT_DATABASE_URL")
     from onebeat.scheduler.scheduler import Scheduler
@@ -62,10 +73,11 @@ async def opened(scheduler: Scheduler) -> AsyncIterator[Database]:
         await database.close()
 
 
-def load(reference: str) -> Scheduler:
+def load(reference: str, *, factory: bool = False) -> Scheduler:
     """Return the scheduler at `module:attribute`, which is a `Scheduler` or an app in which one is installed.
 
-    The current folder is importable, as it is for uvicorn. Raises `ConfigurationError` with what was found there.
+    A function without parameters is called for one of them; with `factory` it has to be a function. The current folder
+    is importable, as it is for uvicorn. Raises `ConfigurationError` with what was found there.
     """
     name, _, attribute = reference.partition(":")
     if not name or not attribute:
@@ -76,7 +88,37 @@ def load(reference: str) -> Scheduler:
         found = getattr(found, part, None)
         if found is None:
             raise ConfigurationError(f"module {name!r} has no attribute {attribute!r}; it has {_names(module)}")
-    return _scheduler(found, reference)
+    return _scheduler(_made(found, reference, factory=factory), reference)
+
+
+def _made(found: object, reference: str, *, factory: bool) -> object:
+    """Return what the factory at `reference` makes; what is no factory is returned as it is."""
+    if not factory and (not inspect.isroutine(found) or not _takes_nothing(found)):
+        return found
+    if not callable(found):
+        raise ConfigurationError(f"{reference!r} is a {type(found).__name__}, not a function; leave out --factory")
+    if not _takes_nothing(found):
+        raise ConfigurationError(f"{reference!r} takes parameters; name a function that makes the app without any")
+    try:
+        made = found()
+    except OnebeatError:
+        raise
+    except Exception as error:
+        raise ConfigurationError(f"{reference!r} could not make the app: {_where(error)}") from error
+    if inspect.isawaitable(made):
+        close = getattr(made, "close", None)
+        if close is not None:
+            close()
+        raise ConfigurationError(f"{reference!r} is async; name a plain function that makes the app")
+    return made
+
+
+def _takes_nothing(function: Any) -> bool:
+    try:
+        inspect.signature(function).bind()
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def _module(name: str) -> ModuleType:
@@ -103,8 +145,8 @@ def _scheduler(found: object, reference: str) -> Scheduler:
     if isinstance(installed, Scheduler):
         return installed
     raise ConfigurationError(
-        f"{reference!r} is a {type(found).__name__} without a scheduler; "
-        "name a Scheduler, or an app on which install(app, scheduler) was called"
+        f"{reference!r} is a {type(found).__name__} without a scheduler; name a Scheduler, an app on which "
+        "install(app, scheduler) was called, or a function without parameters that returns one of them"
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from onebeat.cli.target import AppOption, DatabaseOption, load
+from onebeat.cli.target import AppOption, DatabaseOption, FactoryOption, load
 
 
 def register(app: typer.Typer) -> None:
@@ -12,7 +12,7 @@ def register(app: typer.Typer) -> None:
     app.command("worker")(worker)
 
 
-def worker(app: AppOption = None, database: DatabaseOption = None) -> None:
+def worker(app: AppOption = None, factory: FactoryOption = False, database: DatabaseOption = None) -> None:
     """Run jobs and fire schedules without serving HTTP.
 
     Enter the app's lifespan, so that its resources are open.
@@ -22,4 +22,4 @@ def worker(app: AppOption = None, database: DatabaseOption = None) -> None:
         raise typer.BadParameter("a worker needs the code of its tasks: --app module:attribute")
     if database is not None:
         raise typer.BadParameter("a worker uses the database of its --app; leave --database out")
-    load(app).run()
+    load(app, factory=factory).run()

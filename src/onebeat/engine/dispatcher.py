@@ -97,6 +97,7 @@ class Dispatcher:
 
     def _tell(self, report: FireReport) -> None:
         queued = delayed = False
+        started: set[str] = set()
         for fired in report.fired:
             queued |= fired.queued
             delayed |= fired.delayed
@@ -109,9 +110,12 @@ class Dispatcher:
                     reason=fired.reason,
                     job_id=fired.job_id,
                     late_us=report.now - fired.fire_us,
+                    follows=fired.schedule_id in started,
                     tracking_id=fired.tracking_id,
                 )
             )
+            if fired.job_id is not None:
+                started.add(fired.schedule_id)
         for schedule_id, key in report.conflicts:
             self._announce(FireConflict(schedule_id=schedule_id, fire_key=key))
         for schedule_id, warning in report.warnings:

@@ -76,9 +76,16 @@ class Heartbeat(RenewalThread[Renewable]):
             now=clock.boot,
             random=random or Random(),  # noqa: S311 - jitter, not a secret
             refusal="the database says that the lease ran out or was taken",
-            failed=lambda error: announce(DatabaseTrouble(part="heartbeat", problem=str(error), retry_in=RETRY)),
+            failed=lambda error: announce(DatabaseTrouble(part="heartbeat", problem=_reason(error), retry_in=RETRY)),
             recovered=lambda seconds: announce(DatabaseBack(part="heartbeat", after=seconds)),
         )
+
+
+def _reason(error: Exception) -> str:
+    """Return what the error says; a bare `TimeoutError`, as a limit of time raises it, says nothing."""
+    if str(error):
+        return str(error)
+    return "no answer in time" if isinstance(error, TimeoutError) else type(error).__name__
 
 
 class DatabaseRenewer:

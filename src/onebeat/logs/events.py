@@ -57,7 +57,15 @@ def _settled(event: e.JobSettled) -> None:
         level = logging.WARNING
     if not jobs.isEnabledFor(level):
         return
-    words = f"job {event.task} {event.ending} after {event.seconds:.3f} s"
+    template, args = "job %s %s after %.3f s", [event.task, event.ending, event.seconds]
+    for more, value in _what_follows(event):
+        template += more
+        args.append(value)
+    jobs.log(level, template, *args, exc_info=event.exception, extra=_about(event) | _outcome(event))
+
+
+def _what_follows(event: e.JobSettled) -> Iterator[tuple[str, Any]]:
+    """The rest of the message: constant texts, by which error trackers group records, and a value for each."""
     if event.state not in ("succeeded", event.ending):
         yield ", now %s", event.state
         if event.reason:
@@ -74,7 +82,8 @@ def _outcome(event: e.JobSettled) -> dict[str, Any]:
 
 
 def _fired(event: e.ScheduleFired) -> None:
-    level = logging.INFO if event.decision == "started" else logging.WARNING
+    expected = event.decision == "started" or (event.decision == "skipped_overlap" and event.follows)
+    level = logging.INFO if expected else logging.WARNING
     if schedules.isEnabledFor(level):
         about: dict[str, Any] = {
             "schedule_id": event.schedule_id,
@@ -96,15 +105,6 @@ def _said(logger: logging.Logger, level: int, text: Callable[[Any], str]) -> Cal
     return wording
 
 
-def _dropped(event: e.ValueDropped) -> str:
-    return f"the value of {event.task} was not stored, the job succeeded: {event.problem}"
-
-
-_DROPPED, _DROPPED_AGAIN = _said(jobs, logging.WARNING, _dropped), _said(jobs, logging.DEBUG, _dropped)
-
-_WORDS: dict[type[e.Event], Callable[[Any], None]] = {
-    e.WorkerStarted: _said(
-        log,
 def _elsewhere(event: e.NoTasks) -> str:
     if event.others:
         return (
@@ -114,6 +114,15 @@ def _elsewhere(event: e.NoTasks) -> str:
     return "Import the modules that declare tasks before the start, or scheduler.include(router)."
 
 
+def _dropped(event: e.ValueDropped) -> str:
+    return f"the value of {event.task} was not stored, the job succeeded: {event.problem}"
+
+
+_DROPPED, _DROPPED_AGAIN = _said(jobs, logging.WARNING, _dropped), _said(jobs, logging.DEBUG, _dropped)
+
+_WORDS: dict[type[e.Event], Callable[[Any], None]] = {
+    e.WorkerStarted: _said(
+        log,
         logging.INFO,
         lambda v: (
             f"worker {v.worker_id} serves {v.tasks} tasks and {v.schedules} schedules on {v.database}, "
@@ -173,9 +182,9 @@ def _elsewhere(event: e.NoTasks) -> str:
     ),
     e.DatabaseBack: _said(log, logging.INFO, lambda v: f"{v.part}: the database answers again after {v.after:.1f} s"),
     e.PartFailed: _said(log, logging.ERROR, lambda v: f"{v.part} failed, trying again: {v.problem}"),
+    e.NoTasks: _said(log, logging.WARNING, lambda v: f"{v.scheduler} starts with 0 tasks. {_elsewhere(v)}"),
+    e.SchedulerIdle: _said(log, logging.WARNING, lambda v: v.problem),
     e.QueueUnserved: _said(
         log, logging.WARNING, lambda v: f"no live worker serves queue {v.queue!r}, which task {v.task!r} uses"
     ),
 }
-    e.NoTasks: _said(log, logging.WARNING, lambda v: f"{v.scheduler} starts with 0 tasks. {_elsewhere(v)}"),
-    e.SchedulerIdle: _said(log, logging.WARNING, lambda v: v.problem),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import threading
 import time
@@ -245,9 +246,9 @@ class RecordEncoder:
                     if type(record) in _KNOWN:
                         break  # what is added to a record stands behind what every record has
                     continue
-                if key not in _UNWANTED and type(value) is not Noted and not _is_arrived(key, record):
                 if unit is not None and key in SCHEMA and unit.identity().get(key) == value:
                     continue
+                if key not in _UNWANTED and type(value) is not Noted and not _is_arrived(key, record):
                     if used is None:
                         used = set(taken)
                     text = self._extra(key, value, attributes, used) + text
@@ -327,6 +328,18 @@ def _is_arrived(key: Any, record: logging.LogRecord) -> bool:
 
 
 def _short(path: object) -> str:
+    """Return the file as it is imported, `shop/mail.py`, whether the server was given its folder as a path or as ""."""
     text = clip(described(path), 1024)
-    roots = [root for root in sys.path if root and text.startswith(root.rstrip("/\\") + "/")]
-    return text[len(max(roots, key=len).rstrip("/\\")) + 1 :] if roots else text
+    whole = _absolute(text)
+    roots = {_absolute(root or ".").rstrip("/\\") + "/" for root in sys.path if isinstance(root, str)}
+    found = [root for root in roots if whole.startswith(root)]
+    return whole[len(max(found, key=len)) :] if found else text
+
+
+def _absolute(path: str) -> str:
+    if path.startswith("<"):  # code without a file
+        return path
+    try:
+        return os.path.abspath(path)
+    except (OSError, ValueError):  # the working directory is gone, or this is no path
+        return path

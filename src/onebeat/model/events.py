@@ -63,7 +63,10 @@ class WorkerDied(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScheduleFired(Event):
-    """One due instant was decided, by this process."""
+    """One due instant was decided, by this process.
+
+    `follows`: an earlier fire of the schedule was started in the same step, as after a restart.
+    """
 
     schedule_id: str
     fire_key: str
@@ -73,6 +76,7 @@ class ScheduleFired(Event):
     job_id: UUID | None
     late_us: int
     tracking_id: str | None = None
+    follows: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,11 +163,11 @@ class JobSettled(JobEvent):
     seconds: float
     error: str | None = None
     retry_in: float | None = None  # seconds
+    exception: BaseException | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SettlementLost(JobEvent):
-    exception: BaseException | None = field(default=None, repr=False, compare=False)
     """An attempt ended here, but the job was no longer ours; nothing was written."""
 
     ending: str
@@ -241,10 +245,6 @@ class SchedulerIdle(Event):
     problem: str
 
 
-def trouble(part: str, error: Exception, retry_in: float) -> DatabaseTrouble | PartFailed:
-    """What to announce of an error in a part of the engine: the database's in a sentence, a defect with its traceback.
-
-    >>> trouble("settler", LookupError("no such thing"), 1.5).part
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartFailed(Event):
     """A part of the engine raised something that is no database trouble: a defect worth reporting."""
@@ -254,6 +254,10 @@ class PartFailed(Event):
     retry_in: float
 
 
+def trouble(part: str, error: Exception, retry_in: float) -> DatabaseTrouble | PartFailed:
+    """What to announce of an error in a part of the engine: the database's in a sentence, a defect with its traceback.
+
+    >>> trouble("settler", LookupError("no such thing"), 1.5).part
     'settler'
     """
     if isinstance(error, DatabaseUnavailable):

@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 from hashlib import blake2b
 
 from onebeat.model.policies import DEFAULT, CatchUp, Decision, Origin, Overlap, Policies, ScheduleState
-from onebeat.timing.clock import HOUR, SECOND
+from onebeat.timing.clock import HOUR, SECOND, from_us
 from onebeat.timing.rule import DueFire, Rule, describe_duration
 
 ON_TIME = 5 * SECOND  # a fire this little late is on time: polling and a busy database are ordinary
@@ -249,7 +249,7 @@ class _Verdicts:
         made = meet(schedule, fire, Origin.SCHEDULE, run_at, reason, self.held)
         if made.decision is not Decision.STARTED:
             self.fires.append(made)
-            self.skips += 1
+            self.skips += self.started is None  # several that were due at once say nothing about the task's length
             if self.skips == SKIPS_WARNED:
                 self.warning = f"schedule {schedule.id} skipped {SKIPS_WARNED} fires in a row; {made.reason}"
             return True
@@ -263,7 +263,7 @@ class _Verdicts:
         self.fires.append(made)
         if schedule.policies.overlap is not Overlap.CANCEL_PREVIOUS:
             state = "waiting" if made.waits_for else "queued"
-            self.held.append(Unfinished(f"of the fire {fire.key}", state, fire.at))
+            self.held.append(Unfinished(f"of the fire at {from_us(fire.at).isoformat()}", state, fire.at))
         self.ended = spent(schedule.policies, self.count)
         return not self.ended
 
@@ -366,9 +366,9 @@ def _unchanged(schedule: Schedule) -> FirePlan:
     )
 
 
-def _capped(offset: int, from_us: int, following: int | None) -> int:
+def _capped(offset: int, start: int, following: int | None) -> int:
     """The jitter, kept below the next instant."""
-    return offset if following is None or not offset else max(0, min(offset, following - from_us - 1))
+    return offset if following is None or not offset else max(0, min(offset, following - start - 1))
 
 
 def _late(fire: DueFire, now: int) -> str:
