@@ -65,3 +65,16 @@ def test_the_page_names_every_option_and_every_field_that_is_always_there() -> N
     missing = [name for name in inspect.signature(configured_handler).parameters if f"`{name}`" not in PAGE]
     assert not missing
     assert not [field for field in ALWAYS if f"`{field}`" not in PAGE]
+
+
+def test_structlog_keeps_positional_arguments_context_and_names_of_records(script: Script) -> None:
+    source = f"""
+{recipe("structlog")}
+structlog.contextvars.bind_contextvars(order=7)
+log = structlog.get_logger("shop")
+log.info("sent %s to %s", "a mail", "ann", name="n", args="a", msg="m", module="x", event_="e")
+"""
+    line = json.loads(script(source).stderr.splitlines()[-1])
+    assert line["msg"] == "sent a mail to ann"
+    assert line["order"] == 7
+    assert (line["name_"], line["args_"], line["msg_"], line["module_"]) == ("n", "a", "m", "x")

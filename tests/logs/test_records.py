@@ -11,6 +11,7 @@ import logging
 import math
 import pickle
 import sys
+import traceback
 import weakref
 from collections import deque
 from datetime import UTC, datetime
@@ -19,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from onebeat.logs.failure import RECORD_LIMIT, finished
+from onebeat.logs.failure import RECORD_LIMIT, captured, finished, rendered
 from onebeat.logs.filter import TrackingFilter
 from onebeat.logs.record import ALWAYS, RecordEncoder
 from onebeat.model.protocols import Unit
@@ -491,6 +492,55 @@ def test_a_secret_that_a_limit_cuts_through_is_not_shown(behind: int) -> None:
         assert "hunter2"[:2] not in text.partition("://")[2]
 
 
+def test_a_traceback_has_the_marks_that_python_draws() -> None:
+    def price(order: Any) -> Any:
+        return (order["net"]["sum"]) + order["tax"]["sum"]["total"]
+
+    try:
+        price({"net": {"sum": 1}, "tax": {"sum": None}})
+    except TypeError as error:
+        expected = "".join(traceback.format_exception(error)).splitlines()
+        text = rendered(captured(error))["text"].splitlines()
+    marks = [line for line in expected if set(line.strip()) <= {"~", "^"}]
+    assert marks
+    assert [line for line in text if set(line.strip()) <= {"~", "^"}] == marks
+
+
+def test_a_syntax_error_shows_its_own_line() -> None:
+    try:
+        compile("def f(:\n    pass", "shop.py", "exec")
+    except SyntaxError as error:
+        text = rendered(captured(error))["text"].splitlines()
+    assert text[-4:-1] == ['  File "shop.py", line 1', "    def f(:", "          ^"]
+    nonsense = SyntaxError("no", ("shop.py", 1, 10**9, "x"))
+    nonsense.text, nonsense.offset = object(), "first"  # type: ignore[assignment]  # as an application may set them
+    assert "SyntaxError" in rendered(captured(nonsense))["text"]
+
+
+def test_a_cause_that_is_falsy_is_kept() -> None:
+    class Empty(Exception):
+        def __len__(self) -> int:
+            return 0
+
+    error = ValueError("whole")
+    error.__cause__ = Empty("the cause")
+    value = rendered(captured(error))
+    assert value["cause"]["msg"] == "the cause"
+    context = ValueError("whole")
+    context.__context__ = Empty("the context")
+    assert rendered(captured(context))["context"]["msg"] == "the context"
+
+
+@pytest.mark.parametrize("kind", [dict, lambda pairs: [dict(pairs)], lambda pairs: (dict(pairs), 1)])
+def test_a_mapping_as_the_message_shows_no_secret(kind: Any) -> None:
+    message = kind({"user": "ann", "password": "hunter2", "deep": {"api_key": "k-123"}})
+    record = logging.LogRecord("shop", 20, "x.py", 7, message, None, None)
+    shown = json.loads(RecordEncoder().encode(record)[2])["msg"]
+    assert "ann" in shown
+    assert "hunter2" not in shown
+    assert "k-123" not in shown
+
+
 @pytest.mark.parametrize("root", ["", ".", "{folder}", "{folder}/", "sub/.."])
 @pytest.mark.parametrize("path", ["{folder}/shop/mail.py", "shop/mail.py", "./shop/mail.py", "sub/../shop/mail.py"])
 def test_the_source_is_the_same_however_the_server_was_started(
@@ -510,3 +560,14 @@ def test_a_source_under_no_folder_of_modules_stays_as_it_is(
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
     record = logging.LogRecord("shop", 20, path, 7, "sent", (), None)
     assert json.loads(RecordEncoder().encode(record)[2])["src"] == f"{path}:7"
+
+
+def test_constants_stand_on_every_record_and_their_names_are_theirs() -> None:
+    encoder = RecordEncoder(constants={"service": "shop", "replica": 3, "api_token": "t-1"}, fields={"src": "service_"})
+    record = logging.LogRecord("shop", 20, "x.py", 7, "sent", (), None)
+    record.service = "mine"
+    with tracking("t-1", replica="bound"):
+        line = json.loads(encoder.encode(record)[2])
+    assert (line["service"], line["replica"]) == ("shop", 3)
+    assert (line["service__"], line["replica_"]) == ("mine", "bound")
+    assert line["api_token"] == "[redacted]"

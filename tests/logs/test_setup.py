@@ -199,6 +199,10 @@ def test_what_a_setup_leaves_unwritten_is_told(
     [
         ({"level": "LOUD"}, "unknown log level 'LOUD'"),
         ({"fields": ["ts"]}, "is no mapping"),
+        ({"constants": ["shop"]}, "is no mapping; give values by names"),
+        ({"constants": {"level": "x"}}, "'level' cannot be a name"),
+        ({"constants": {"message": 1}, "fields": {"msg": "message"}}, "'message' cannot be a name"),
+        ({"constants": {"service": ["x"]}}, "'service' is a list"),
         ({"fields": {"msg": None}}, "'msg' cannot be left out"),
         ({"fields": {"ts": None}}, "'ts' cannot be left out"),
         ({"directory": 123}, "directory=123 is no path"),

@@ -6,8 +6,10 @@ import linecache
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Any, Final
+from itertools import islice
+from traceback import FrameSummary, StackSummary, format_exception_only
+from types import CodeType, TracebackType
+from typing import Any, Final, NamedTuple
 
 from onebeat.logs.encoder import encode
 from onebeat.logs.plain import clean, clip, described, kind
@@ -16,6 +18,17 @@ FRAME_LIMIT: Final = 50  # of one traceback: the first ten and the last forty
 CHAIN_LIMIT: Final = 8  # causes, contexts and members of groups, together with the first
 TEXT_LIMIT: Final = 24 * 1024  # characters of the rendered text
 _FIRST = 10
+_SOURCE: Final = 200  # characters of a line of source
+
+
+class Frame(NamedTuple):
+    """One frame: file, line number and function, and the instruction, by which the writer finds the columns."""
+
+    file: str
+    line: int
+    function: str
+    code: CodeType
+    instruction: int
 
 
 @dataclass(slots=True)
@@ -24,8 +37,9 @@ class Failure:
 
     type: str
     message: str
-    frames: list[tuple[str, int, str]]  # file, line number, function; innermost last
+    frames: list[Frame]  # innermost last
     skipped: int = 0  # frames left out in the middle
+    syntax: tuple[str, ...] = ()  # of a `SyntaxError`: the place that it names, as Python prints it
     notes: tuple[str, ...] = ()
     link: str | None = None  # how `earlier` led here: "cause" or "context"
     earlier: Failure | None = None
@@ -46,8 +60,12 @@ def _captured(error: BaseException, traceback: TracebackType | None, seen: set[i
     seen.add(id(error))
     left[0] -= 1
     frames, skipped = _walk(traceback)
-    failure = Failure(_type_name(error), clean(described(error)), frames, skipped, _notes(error))
-    earlier = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    failure = Failure(_type_name(error), clean(described(error)), frames, skipped, notes=_notes(error))
+    if isinstance(error, SyntaxError):
+        failure.syntax = _syntax(error)
+    earlier = error.__cause__
+    if earlier is None and not error.__suppress_context__:  # compared with None: an exception may be falsy
+        earlier = error.__context__
     if earlier is not None and id(earlier) not in seen and left[0] > 0:
         failure.link = "cause" if error.__cause__ is not None else "context"
         failure.earlier = _captured(earlier, earlier.__traceback__, seen, left)
@@ -58,11 +76,20 @@ def _captured(error: BaseException, traceback: TracebackType | None, seen: set[i
     return failure
 
 
-def _walk(traceback: TracebackType | None) -> tuple[list[tuple[str, int, str]], int]:
-    frames: list[tuple[str, int, str]] = []
+def _syntax(error: SyntaxError) -> tuple[str, ...]:
+    """Return the lines in which Python shows where the error is; nothing where its attributes are nonsense."""
+    try:
+        lines = format_exception_only(SyntaxError, error)[:-1]
+    except Exception:  # noqa: BLE001 - attributes that an application set
+        return ()
+    return tuple(clean(line.rstrip("\n"), 256) for line in lines[:4])
+
+
+def _walk(traceback: TracebackType | None) -> tuple[list[Frame], int]:
+    frames: list[Frame] = []
     while traceback is not None:
         code = traceback.tb_frame.f_code
-        frames.append((code.co_filename, traceback.tb_lineno or 0, code.co_qualname))
+        frames.append(Frame(code.co_filename, traceback.tb_lineno or 0, code.co_qualname, code, traceback.tb_lasti))
         traceback = traceback.tb_next
     skipped = len(frames) - FRAME_LIMIT
     if skipped <= 0:
@@ -95,7 +122,7 @@ def _structured(failure: Failure) -> dict[str, Any]:
     value: dict[str, Any] = {"type": failure.type, "msg": failure.message}
     if failure.notes:
         value["notes"] = list(failure.notes)
-    value["frames"] = [{"file": f, "line": n, "func": name} for f, n, name in failure.frames]
+    value["frames"] = [{"file": f, "line": n, "func": name} for f, n, name, _, _ in failure.frames]
     if failure.earlier is not None and failure.link is not None:
         value[failure.link] = _structured(failure.earlier)
     if failure.members:
@@ -116,13 +143,14 @@ def _lines(failure: Failure, indent: str = "") -> Iterator[str]:
         yield f"\n{indent}{_LINKS[failure.link]}\n"
     if failure.frames:
         yield f"{indent}Traceback (most recent call last):"
-    for position, (file, number, name) in enumerate(failure.frames):
+    for position, frame in enumerate(failure.frames):
         if failure.skipped and position == _FIRST:
             yield f"{indent}  … {failure.skipped} frames left out …"
-        yield f'{indent}  File "{file}", line {number}, in {name}'
-        source = _source(file, number)
-        if source:
-            yield f"{indent}    {clean(source, 200)}"
+        yield f'{indent}  File "{frame.file}", line {frame.line}, in {frame.function}'
+        for line in _source(frame):
+            yield f"{indent}    {line}"
+    for line in failure.syntax:
+        yield f"{indent}{line}"
     yield f"{indent}{failure.type}: {failure.message}" if failure.message else f"{indent}{failure.type}"
     for note in failure.notes:
         yield f"{indent}{note}"
@@ -130,12 +158,37 @@ def _lines(failure: Failure, indent: str = "") -> Iterator[str]:
         yield from _lines(member, indent + "  | ")
 
 
-def _source(file: str, number: int) -> str:
-    """The line of source, or nothing where it cannot be looked up: no path, or a loader of the application's fails."""
+def _source(frame: Frame) -> list[str]:
+    """Return the line of source, and under it what Python 3.11 marks with `^`.
+
+    Nothing where it cannot be looked up: no path, or a loader of the application's fails.
+    """
     try:
-        return linecache.getline(file, number).strip() if os.path.isabs(file) else ""
+        line = linecache.getline(frame.file, frame.line) if os.path.isabs(frame.file) else ""
+        shown = clean(line.strip(), _SOURCE)
+        if not shown:
+            return []
+        mark = _mark(frame, line)
+        return [shown, mark] if mark and shown == line.strip() else [shown]
     except Exception:  # noqa: BLE001 - one exception that cannot be shown whole must not hold up every line behind it
+        return []
+
+
+def _mark(frame: Frame, line: str) -> str:
+    """Return the marks under the part of the line that raised, as Python chooses and draws them.
+
+    `line` ends with its line break, for Python measures the indentation by the length of the whole line.
+    """
+    positions = next(islice(frame.code.co_positions(), frame.instruction // 2, None), (None,) * 4)
+    _, end_line, column, end_column = positions
+    if column is None or end_column is None or end_line != frame.line:
         return ""
+    whole = FrameSummary(
+        frame.file, frame.line, frame.function, lookup_line=False, line=line,
+        end_lineno=end_line, colno=column, end_colno=end_column,
+    )  # fmt: skip  # one argument a line says no more
+    drawn = StackSummary().format_frame_summary(whole).splitlines()  # the place, the line, the marks
+    return drawn[2][4:] if len(drawn) == 3 else ""
 
 
 RECORD_LIMIT: Final = 64 * 1024  # bytes of one line

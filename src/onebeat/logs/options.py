@@ -44,6 +44,26 @@ def check_options(options: Mapping[str, Any]) -> None:
         if isinstance(texts, (str, bytes)) or not isinstance(texts, Iterable) or not all(map(_is_text, texts)):
             raise ConfigurationError(f'{key}={texts!r} is no list of texts; give a list, as {key}=["{example}"]')
     _check_fields(options.get("fields"))
+    _check_constants(options.get("constants"), options.get("fields") or {})
+
+
+def _check_constants(constants: object, fields: Mapping[str, str | None]) -> None:
+    if constants is None:
+        return
+    if not isinstance(constants, Mapping):
+        raise ConfigurationError(
+            f'constants={constants!r} is no mapping; give values by names, as constants={{"service": "shop"}}'
+        )
+    taken = {fields.get(field, field) for field in SCHEMA}
+    for name, value in constants.items():
+        if not isinstance(name, str) or not name or name in taken:
+            raise ConfigurationError(
+                f"constants: {name!r} cannot be a name; give a text that is no field of the schema"
+            )
+        if not isinstance(value, str | int | float | bool):
+            raise ConfigurationError(
+                f"constants: {name!r} is a {type(value).__name__}; give a text, a number, True or False"
+            )
 
 
 def _is_text(value: object) -> bool:

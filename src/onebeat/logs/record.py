@@ -56,13 +56,20 @@ class RecordEncoder:
     """Makes entries for the queue. Reads the tracking context and every argument now, so that nothing changes later.
 
     `fields` renames fields of the schema (`{"ts": "@timestamp"}`) or leaves them out (`{"func": None}`).
-    `redact` are the words that make a key secret. Never raises.
+    `redact` are the words that make a key secret; `constants` are fields that every record has. Never raises.
     """
 
-    def __init__(self, *, fields: Mapping[str, str | None] | None = None, redact: Iterable[str] = SECRET_WORDS) -> None:
+    def __init__(
+        self,
+        *,
+        fields: Mapping[str, str | None] | None = None,
+        redact: Iterable[str] = SECRET_WORDS,
+        constants: Mapping[str, Any] | None = None,
+    ) -> None:
         self.names = dict(fields or {})
         self._secret = Redactor(redact)
-        self._taken = frozenset(self._name(field) for field in (*ALWAYS, "exc", "stack"))
+        self._constants = dict(constants or {})
+        self._taken = frozenset(self._name(field) for field in (*ALWAYS, "exc", "stack")) | self._constants.keys()
         self._no_unit = (self._pairs((("tracking_id", None),)), _NOTHING)
         self._open = f'{{{quote(self._name("ts"))}:"'
         self._second = self._stamp(0)
@@ -156,6 +163,8 @@ class RecordEncoder:
             return record.msg if type(record.msg) is str else f"<{kind(record.msg)}>"
         self._nesting.depth = depth + 1
         try:
+            if not record.args and isinstance(record.msg, (Mapping, list, tuple, set)):
+                return described(plain(record.msg, self._secret))  # as it would be shown, without its secrets
             return str.__str__(record.getMessage())
         except Exception:  # noqa: BLE001 - wrong arguments, or a __str__ that raises: the record is worth more than its form
             return f"{described(record.msg)} {shown(record.args)}"
@@ -183,8 +192,18 @@ class RecordEncoder:
             head = self._pairs((("level", level), ("logger", logger)))
             tail = (("src", f"{_short(path)}:{line}"), ("func", function), ("pid", pid))
             more = (("process", process), ("thread", thread))
-            site = self._sites[key] = (f'Z"{head},{quote(self._name("msg"))}:', self._pairs(tail + more))
+            site = self._sites[key] = (
+                f'Z"{head},{quote(self._name("msg"))}:',
+                self._pairs(tail + more) + self._fixed(),
+            )
         return site
+
+    def _fixed(self) -> str:
+        """Return the constants as JSON. Those of a record's own under such a name get an underscore."""
+        values = self._constants.items()
+        return "".join(
+            f",{quote(key)}:{self._json(REDACTED if self._secret(key, value) else value)}" for key, value in values
+        )
 
     def _stamp(self, created: float) -> tuple[int, str]:
         """The second, and how each line begins that is of it: RFC 3339, UTC."""
@@ -319,6 +338,7 @@ class RecordEncoder:
         values = {key: clip(value, 1024) if isinstance(value, str) else value for key, value in values.items()}
         names = self.names
         renamed = {name: value for key, value in values.items() if (name := names.get(key, key)) is not None}
+        renamed |= {key: value for key, value in self._constants.items() if not self._secret(key, value)}
         return created, level if isinstance(level, int) else logging.ERROR, encode(renamed), None
 
 

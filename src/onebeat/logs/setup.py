@@ -58,6 +58,7 @@ def setup_logging(
     keep_days: int | None = 7,
     per_process: bool = False,
     fields: Mapping[str, str | None] | None = None,
+    constants: Mapping[str, str | int | float | bool] | None = None,
     name: str = "app",
     stream: Literal["stderr", "stdout"] = "stderr",
     utc: bool = True,
@@ -79,6 +80,7 @@ def setup_logging(
     - `keep_days`: full days kept before today; `None` keeps all. Dates are UTC, or local with `utc=False`.
     - `per_process`: a file of its own for each process, also chosen where the disk is not known to be local.
     - `fields`: other names for fields of the schema, `None` leaves one out: `{"ts": "@timestamp", "msg": "message"}`.
+    - `constants`: fields that every record has, such as `{"service": "shop", "environment": "production"}`.
     - `access`: onebeat's access log takes the place of the server's, once `install(app)` is used; successful requests
       of the paths in `access_exclude` are left out.
     - `redact`: words that make a key secret.
@@ -112,6 +114,7 @@ def configured_handler(
     keep_days: int | None = 7,
     per_process: bool = False,
     fields: Mapping[str, str | None] | None = None,
+    constants: Mapping[str, str | int | float | bool] | None = None,
     name: str = "app",
     stream: Literal["stderr", "stdout"] = "stderr",
     utc: bool = True,
@@ -132,10 +135,12 @@ def configured_handler(
 def _built(options: dict[str, Any]) -> _Active:
     """The handler for these options; nothing is changed yet."""
     check_options(options)
+    if options["constants"] is not None:
+        options["constants"] = dict(options["constants"])  # as it is now
     if options["directory"] is not None:
         options["directory"] = os.fspath(options["directory"])
     stream, console, directory = options["stream"], options["console"], options["directory"]
-    encoder = RecordEncoder(fields=options["fields"], redact=options["redact"])
+    encoder = RecordEncoder(fields=options["fields"], redact=options["redact"], constants=options["constants"])
     sinks: list[Sink] = []
     words: list[str] = []
     if console is not None:
