@@ -6,20 +6,24 @@ import asyncio
 from collections.abc import Iterator
 
 import pytest
+import sqlalchemy.ext.asyncio
 from opentelemetry.instrumentation.sqlalchemy import SQLAlchemyInstrumentor
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from onebeat import Scheduler
+from onebeat.store.connection import targets
 
 
 @pytest.fixture
-def spans() -> Iterator[tuple[InMemorySpanExporter, TracerProvider]]:
-    """Zero-code instrumentation: every engine made from here on is watched."""
+def spans(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[InMemorySpanExporter, TracerProvider]]:
+    """As zero-code instrumentation does before the application is imported: every engine made here is watched."""
     exporter, provider = InMemorySpanExporter(), TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
+    # Its list of supported versions ends before SQLAlchemy 2.1, with which it works.
     SQLAlchemyInstrumentor().instrument(tracer_provider=provider, skip_dep_check=True)
+    monkeypatch.setattr(targets, "create_async_engine", sqlalchemy.ext.asyncio.create_async_engine)
     yield exporter, provider
     SQLAlchemyInstrumentor().uninstrument()
 
@@ -31,7 +35,7 @@ async def test_the_engine_s_own_statements_make_no_spans(
     scheduler = Scheduler(fresh_database_url, poll=0.05, heartbeat=0.3, lease=3)
     seen: list[bool] = []
 
-    @scheduler.every(seconds=1)
+    @scheduler.every(seconds=1, name="tick")
     async def tick() -> None:
         from opentelemetry.instrumentation.utils import is_instrumentation_enabled
 

@@ -21,7 +21,7 @@ _FIRST = 10
 _SOURCE: Final = 200  # characters of a line of source
 
 
-class StackFrame(NamedTuple):
+class TracedFrame(NamedTuple):
     """One frame: file, line number and function, and the instruction, by which the writer finds the columns."""
 
     file: str
@@ -37,7 +37,7 @@ class Failure:
 
     type: str
     message: str
-    frames: list[StackFrame]  # innermost last
+    frames: list[TracedFrame]  # innermost last
     skipped: int = 0  # frames left out in the middle
     syntax: tuple[str, ...] = ()  # of a `SyntaxError`: the place that it names, as Python prints it
     notes: tuple[str, ...] = ()
@@ -85,11 +85,13 @@ def _syntax(error: SyntaxError) -> tuple[str, ...]:
     return tuple(clean(line.rstrip("\n"), 256) for line in lines[:4])
 
 
-def _walk(traceback: TracebackType | None) -> tuple[list[StackFrame], int]:
-    frames: list[StackFrame] = []
+def _walk(traceback: TracebackType | None) -> tuple[list[TracedFrame], int]:
+    frames: list[TracedFrame] = []
     while traceback is not None:
         code = traceback.tb_frame.f_code
-        frames.append(StackFrame(code.co_filename, traceback.tb_lineno or 0, code.co_qualname, code, traceback.tb_lasti))
+        frames.append(
+            TracedFrame(code.co_filename, traceback.tb_lineno or 0, code.co_qualname, code, traceback.tb_lasti)
+        )
         traceback = traceback.tb_next
     skipped = len(frames) - FRAME_LIMIT
     if skipped <= 0:
@@ -158,7 +160,7 @@ def _lines(failure: Failure, indent: str = "") -> Iterator[str]:
         yield from _lines(member, indent + "  | ")
 
 
-def _source(frame: StackFrame) -> list[str]:
+def _source(frame: TracedFrame) -> list[str]:
     """Return the line of source, and under it what Python 3.11 marks with `^`.
 
     Nothing where it cannot be looked up: no path, or a loader of the application's fails.
@@ -174,7 +176,7 @@ def _source(frame: StackFrame) -> list[str]:
         return []
 
 
-def _mark(frame: StackFrame, line: str) -> str:
+def _mark(frame: TracedFrame, line: str) -> str:
     """Return the marks under the part of the line that raised, as Python chooses and draws them.
 
     `line` ends with its line break, for Python measures the indentation by the length of the whole line.
