@@ -52,6 +52,7 @@ class Admin:
         self._connection: Any = None
 
     async def connect(self, database: str | None = None) -> Any:
+        assert ADDRESSES[self.kind], f"there is no {self.kind} server: start one with `make databases`"
         url = make_url(ADDRESSES[self.kind])
         name = database or url.database
         if self.kind == "postgresql":
