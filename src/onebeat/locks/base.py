@@ -122,8 +122,12 @@ class LocksOn(Generic[B]):
 
     async def close(self) -> None:
         """Give back what is still held, and close what was opened; harmless when nothing is open."""
-        await self._give_back_all(self._backend)
-        await self._settle()
+        try:
+            await self._give_back_all(self._backend)
+            await self._settle()
+        except asyncio.CancelledError:  # its caller has no more time
+            threading.Thread(target=self._end_threads, name="onebeat-locks-closing", daemon=True).start()
+            raise
         await run_on_own_thread(self._end_threads)  # a thread that nobody has to wait for when this is cancelled
         if self._loop is not None:
             self._loop = None

@@ -168,9 +168,9 @@ class Runtime:
         with contextlib.suppress(TimeoutError):  # a lock that could not be given back ends with its lease
             async with asyncio.timeout(self._until(plan.released)):
                 await self._close_locks()
-        await asyncio.to_thread(self.heartbeat.stop, self._until(plan.closed) / 2)
+        await asyncio.to_thread(self.heartbeat.stop, self._until(plan.closed) / 4)
         self.is_open = False
-        await self.database.close(self._until(plan.closed))
+        await self.database.close(self._until(plan.released))  # what is left until `closed` is for cutting the rest
 
     def _until(self, moment: float) -> float:
         """Return the seconds that are left until `moment`."""

@@ -26,7 +26,7 @@ CONNECT_LIMIT = 10.0  # seconds for one try
 CONNECT_AT_LEAST = 1.0  # seconds for one try, also of a call that has waited for its turn as long as its patience
 MAX_AGE = 1800.0  # seconds; then a connection is replaced, so that changed load balancers and certificates take effect
 CLOSE_WITHIN = 3.0  # seconds for closing one connection in agreement with the server
-CUT_WITHIN = 0.1  # seconds that a call gets to end after its connection was cut
+CUT_WITHIN = 0.5  # seconds that a call gets to end, and to return its connection, after that was cut
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
