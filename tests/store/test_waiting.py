@@ -182,6 +182,26 @@ async def test_a_heartbeat_goes_ahead_of_calls_that_have_waited_for_the_lock(
     assert order.names == ["beat", *(f"q{number}" for number in range(6))]
 
 
+async def test_the_engine_goes_ahead_of_users_in_the_queue_of_the_writer(
+    file_url: str, make_database: MakeDatabase
+) -> None:
+    database, order, go, holds = await make_database(file_url), Order(), threading.Event(), threading.Event()
+    users = database.for_users()
+
+    def hold(tx: Tx) -> None:
+        holds.set()
+        go.wait(30)
+
+    busy = asyncio.create_task(database.write(hold))
+    assert await asyncio.to_thread(holds.wait, 30)
+    calls = [asyncio.create_task(users.write(order.note, f"user {number}")) for number in range(300)]
+    calls.append(asyncio.create_task(database.write(order.note, "engine")))
+    await asyncio.sleep(0)
+    go.set()
+    await asyncio.gather(busy, *calls)
+    assert order.names[:2] == ["engine", "user 0"]
+
+
 async def test_each_call_waits_for_the_lock_as_long_as_its_own_patience(
     file_url: str, holder: sqlite3.Connection, make_database: MakeDatabase, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+from onebeat.store.connection.backend import Rank
 from onebeat.store.retries import Retries
 from onebeat.store.tx import Tx
 
@@ -13,15 +14,22 @@ from onebeat.store.tx import Tx
 class QueuedCall:
     """One store function that waits for its transaction, with the future that its caller awaits."""
 
-    __slots__ = ("alone", "error", "flushed", "result", "retries", "run", "waiter")
+    __slots__ = ("alone", "error", "flushed", "rank", "result", "retries", "run", "waiter")
 
     def __init__(
-        self, run: Callable[[Tx], Any], waiter: asyncio.Future[Any], *, retries: Retries, flushed: bool = True
+        self,
+        run: Callable[[Tx], Any],
+        waiter: asyncio.Future[Any],
+        *,
+        retries: Retries,
+        flushed: bool = True,
+        rank: Rank = Rank.ENGINE,
     ) -> None:
         self.run = run
         self.waiter = waiter
         self.retries = retries  # counts its patience since it was submitted
         self.flushed = flushed  # whether its commit is to survive a power cut
+        self.rank = rank  # calls of a lower rank run first
         self.alone = False  # it failed beside others, so it runs in a transaction of its own
         self.result: Any = None
         self.error: BaseException | None = None

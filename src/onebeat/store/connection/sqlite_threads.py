@@ -8,7 +8,7 @@ import queue
 import sqlite3
 import threading
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future
 from enum import Enum
@@ -146,8 +146,8 @@ class SQLiteThreads:
             refuse_in_own_write(self._file, self._where)
         waiter: asyncio.Future[R] = asyncio.get_running_loop().create_future()
         retries = self._transactions.retries(PATIENCE if patience is None else patience)
-        queued = QueuedCall(call, waiter, retries=retries, flushed=flushed)
-        self._thread(write, rank).submit(queued, urgent=rank is Rank.HEARTBEAT)
+        queued = QueuedCall(call, waiter, retries=retries, flushed=flushed, rank=rank)
+        self._thread(write, rank).submit(queued)
         return await waiter
 
     def _thread(self, write: bool, rank: Rank = Rank.ENGINE) -> SQLiteThread:
@@ -159,7 +159,6 @@ class SQLiteThreads:
 
 
 class _Signal(Enum):
-    WAKE = "look at the urgent calls"
     END = "close the connection and end the thread"
 
 
@@ -190,7 +189,6 @@ class SQLiteThread:
         self._flushed = True  # whether the connection's commits wait for the disk now
         self._where = where
         self._queue: queue.SimpleQueue[QueuedCall | _Signal] = queue.SimpleQueue()
-        self._urgent: deque[QueuedCall] = deque()
         self._waiting: list[QueuedCall] = []  # taken from the queue, in the order in which they run
         self._suspects = 0  # groups that failed one after another
         self._ending = False  # nothing is submitted any more
@@ -208,14 +206,12 @@ class SQLiteThread:
         self._thread.start()
         return self._opened
 
-    def submit(self, call: QueuedCall, *, urgent: bool = False) -> None:
-        """Queue a call; an urgent one goes into the next commit, ahead of all that wait."""
+    def submit(self, call: QueuedCall) -> None:
+        """Queue a call; it goes ahead of all that wait with a higher rank."""
         with self._lock:
             if self._closing:
                 raise NotStarted("the database is closed; start the scheduler, or open the database, first")
-            if urgent:
-                self._urgent.append(call)
-            self._queue.put(_Signal.WAKE if urgent else call)
+            self._queue.put(call)
 
     def close(self, within: float | None = None) -> None:
         """Finish what is queued and end the thread; returns when its connection is closed.
@@ -275,7 +271,7 @@ class SQLiteThread:
             connection.close()
 
     def _gather(self, *, wait: bool = True) -> bool:
-        """Take what was submitted, urgent calls first; return False when the thread is to end.
+        """Take what was submitted, and put all that wait in order; return False when the thread is to end.
 
         With `wait`, this returns only when there is a call to run or the thread is to end.
         """
@@ -283,12 +279,11 @@ class SQLiteThread:
         while wait or not self._queue.empty():
             wait = False
             taken = self._queue.get()
-            if taken is _Signal.END:
-                self._ending = True
-            elif isinstance(taken, QueuedCall):
+            if isinstance(taken, QueuedCall):
                 self._waiting.append(taken)
-        while self._urgent:
-            self._waiting.insert(0, self._urgent.popleft())
+            else:
+                self._ending = True
+        self._waiting.sort(key=_rank)
         return bool(self._waiting) or not self._ending
 
     def _serve(self) -> None:
@@ -408,7 +403,7 @@ class SQLiteThread:
         return self._connection
 
     def _refuse_rest(self) -> None:
-        rest = [*self._waiting, *self._urgent]
+        rest = self._waiting
         while not self._queue.empty():
             taken = self._queue.get()
             if isinstance(taken, QueuedCall):
@@ -420,6 +415,10 @@ class SQLiteThread:
                 else NotStarted("the database was closed before this call had its turn; nothing was written")
             )
         complete_all(rest)
+
+
+def _rank(call: QueuedCall) -> Rank:
+    return call.rank
 
 
 def _locked(where: str, patience: float, error: Exception) -> DatabaseUnavailable:
