@@ -29,6 +29,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 CALL_LIMIT = 30.0  # seconds for one try of one transaction
+STEP = 10_000  # microseconds: by so much more do the local clocks differ after a step of the wall clock
 HEARTBEAT_LIMIT = 10.0  # seconds; below the beat of 15
 START_TIMEOUT = 30.0  # seconds
 _INHERITED: list[Backend] = []  # kept for ever, because finalising what a parent process opened could harm it
@@ -93,7 +94,8 @@ class Database:
         self._pid = 0
         self._loop: asyncio.AbstractEventLoop | None = None  # the event loop that opened it
         self.instance_id: str | None = None  # `meta.instance_id` of the tables, once it was read
-        self.offset_us = 0  # database minus local clock, as last measured
+        self._offset_us = 0  # database minus local clock, as last measured
+        self._wall = self._clock.now() - self._clock.boot()  # at that time
         self.cautions: list[str] = []  # what an operator should know about this server, found at open
 
     @property
@@ -132,6 +134,22 @@ class Database:
     def call_limit(self) -> float:
         """The seconds that one try of one transaction may take on a server."""
         return self._limit
+
+    @property
+    def offset_us(self) -> int:
+        """The database's clock minus the local one: as last measured, corrected for steps of the local one since."""
+        step = self._clock.now() - self._clock.boot() - self._wall
+        return self._offset_us - step if self._has_clock_of_its_own and abs(step) > STEP else self._offset_us
+
+    @offset_us.setter
+    def offset_us(self, measured: int) -> None:
+        self._offset_us = measured
+        self._wall = self._clock.now() - self._clock.boot()
+
+    @property
+    def _has_clock_of_its_own(self) -> bool:
+        """Whether the database's clock is not the one of this machine; SQLite reads that one, steps and all."""
+        return not self.dialect.one_writer or self._transactions.database_clock is not None
 
     def __repr__(self) -> str:
         return f"<Database {self.where}>"
@@ -239,8 +257,8 @@ class Database:
 
     async def measure_offset(self) -> int:
         """Measure and keep `offset_us`, the database's clock minus the local one, by the midpoint of one read."""
-        if self.dialect.one_writer and self._transactions.database_clock is None:
-            return 0  # SQLite reads this machine's clock
+        if not self._has_clock_of_its_own:
+            return 0
 
         def timed(tx: Tx) -> int:
             before = self._clock.now()
