@@ -40,6 +40,17 @@ class Part:
         await asyncio.wait_for(self.begun.get(), 10)
 
 
+class SteppedClock(ProcessClock):
+    """A process whose wall clock is moved by itself."""
+
+    def __init__(self, steady: VirtualClock, wall: VirtualClock) -> None:
+        super().__init__(steady)
+        self.wall = wall
+
+    def now(self) -> int:
+        return self.wall.now
+
+
 async def test_a_tick_that_asks_for_now_is_called_again_at_once() -> None:
     part = Part(START, START, None)
     part.loop.start()
@@ -95,6 +106,7 @@ async def test_trouble_and_its_end_are_announced_and_the_part_goes_on(monkeypatc
     part = Part(DatabaseUnavailable("gone"), DatabaseUnavailable("gone"), None)
     part.loop.start()
     await part.next()
+    part.clock.advance(3)
     await part.next()
     part.clock.advance(3)
     await part.next()
@@ -108,12 +120,59 @@ async def test_a_defect_is_announced_with_its_traceback(monkeypatch: pytest.Monk
     monkeypatch.setattr(loop_module, "LONGEST_BACKOFF", 0.001)
     part = Part(LookupError("a defect"), None)
     part.loop.start()
-    for _ in range(2):
-        await part.next()
+    await part.next()
+    part.clock.advance(1)
+    await part.next()
     await part.loop.stop()
     failed = [event for event in part.events if isinstance(event, PartFailed)]
     assert len(failed) == 1
     assert "LookupError: a defect" in failed[0].problem
+
+
+async def ticks_after(part: Part, real_seconds: float = 0.1) -> int:
+    """How many ticks there are after some sleeps of 10 ms."""
+    await asyncio.sleep(real_seconds)
+    return len(part.ticks)
+
+
+async def test_a_tick_is_not_called_before_its_time_however_short_the_sleeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop_module, "LONGEST_SLEEP", SECOND // 100)
+    part = Part(START + 15 * SECOND, None)
+    part.loop.start()
+    await part.next()
+    part.clock.advance(14)
+    assert await ticks_after(part) == 1
+    part.clock.advance(1)
+    await part.next()
+    assert await ticks_after(part) == 2, "and the next one when it is woken"
+    await part.loop.stop()
+
+
+@pytest.mark.parametrize("step", [-3600, 3600])
+async def test_a_step_of_the_wall_clock_calls_the_tick_once(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    monkeypatch.setattr(loop_module, "LONGEST_SLEEP", SECOND // 100)
+    steady, wall = VirtualClock(), VirtualClock()
+    part = Part(None)
+
+    async def in_a_minute(now: int) -> int | None:
+        await part.tick(now)
+        return now + 60 * SECOND
+
+    clock = SteppedClock(steady, wall)
+    loop = Loop("part", in_a_minute, clock=clock, random=Random(1), announce=part.events.append)
+    loop.start()
+    await part.next()
+    wall.advance(step)
+    await part.next()
+    assert part.ticks == [START, START + step * SECOND]
+    assert await ticks_after(part) == 2
+    wall.advance(59)
+    steady.advance(59)
+    assert await ticks_after(part) == 2
+    steady.advance(1)
+    wall.advance(1)
+    await part.next()
+    await loop.stop()
 
 
 async def test_stop_lets_the_present_tick_end_and_begins_no_other() -> None:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from uuid import UUID
 
+import pytest
+
 from onebeat.model.job import JobState
 from onebeat.store import reports
+from onebeat.store.connection.database import Database
 from tests.engine.parts import POLL, Parts
 from tests.support.builders import SECOND, a_job
 
@@ -54,6 +57,22 @@ async def test_the_database_decides_what_is_due_and_the_offset_when_to_look(part
     parts.clock.advance(4)
     await parts.promoter.tick(local + 4 * SECOND)
     assert await state(parts, job.id) == "queued"
+
+
+async def test_a_stepped_clock_is_asked_for_once_and_not_each_millisecond(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The database's clock was set back by an hour after the offset was measured."""
+    await parts.stored(a_job(**due(parts, 10)))
+    local = parts.clock.now
+    parts.database.offset_us = 3600 * SECOND
+
+    async def measured(self: Database) -> int:
+        self.offset_us = 0
+        return 0
+
+    monkeypatch.setattr(Database, "measure_offset", measured)
+    assert await parts.promoter.tick(local) == local + 10 * SECOND
 
 
 async def test_more_than_one_batch_is_looked_at_again_at_once(parts: Parts) -> None:

@@ -63,7 +63,10 @@ class Dispatcher:
         held_back = HEAD_START * self._behind + DOUBLING * self._running().bit_length()
         if self._expected + held_back > database_now:
             return now + self._expected + held_back - database_now
+        expected = self._expected
         report = await self._fire(worker_id)
+        if expected > report.now:  # a clock was stepped: by the offset known so far it would be asked again at once
+            await self._database.measure_offset()
         self._tell(report)
         self._unreadable |= {id: now + UNREADABLE for id, _ in report.unreadable}
         self._expected = report.next_fire

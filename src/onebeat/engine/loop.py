@@ -13,6 +13,7 @@ from onebeat.model.protocols import Clock, Tick
 SECOND = 1_000_000
 LONGEST_SLEEP = 5 * SECOND  # timers count no suspended time; a bounded sleep notices a clock that jumped
 LONGEST_BACKOFF = 5.0  # seconds: the database may be back any moment
+STEP = SECOND // 10  # a change of the wall clock against the one that never steps; corrections of drift are smaller
 MARGIN = 500  # microseconds to sleep longer, so that a wake-up is not a hair too early
 
 
@@ -54,32 +55,40 @@ class Loop:
     async def _run(self) -> None:
         while not self._stopping:
             self._alarm.clear()
-            now = self._clock.now()
+            now, began = self._clock.now(), self._clock.boot()
             try:
                 at = await self._tick(now)
             except Exception as error:  # noqa: BLE001 - one failed step must not end the part; it is announced
-                at = self._after_failure(error)
+                await self._sleep(self._clock.boot() + self._after_failure(error), now - began)
             else:
                 self._after_success()
-            if not self._stopping:
-                await self._alarm.wait(self._seconds_until(at))
+                await self._sleep(None if at is None else began + at - now, now - began)
 
-    def _seconds_until(self, at: int | None) -> float:
-        delay = LONGEST_SLEEP if at is None else min(at - self._clock.now() + MARGIN, LONGEST_SLEEP)
-        return 0.0 if delay <= MARGIN else delay / SECOND
+    async def _sleep(self, until: int | None, wall: int) -> None:
+        """Return at `until` on the clock that never steps (None: never), when woken, or after a step of the wall clock.
+
+        `wall`: how far the wall clock was ahead of the other one when the tick began.
+        """
+        while not self._stopping:
+            left = LONGEST_SLEEP if until is None else min(until - self._clock.boot() + MARGIN, LONGEST_SLEEP)
+            woken = await self._alarm.wait(0.0 if left <= MARGIN else left / SECOND)
+            if woken or (until is not None and self._clock.boot() >= until):
+                return
+            if abs(self._clock.now() - self._clock.boot() - wall) > STEP:
+                return
 
     def _after_failure(self, error: Exception) -> int:
-        now = self._clock.now()
-        self._failing_since = self._failing_since or now
+        """Announce the error and return the microseconds until the next try."""
+        self._failing_since = self._failing_since or self._clock.boot()
         self._failures += 1
         longest = min(LONGEST_BACKOFF, 0.1 * 2 ** min(self._failures, 10))
         delay = longest * (0.5 + self._random.random() / 2)
         self._announce(trouble(self.name, error, delay))
         self._alarm.clear()  # a wake that came during the outage must not turn the back-off into a busy loop
-        return now + int(delay * SECOND)
+        return int(delay * SECOND)
 
     def _after_success(self) -> None:
         if self._failures:
-            self._announce(DatabaseBack(part=self.name, after=(self._clock.now() - self._failing_since) / SECOND))
+            self._announce(DatabaseBack(part=self.name, after=(self._clock.boot() - self._failing_since) / SECOND))
             self._failures = 0
             self._failing_since = 0

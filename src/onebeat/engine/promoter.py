@@ -27,6 +27,8 @@ class Promoter:
         count, earliest = await self._database.write(insert.promote)
         if count:
             self._wakeups.jobs_queued()
+        else:  # another worker was first, or a clock was stepped: by the offset known so far it would ask at once
+            await self._database.measure_offset()
         if earliest is None:
             return now + self._poll
         return min(max(earliest - self._database.offset_us, now + SOONEST), now + self._poll)

@@ -31,6 +31,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 CALL_LIMIT = 30.0  # seconds for all tries of one call, since it was submitted
+STEP = 10_000  # microseconds: by so much more do the local clocks differ after a step of the wall clock
 HEARTBEAT_LIMIT = 10.0  # seconds; below the beat of 15
 START_TIMEOUT = 30.0  # seconds
 _INHERITED: list[ConnectionBackend] = []  # kept for ever, because finalising what a parent process opened could harm it
@@ -96,7 +97,8 @@ class Database:
         self._pid = 0
         self._loop: asyncio.AbstractEventLoop | None = None  # the event loop that opened it
         self._instance_id: str | None = None
-        self._offset_us = 0
+        self._offset_us = 0  # database minus local clock, as last measured
+        self._wall = self._clock.now() - self._clock.boot()  # at that time
         self.cautions: list[str] = []  # what an operator should know about this server, found at open
 
     @property
@@ -131,15 +133,6 @@ class Database:
         self._root._instance_id = found
 
     @property
-    def offset_us(self) -> int:
-        """The database's clock minus the local one, as last measured, in microseconds."""
-        return self._root._offset_us
-
-    @offset_us.setter
-    def offset_us(self, measured: int) -> None:
-        self._root._offset_us = measured
-
-    @property
     def url(self) -> URL:
         """The URL opened; its `repr` and `str` hide the password."""
         return self._target.url
@@ -153,6 +146,23 @@ class Database:
     def call_limit(self) -> float:
         """The seconds that one try of one transaction may take on a server."""
         return self._limit
+
+    @property
+    def offset_us(self) -> int:
+        """Microseconds of the database's clock minus the local one: as last measured, less local steps since then."""
+        root = self._root
+        step = self._clock.now() - self._clock.boot() - root._wall
+        return root._offset_us - step if self._has_clock_of_its_own and abs(step) > STEP else root._offset_us
+
+    @offset_us.setter
+    def offset_us(self, measured: int) -> None:
+        self._root._offset_us = measured
+        self._root._wall = self._clock.now() - self._clock.boot()
+
+    @property
+    def _has_clock_of_its_own(self) -> bool:
+        """Whether the database's clock is not the one of this machine; SQLite reads that one, steps and all."""
+        return not self.dialect.one_writer or self._transactions.database_clock is not None
 
     def __repr__(self) -> str:
         return f"<Database {self.where}>"
@@ -275,8 +285,8 @@ class Database:
 
     async def measure_offset(self) -> int:
         """Measure and keep `offset_us`, the database's clock minus the local one, by the midpoint of one read."""
-        if self.dialect.one_writer and self._transactions.database_clock is None:
-            return 0  # SQLite reads this machine's clock
+        if not self._has_clock_of_its_own:
+            return 0
 
         def timed(tx: Tx) -> int:
             before = self._clock.now()
