@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 from fastapi import Depends
-from onebeat import JobContext, Retry, TaskRouter
+from onebeat import Cancel, JobContext, Retry, Snooze, TaskRouter
 from onebeat.offload import checkpoint, remaining, to_process, to_process_sync
 from onebeat.tracking import tracking_id
 from tests.offload import work
@@ -79,3 +83,59 @@ def depends_by_annotation(value: Annotated[int, Depends(work.pid)]) -> None: ...
 
 
 def depends_by_default(value: int = Depends(work.pid)) -> None: ...
+
+
+class Closing(BaseException):
+    """Not an `Exception`, as those of shells and of test runners are not."""
+
+
+class OutOfStock(LookupError):
+    """Cannot be rebuilt by pickle: its constructor takes another number of arguments than it passes on."""
+
+    def __init__(self, shop: str, *, item: str) -> None:
+        super().__init__(f"{shop} has no {item}")
+
+
+@dataclass(frozen=True)
+class Frozen(Exception):
+    """Refuses every attribute that is set on it, also the ones which Python's own tools set."""
+
+    item: str
+
+
+@dataclass(frozen=True)
+class FrozenAndEmpty(Exception):
+    """Can be rebuilt, and refuses its cause afterwards."""
+
+
+RAISED: dict[str, Callable[[], BaseException]] = {
+    "value": lambda: ValueError("wrong"),
+    "rebuilt never": lambda: OutOfStock("corner", item="bread"),
+    "exit": lambda: SystemExit(3),
+    "iteration": lambda: StopIteration(1),
+    "cancelled": lambda: asyncio.CancelledError("by itself"),
+    "base": lambda: Closing("now"),
+    "frozen": lambda: Frozen("bread"),
+    "frozen and empty": FrozenAndEmpty,
+}
+
+
+def raises(kind: str) -> None:
+    raise RAISED[kind]()
+
+
+async def raises_on_the_loop(kind: str) -> None:
+    raise RAISED[kind]()
+
+
+def snoozes(folder: str) -> str:
+    """Ask for another try once, and return at the second start."""
+    try:
+        (Path(folder) / "snoozed").touch(exist_ok=False)
+    except FileExistsError:
+        return "done"
+    raise Snooze(0.01)
+
+
+def cancels() -> None:
+    raise Cancel("nothing to do")

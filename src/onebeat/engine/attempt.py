@@ -8,11 +8,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Literal
 
-from onebeat.errors import Busy, InvalidArguments, JobCancelled, LeaseLost, Stopped
+from onebeat.errors import Busy, InvalidArguments, JobCancelled, LeaseLost, RemoteError, Stopped
 from onebeat.model import payload
 from onebeat.model.job import SUCCESS, Claimed, Ending, Outcome, stored_retry
 from onebeat.model.protocols import Runner, Running
 from onebeat.offload.limits import within
+from onebeat.offload.pool.calls import RaisedInThread
 from onebeat.tasks.context import JobContext, current
 from onebeat.tasks.task import Task
 from onebeat.timing.backoff import Cancel, Retry, Snooze
@@ -139,6 +140,7 @@ class Run:
 
     def _from(self, error: BaseException) -> Outcome:
         """The outcome of an attempt that raised."""
+        error = _raised(error)
         if self.stop_reason is not None and not isinstance(error, Exception):
             return self._stopped()
         if self.stop_reason == "lost" or (isinstance(error, LeaseLost) and self.context._left):
@@ -156,17 +158,14 @@ class Run:
             return Outcome(ending=Ending.SNOOZED, delay=error.delay_us, error=words)
         if isinstance(error, Cancel):
             return Outcome(ending=Ending.CANCELLED, reason=clip(str(error.reason or "by the task"), 64))
-        words = clip(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
+        words = clip(_words(error))
         trace = clip("".join(traceback.format_exception(error)), MAX_TRACEBACK)
         if self._timed_out:
             words = f"TimeoutError: ran longer than its timeout of {self.timeout:g} s"
             return Outcome(
                 ending=Ending.TIMEOUT, error=words, traceback=trace, retryable=self.retry.wants(TimeoutError())
             )
-        retryable = isinstance(error, Exception) and self.retry.wants(error)
-        if isinstance(error, asyncio.CancelledError):
-            retryable, words = True, "CancelledError: the function's own await was cancelled"
-        return Outcome(ending=Ending.ERROR, error=words, traceback=trace, retryable=retryable)
+        return Outcome(ending=Ending.ERROR, error=words, traceback=trace, retryable=self.retry.wants(error))
 
     def _stopped(self) -> Outcome:
         if self.stop_reason == "drain":
@@ -174,6 +173,27 @@ class Run:
         if self.stop_reason == "lost":
             return Outcome(ending=Ending.LOST)
         return Outcome(ending=Ending.CANCELLED, reason="requested")
+
+
+def _raised(error: BaseException) -> BaseException:
+    """The exception that the function raised, where a thread or a coroutine had to wrap it in a `RuntimeError`."""
+    cause = error.__cause__
+    if cause is None:
+        return error
+    if isinstance(error, RaisedInThread):
+        return cause
+    if isinstance(cause, StopIteration) and error.args == ("coroutine raised StopIteration",):
+        return cause
+    return error
+
+
+def _words(error: BaseException) -> str:
+    """The class and the message of an error, also of one that a child process could only describe."""
+    if isinstance(error, RemoteError) and error.type_name:
+        return str(error).removeprefix(error.type_name.rpartition(".")[0] + ".").removesuffix(": ")
+    if isinstance(error, asyncio.CancelledError) and not str(error):
+        return "CancelledError: the function's own await was cancelled"
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
 def retry_in_force(task: Task[Any, Any] | None, job: Claimed) -> Retry:
