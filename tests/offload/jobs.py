@@ -8,7 +8,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
+
+from pydantic import BaseModel, computed_field
+from sqlalchemy import create_engine, text
+from sqlalchemy.exc import OperationalError
 
 from fastapi import Depends
 from onebeat import Cancel, JobContext, Retry, Snooze, TaskRouter
@@ -139,3 +143,40 @@ def snoozes(folder: str) -> str:
 
 def cancels() -> None:
     raise Cancel("nothing to do")
+
+
+SECRETS = ("s3cret", "eyJhbGciOiJIUzI1NiJ9", "4242 4242", "0xdeadbeef")
+FORGED = "2026-01-02 03:04:05 ERROR forged"
+
+
+def tells_secrets() -> None:
+    """Fail as drivers, HTTP clients and SQLAlchemy do, with a cause and a note that tell secrets too."""
+    engine = create_engine("sqlite://")
+    try:
+        try:
+            with engine.connect() as connection:
+                connection.execute(text("INSERT INTO cards VALUES (:number)"), {"number": SECRETS[2]})
+        finally:
+            engine.dispose()
+    except OperationalError as error:
+        failure = ConnectionError(
+            "postgresql://shop:s3cret@db/shop?token=0xdeadbeef refused 'Bearer eyJhbGciOiJIUzI1NiJ9'"
+            f"\n{FORGED}\n{error}"
+        )
+        failure.add_note("see redis://:s3cret@cache/0")
+        raise failure from error
+
+
+async def tells_secrets_on_the_loop() -> None:
+    tells_secrets()
+
+
+def returns_what_tells_secrets() -> Any:
+    """Return a value whose serialisation fails with a secret in its message."""
+
+    class Value(BaseModel):
+        @computed_field
+        def total(self) -> int:
+            raise ConnectionError(f"redis://:s3cret@cache/0\n{FORGED}")
+
+    return Value()

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from onebeat import Retry, Scheduler
-from onebeat.errors import RemoteError
+from onebeat.errors import JobFailed, RemoteError
+from onebeat.model.events import ValueDropped
 from onebeat.model.job import JobState
 from onebeat.offload import to_process
 from tests.offload import jobs
@@ -87,3 +88,47 @@ async def test_an_exception_that_refuses_attributes_comes_back_from_a_process() 
     with pytest.raises(RemoteError, match="Frozen: bread") as described:
         await to_process(jobs.raises, "frozen")
     assert described.value.type_names[:2] == ("tests.offload.jobs.Frozen", "builtins.Exception")
+
+
+def without_secret(shown: str) -> str:
+    assert not [secret for secret in jobs.SECRETS if secret in shown], shown
+    return shown
+
+
+@pytest.mark.parametrize("place", PLACES)
+async def test_no_secret_of_an_exception_reaches_the_database_the_log_or_the_caller(
+    scheduler: Scheduler, place: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    function: Any = jobs.tells_secrets_on_the_loop if place == "loop" else jobs.tells_secrets
+    task = scheduler.task(name="tells", run_in=place, timeout=30, retry=Retry(2, base=0))(function)
+    async with scheduler:
+        ended = await (await task.enqueue()).wait(30)
+        attempts = await scheduler.jobs.attempts(ended.id)
+        with pytest.raises(JobFailed) as caught:
+            await ended.result(0)
+    assert "postgresql://shop:[redacted]@db" in without_secret(str(ended.error))
+    assert "INSERT INTO cards" in str(ended.error)
+    without_secret(str(caught.value))
+    for attempt in attempts:
+        without_secret(str(attempt.error))
+        assert "tells_secrets" in without_secret(str(attempt.traceback))
+        assert "see redis://:[redacted]@cache" in str(attempt.traceback)
+    told = [record.getMessage() for record in caplog.records if record.name == "onebeat.jobs"]
+    assert len(told) == 2
+    for message in told:
+        assert "\n" not in without_secret(message)
+        assert jobs.FORGED in message
+
+
+async def test_a_value_that_cannot_be_stored_tells_no_secret(
+    scheduler: Scheduler, caplog: pytest.LogCaptureFixture
+) -> None:
+    dropped: list[ValueDropped] = []
+    scheduler.on(ValueDropped)(dropped.append)
+    task = scheduler.task(name="returns", timeout=30)(jobs.returns_what_tells_secrets)
+    async with scheduler:
+        await (await task.enqueue()).result(30)
+    assert [without_secret(event.problem) for event in dropped]
+    told = [record.getMessage() for record in caplog.records if "was not stored" in record.getMessage()]
+    assert len(told) == 1
+    assert "\n" not in without_secret(told[0])

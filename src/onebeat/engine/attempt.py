@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from onebeat.errors import Busy, InvalidArguments, JobCancelled, LeaseLost, RemoteError, Stopped
+from onebeat.logs.redact import without_secrets
 from onebeat.model import payload
 from onebeat.model.job import SUCCESS, Claimed, Ending, Outcome, stored_retry
 from onebeat.model.protocols import Runner, Running
@@ -20,6 +21,7 @@ from onebeat.timing.backoff import Cancel, Retry, Snooze
 
 StopReason = Literal["cancel", "drain", "lost"]
 MAX_ERROR = 2_000  # characters of an error's text kept on the row
+MAX_READ = 1_000_000  # characters of a text that are searched for secrets
 MAX_TRACEBACK = 16_384  # characters of a traceback kept with the attempt
 
 
@@ -72,10 +74,10 @@ class Run:
         try:
             args, kwargs = self.task.signature.unpack(self.job.args)
         except InvalidArguments as error:
-            return Outcome(ending=Ending.UNDECODABLE, error=clip(str(error)))
+            return Outcome(ending=Ending.UNDECODABLE, error=shown(str(error)))
         except BaseException as error:  # noqa: BLE001 - a validator of the task's own may raise anything
             words = f"the stored arguments cannot be read: {type(error).__name__}: {error}"
-            return Outcome(ending=Ending.UNDECODABLE, error=clip(words))
+            return Outcome(ending=Ending.UNDECODABLE, error=shown(words))
         name = self.task.signature.context_parameter
         if name is not None:
             kwargs[name] = self.context
@@ -132,10 +134,10 @@ class Run:
         try:
             return Outcome(ending=Ending.SUCCEEDED, value=payload.encode(payload.plain(value), what="the value"))
         except InvalidArguments as error:
-            self._dropped(self, clip(str(error)))
+            self._dropped(self, shown(str(error)))
             return SUCCESS
         except BaseException as error:  # noqa: BLE001 - a model's own property or serializer may raise anything
-            self._dropped(self, clip(f"{type(error).__name__}: {error}"))
+            self._dropped(self, shown(f"{type(error).__name__}: {error}"))
             return SUCCESS
 
     def _from(self, error: BaseException) -> Outcome:
@@ -157,9 +159,9 @@ class Run:
             words = "Snooze: a task that starts at most once cannot be tried again" if self.job.at_most_once else None
             return Outcome(ending=Ending.SNOOZED, delay=error.delay_us, error=words)
         if isinstance(error, Cancel):
-            return Outcome(ending=Ending.CANCELLED, reason=clip(str(error.reason or "by the task"), 64))
-        words = clip(_words(error))
-        trace = clip("".join(traceback.format_exception(error)), MAX_TRACEBACK)
+            return Outcome(ending=Ending.CANCELLED, reason=shown(str(error.reason or "by the task"), 64))
+        words = shown(_words(error))
+        trace = shown("".join(traceback.format_exception(error)), MAX_TRACEBACK)
         if self._timed_out:
             words = f"TimeoutError: ran longer than its timeout of {self.timeout:g} s"
             return Outcome(
@@ -202,8 +204,12 @@ def retry_in_force(task: Task[Any, Any] | None, job: Claimed) -> Retry:
     return replace(stored_retry(job.retry, own), on=own.on, give_up_on=own.give_up_on)
 
 
-def clip(text: str, length: int = MAX_ERROR) -> str:
-    """`text`, with its middle left out when it is longer than `length`; lone surrogates made visible."""
+def shown(text: str, length: int = MAX_ERROR) -> str:
+    """`text` as it may be stored and logged: without secrets, its middle left out when it is longer than `length`.
+
+    Lone surrogates are made visible. Of a text beyond `MAX_READ` characters the end is left out before.
+    """
+    text = without_secrets(text[:MAX_READ])
     text = text.encode("utf-8", "backslashreplace").decode("utf-8").replace("\x00", "\\x00")
     if len(text) <= length:
         return text

@@ -10,7 +10,7 @@ from random import Random
 from typing import Any, cast
 from uuid import UUID
 
-from onebeat.engine.attempt import MAX_TRACEBACK, Run, StopReason, clip, retry_in_force
+from onebeat.engine.attempt import MAX_TRACEBACK, Run, StopReason, retry_in_force, shown
 from onebeat.engine.claimer import is_suspect
 from onebeat.engine.identity import WorkerIdentity
 from onebeat.engine.progress import ProgressWriter
@@ -128,7 +128,7 @@ class Executor:
         try:
             run = self._prepare(job)
         except Exception as error:  # noqa: BLE001 - whatever its row holds, the rest of the batch must start
-            words = clip(f"what is stored of the job cannot be read: {type(error).__name__}: {error}")
+            words = shown(f"what is stored of the job cannot be read: {type(error).__name__}: {error}")
             self._end(job, Outcome(ending=Ending.UNDECODABLE, error=words), Retry(), 0.0)
             return
         if not self._runs:
@@ -195,8 +195,8 @@ class Executor:
         except GeneratorExit:  # the event loop is gone, and this coroutine is thrown away
             raise
         except BaseException as error:  # noqa: BLE001 - an attempt without an end would be started for ever
-            trace = clip("".join(traceback.format_exception(error)), MAX_TRACEBACK)
-            outcome = Outcome(ending=Ending.ERROR, error=clip(f"{type(error).__name__}: {error}"), traceback=trace)
+            trace = shown("".join(traceback.format_exception(error)), MAX_TRACEBACK)
+            outcome = Outcome(ending=Ending.ERROR, error=shown(f"{type(error).__name__}: {error}"), traceback=trace)
         finally:
             self._forget(run)
             self._tasks.discard(cast(asyncio.Task[None], asyncio.current_task()))  # a callback costs a turn of the loop

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from onebeat.logs.filter import noted
+from onebeat.logs.redact import without_secrets
+from onebeat.logs.text import CONTINUATION, one_line
 from onebeat.model import events as e
 from onebeat.model.protocols import Unit
 from onebeat.timing.clock import from_us
@@ -60,7 +62,7 @@ def _settled(event: e.JobSettled) -> None:
         words += f", again in {event.retry_in:.1f} s"
     if event.error:
         words += f": {event.error}"
-    jobs.log(level, "%s", words, extra=_about(event) | _outcome(event))
+    jobs.log(level, "%s", _shown(words), extra=_about(event) | _outcome(event))
 
 
 def _outcome(event: e.JobSettled) -> dict[str, Any]:
@@ -79,16 +81,27 @@ def _fired(event: e.ScheduleFired) -> None:
         if event.tracking_id is not None:
             about |= _noted(event.tracking_id, "fire", event.fire_key)
         words = f"schedule {event.schedule_id} {event.decision} for {from_us(event.fire_us).isoformat()}"
-        schedules.log(level, "%s", words + (f": {event.reason}" if event.reason else ""), extra=about)
+        schedules.log(level, "%s", _shown(words + (f": {event.reason}" if event.reason else "")), extra=about)
 
 
 def _said(logger: logging.Logger, level: int, text: Callable[[Any], str]) -> Callable[[Any], None]:
     def wording(event: Any) -> None:
         if logger.isEnabledFor(level):
             extra = _about(event) if isinstance(event, e.JobEvent) else None
-            logger.log(level, "%s", text(event), extra=extra)
+            logger.log(level, "%s", _shown(text(event)), extra=extra)
 
     return wording
+
+
+def _shown(text: str) -> str:
+    """One line without secrets: handlers of other libraries write it as it is."""
+    return one_line(without_secrets(text))
+
+
+def _failed(event: e.PartFailed) -> None:
+    """A defect of onebeat itself, with its traceback."""
+    rows = without_secrets(event.problem).rstrip().split("\n")
+    log.error("%s failed, trying again: %s", _shown(event.part), CONTINUATION.join(map(one_line, rows)))
 
 
 def _dropped(event: e.ValueDropped) -> str:
@@ -158,7 +171,7 @@ _WORDS: dict[type[e.Event], Callable[[Any], None]] = {
         log, logging.WARNING, lambda v: f"{v.part}: {v.problem}; trying again in {v.retry_in:.1f} s"
     ),
     e.DatabaseBack: _said(log, logging.INFO, lambda v: f"{v.part}: the database answers again after {v.after:.1f} s"),
-    e.PartFailed: _said(log, logging.ERROR, lambda v: f"{v.part} failed, trying again: {v.problem}"),
+    e.PartFailed: _failed,
     e.QueueUnserved: _said(
         log, logging.WARNING, lambda v: f"no live worker serves queue {v.queue!r}, which task {v.task!r} uses"
     ),
