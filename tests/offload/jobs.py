@@ -15,7 +15,7 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.exc import OperationalError
 
 from fastapi import Depends
-from onebeat import Cancel, JobContext, Retry, Snooze, TaskRouter
+from onebeat import Cancel, JobContext, NotStarted, Retry, Snooze, TaskRouter, current_job
 from onebeat.offload import checkpoint, remaining, to_process, to_process_sync
 from onebeat.tracking import tracking_id
 from tests.offload import work
@@ -180,3 +180,33 @@ def returns_what_tells_secrets() -> Any:
             raise ConnectionError(f"redis://:s3cret@cache/0\n{FORGED}")
 
     return Value()
+
+
+def facts() -> dict[str, Any]:
+    """Return what the running job knows of itself, and how it refuses what a child process cannot do."""
+    job = current_job()
+    refused: list[str] = []
+    asks: list[Callable[[], None]] = [
+        lambda: asyncio.run(job.ensure_owned()),
+        job.sync.ensure_owned,
+        lambda: job.sync.progress(1, 2),
+    ]
+    for ask in asks:
+        try:
+            ask()
+        except NotStarted as error:
+            refused.append(str(error))
+    left = job.remaining or 0.0
+    return {
+        "id": str(job.id), "attempt": job.attempt, "task": job.task, "tracking_id": job.tracking_id,
+        "fence": job.fence, "schedule_id": job.schedule_id, "fire_time": str(job.fire_time),
+        "has_time": 0 < left <= 30, "cancelled": job.cancelled, "refused": refused, "pid": work.pid(),
+    }  # fmt: skip
+
+
+def job_of_a_call() -> str:
+    return current_job().task
+
+
+async def asks_for_its_job_in_a_process() -> str:
+    return await to_process(job_of_a_call)
