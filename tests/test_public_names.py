@@ -14,9 +14,9 @@ NAMES = {
         JobSettled JobStarted LeaseLost LockTimeout Months NotStarted OnebeatError Page PartFailed Policies QueueInfo
         QueueUnserved RemoteError Retention Retry ScheduleExists ScheduleFired ScheduleInfo ScheduleNotFound
         ScheduleSkipping ScheduleUnreadable Scheduler SchemaOutOfDate Settings SettlementLost Snooze StaleRevision
-        Stopped Task TaskRouter ThreadOverran UnknownTask ValueDropped Weekdays Weeks Why WorkerDied WorkerDraining
-        WorkerInfo WorkerLost WorkerProcessDied WorkerStarted WorkerStopped configure_sqlite current_job fence_guard
-        install
+        StopIgnored Stopped Task TaskRouter ThreadOverran UnknownTask ValueDropped Weekdays Weeks Why WorkerDied
+        WorkerDraining WorkerInfo WorkerLost WorkerProcessDied WorkerStarted WorkerStopped configure_sqlite current_job
+        fence_guard install
     """,
     "onebeat.offload": """
         Held Lane Watchdog all_lanes blocking checkpoint close_offload cpu_bound remaining setup_offload to_process

@@ -11,15 +11,18 @@ from typing import Any, Literal
 from onebeat.errors import Busy, InvalidArguments, JobCancelled, LeaseLost, RemoteError, Stopped
 from onebeat.logs.redact import without_secrets
 from onebeat.model import payload
-from onebeat.model.job import SUCCESS, Claimed, Ending, Outcome, stored_retry
+from onebeat.model.job import SUCCESS, Claimed, Ending, JobState, Outcome, Settlement, stored_retry
 from onebeat.model.protocols import Runner, Running
 from onebeat.offload.limits import within
 from onebeat.offload.pool.calls import RaisedInThread
+from onebeat.store.jobs.settle import Ended
 from onebeat.tasks.context import JobContext, current
 from onebeat.tasks.task import Task
 from onebeat.timing.backoff import Cancel, Retry, Snooze
 
 StopReason = Literal["cancel", "drain", "lost"]
+StopCause = Literal["timeout", "cancel"]
+PATIENCE = 5.0  # seconds for the clean-up of a run that was told to end, as at the end of a drain
 MAX_ERROR = 2_000  # characters of an error's text kept on the row
 MAX_READ = 1_000_000  # characters of a text that are searched for secrets
 MAX_TRACEBACK = 16_384  # characters of a traceback kept with the attempt
@@ -39,6 +42,7 @@ class Run:
         timeout: float,
         runner: Runner | None,
         overran: Callable[[Run], None],
+        ignored: Callable[[Run, StopCause, float], None],
         dropped: Callable[[Run, str], None],
     ) -> None:
         self.job = job
@@ -53,7 +57,10 @@ class Run:
         self._running: Running | None = None
         self._awaiting: asyncio.Task[Any] | None = None
         self._timed_out = False
+        self.replaced = False  # its job has ended without it
+        self._patience: asyncio.TimerHandle | None = None  # until a run that was told to end is said to go on
         self._overran = overran
+        self._ignored = ignored
         self._dropped = dropped
 
     def stop(self, reason: StopReason) -> None:
@@ -65,9 +72,24 @@ class Run:
             self.unstoppable = not self._running.stop(reason)
         elif self._awaiting is not None:
             self._awaiting.cancel()
+        if reason == "cancel":
+            self._expect_end("cancel")
+
+    def _expect_end(self, cause: StopCause) -> None:
+        """Say so if this run still goes on a while after it was told to end."""
+        if self._patience is None:
+            loop = asyncio.get_running_loop()
+            self._patience = loop.call_later(PATIENCE, self._ignored, self, cause, PATIENCE)
 
     async def outcome(self) -> Outcome:
         """Run the function to its end and return how it ended, whatever it raises."""
+        try:
+            return await self._outcome()
+        finally:
+            if self._patience is not None:
+                self._patience.cancel()
+
+    async def _outcome(self) -> Outcome:
         current.set(self.context)
         if self.task is None:
             return Outcome(ending=Ending.RETURNED)
@@ -107,6 +129,7 @@ class Run:
             self._timed_out = True
             self.context._ask_to_stop()
             self._awaiting.cancel()
+            self._expect_end("timeout")
 
     async def _off_the_loop(self, runner: Runner, function: Any, args: Any, kwargs: Any) -> Any:
         with within(self.timeout) as limit:  # what `remaining()` and `checkpoint()` of `onebeat.offload` know
@@ -196,6 +219,19 @@ def _words(error: BaseException) -> str:
     if isinstance(error, asyncio.CancelledError) and not str(error):
         return "CancelledError: the function's own await was cancelled"
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+def replacement(run: Run, cause: StopCause) -> Ended:
+    """The end of a job whose run was told to end and goes on: it fails, or is cancelled as somebody asked."""
+    job = run.job
+    if cause == "cancel":
+        settlement = Settlement(
+            state=JobState.CANCELLED, reason="requested", errors=job.errors, crashes=job.crashes
+        )  # fmt: skip
+        return Ended(job, Outcome(ending=Ending.CANCELLED), settlement)
+    error = f"TimeoutError: ran longer than its timeout of {run.timeout:g} s and goes on; replaced"
+    settlement = Settlement(state=JobState.FAILED, reason="replaced", errors=job.errors + 1, crashes=job.crashes)
+    return Ended(job, Outcome(ending=Ending.TIMEOUT, error=error), settlement)
 
 
 def retry_in_force(task: Task[Any, Any] | None, job: Claimed) -> Retry:

@@ -165,6 +165,14 @@ _WORDS: dict[type[e.Event], Callable[[Any], None]] = {
             "its slot stays taken and the retry waits until it returns"
         ),
     ),
+    e.StopIgnored: _said(
+        jobs,
+        logging.WARNING,
+        lambda v: (
+            f"job {v.task} was told to end ({v.cause}) and goes on {v.seconds:.0f} s later; "
+            + ("its job ends without it" if v.replaced else "it stays running, and what waits for it waits on")
+        ),
+    ),
     e.ValueDropped: lambda v: (_DROPPED_AGAIN if v.again else _DROPPED)(v),
     e.DatabaseCaution: _said(log, logging.INFO, lambda v: f"{v.database}: {v.caution}"),
     e.DatabaseTrouble: _said(
