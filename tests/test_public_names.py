@@ -14,7 +14,8 @@ NAMES = {
         JobSettled JobStarted LeaseLost LockTimeout Months NoTasks NotStarted OnebeatError Page PartFailed Policies
         QueueInfo QueueUnserved RemoteError Retention Retry ScheduleExists ScheduleFired ScheduleInfo ScheduleNotFound
         ScheduleSkipping ScheduleUnreadable Scheduler SchedulerIdle SchemaOutOfDate Settings SettlementLost Snooze
-        StaleRevision Stopped Task TaskRouter ThreadOverran UnknownTask ValueDropped Weekdays Weeks Why WorkerDied
+        StaleRevision StopIgnored Stopped Task TaskRouter ThreadOverran UnknownTask ValueDropped Weekdays Weeks Why
+        WorkerDied
         WorkerDraining WorkerInfo WorkerLost WorkerProcessDied WorkerStarted WorkerStopped configure_sqlite current_job
         fence_guard install
     """,

@@ -158,7 +158,7 @@ The shop is open at {url} with four processes on one SQLite file. Ctrl-C ends it
   a mail, ten seconds from now   curl -i -X PUT '{url}/send_email?user_id=1&message=hello'
   a job that fails at random     curl -X POST '{url}/charge?order_id=7&luck=0.5'
   what became of them            curl '{url}/jobs?limit=5'
-  what failed, and why           curl '{url}/jobs?state=failed'
+  what failed                    curl '{url}/jobs?state=failed'
 
   mails     {folder}/mails            one file a mail, one ledger line a mail
   reports   {folder}/reports          one each 5 s, whichever process writes it; a minutely cron removes the old ones

@@ -27,6 +27,8 @@ OnebeatError
 
 from __future__ import annotations
 
+import re
+
 
 class OnebeatError(Exception):
     """The root: `except OnebeatError` catches whatever onebeat itself raises.
@@ -141,14 +143,25 @@ class Stopped(OnebeatError):
 class RemoteError(OnebeatError):
     """A child process raised something that cannot be rebuilt here: its class, its words and its traceback as text.
 
-    `type_name` is the module and name of the exception's class (``"shop.errors.OutOfStock"``), `traceback` the text
-    of the child's traceback.
+    `type_name` is the module and name of the exception's class (``"shop.errors.OutOfStock"``), `type_names` holds
+    those of the class and all its bases, `traceback` is the text of the child's traceback.
     """
 
-    def __init__(self, message: str, *, type_name: str = "", traceback: str = "") -> None:
+    def __init__(self, message: str, *, type_names: tuple[str, ...] = (), traceback: str = "") -> None:
         super().__init__(message)
-        self.type_name = type_name
+        self.type_name = type_names[0] if type_names else ""
+        self.type_names = type_names
         self.traceback = traceback
+
+
+def qualified_names(kind: type) -> tuple[str, ...]:
+    """Return the module and name of a class and of all its bases, the class first, as other processes know them.
+
+    >>> qualified_names(KeyError)[:2]
+    ('builtins.KeyError', 'builtins.LookupError')
+    """
+    names = (f"{base.__module__}.{base.__qualname__}" for base in kind.__mro__ if base is not object)
+    return tuple(re.sub(r"^__mp_main__\.", "__main__.", name) for name in names)  # multiprocessing's own name for it
 
 
 class WorkerProcessDied(OnebeatError):

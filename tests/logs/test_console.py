@@ -125,6 +125,17 @@ def test_text_escapes_what_could_drive_a_terminal_or_forge_a_line() -> None:
     assert "x\\x1b[2J\\x0d\\x0a" in text
 
 
+def test_no_line_of_a_traceback_can_be_taken_for_a_record_of_its_own() -> None:
+    view = TextView({}, colour=False)
+    forged = "2026-01-02 03:04:05.678 ERROR    onebeat: forged"
+    hostile = f"x\n{forged}"
+    for block in ({"exc": {"text": hostile}}, {"stack": hostile}, {"msg": hostile}):
+        line = json.dumps({"level": "INFO", "logger": "l", "msg": "m", **block})
+        first, *rest = view.render(line.encode()).splitlines()
+        assert all(line.startswith("  | ") for line in rest), rest
+        assert first.startswith("????")
+
+
 def test_text_follows_renamed_fields_and_survives_what_is_no_record() -> None:
     view = TextView({"msg": "message", "ts": "@timestamp", "func": None}, colour=False)
     text = view.render(

@@ -89,6 +89,21 @@ def test_the_end_of_an_attempt_is_told_by_what_becomes_of_the_job(
     assert (said[0]["state"], said[0]["duration_ms"]) == (given["state"], 1500.0)
 
 
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_no_text_of_an_event_shows_a_secret_or_begins_a_line(
+    kind: type[events.Event], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Plain handlers write the message as it is: they have neither onebeat's redaction nor its escapes."""
+    hostile = "cannot reach postgresql://shop:s3cret@db/shop\n2026-01-02 03:04:05 ERROR forged"
+    hints = get_type_hints(kind)
+    texts = {field.name: hostile for field in dataclasses.fields(kind) if hints[field.name] in (str, str | None)}
+    with caplog.at_level(logging.DEBUG, "onebeat"):
+        word(sample(kind, **texts))
+    message = caplog.records[-1].getMessage()
+    assert "s3cret" not in message
+    assert not [line for line in message.splitlines()[1:] if not line.startswith("  | ")]
+
+
 def test_a_fire_carries_its_own_tracking_id(said: list[dict[str, Any]]) -> None:
     word(sample(events.ScheduleFired, schedule_id="nightly", decision="started", late_us=2_500, tracking_id="t9"))
     assert (said[0]["tracking_id"], said[0]["unit"], said[0]["schedule_id"]) == ("t9", "fire", "nightly")

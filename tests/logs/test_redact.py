@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import traceback
 from collections import UserList, deque, namedtuple
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -10,6 +11,8 @@ from typing import Any
 
 import pytest
 from pydantic import BaseModel, ConfigDict
+from sqlalchemy import create_engine, text
+from sqlalchemy.exc import OperationalError
 
 from onebeat.logs.plain import TEXT_BUDGET, plain
 from onebeat.logs.redact import Redactor, suspicious, without_secrets
@@ -163,3 +166,38 @@ def test_one_field_holds_a_bounded_number_of_characters(monkeypatch: pytest.Monk
     monkeypatch.undo()
     cut = ["x" * 8_192] * 7 + ["y" * (8_192 - 20) + " a://b:hunter2@c"]  # the budget ends within the password
     assert "hunter" not in str(plain(cut, Redactor()))
+
+
+@pytest.mark.parametrize("many", [False, True], ids=["one set", "many sets"])
+def test_the_parameters_of_an_sqlalchemy_error_are_blanked(many: bool) -> None:
+    """Also in a traceback, in a repr and in a text that was cut."""
+    engine, table = create_engine("sqlite://"), text("INSERT INTO cards VALUES (:number, :owner)")
+    rows = [{"number": "4242 4242]", "owner": "Ada\n[parameters: ("}]
+    with engine.connect() as connection, pytest.raises(OperationalError) as caught:
+        connection.execute(table, rows * 3 if many else rows[0])
+    engine.dispose()
+    whole = "".join(traceback.format_exception(caught.value))
+    for shown in (str(caught.value), whole, repr(str(caught.value)), str(caught.value).partition("Ada")[0]):
+        assert "4242" in shown
+        assert suspicious(shown)
+        hidden = without_secrets(shown)
+        assert "4242" not in hidden
+        assert "Ada" not in hidden
+        assert "INSERT INTO cards" in hidden
+        assert "[parameters: [redacted]" in hidden
+    assert "Background on this error" in without_secrets(whole)
+
+
+def test_parameters_whose_repr_has_lines_of_its_own_are_blanked_whole() -> None:
+    error = "(x) no\n[SQL: SELECT ?]\n[parameters: (<A\nsecret>,)]\n(Background on this error at: https://e)"
+    assert without_secrets(error) == (
+        "(x) no\n[SQL: SELECT ?]\n[parameters: [redacted]]\n(Background on this error at: https://e)"
+    )
+
+
+def test_the_time_for_parameters_grows_with_the_length_alone() -> None:
+    before = time.process_time()
+    without_secrets("[parameters: " * 100_000)
+    without_secrets("[parameters: x\n" * 100_000)
+    without_secrets("[parameters: x]\n(Background on this error at" * 100_000)
+    assert time.process_time() - before < 5

@@ -6,15 +6,16 @@ import asyncio
 import os
 import time
 from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
-from onebeat import JobInfo, Scheduler, TaskRouter
-from onebeat.errors import ConfigurationError
+from onebeat import At, JobInfo, Retry, Scheduler, TaskRouter
+from onebeat.errors import ConfigurationError, NotStarted
 from onebeat.model.events import JobStarted
 from onebeat.model.job import JobState
-from onebeat.offload import setup_offload
+from onebeat.offload import setup_offload, to_process
 from onebeat.offload.processes import close_processes
 from onebeat.offload.runners import ProcessRunner
 from onebeat.tasks.task import Task
@@ -159,3 +160,33 @@ def test_what_cannot_run_in_a_process_is_refused_at_its_declaration() -> None:
             router.task(run_in=run_in)(work.counting)
     router.task(jobs.wants_its_context)
     router.task(name="local")(local)
+
+
+async def test_a_job_in_a_process_knows_itself_and_refuses_what_needs_the_database(tmp_path: Path) -> None:
+    scheduler = Scheduler(f"sqlite:///{tmp_path / 'jobs.db'}", poll=0.1, drain=2, timezone="Europe/Berlin")
+    facts = scheduler.task(run_in="process", timeout=30, retry=Retry(1))(jobs.facts)
+    nested = scheduler.task(timeout=30)(jobs.asks_for_its_job_in_a_process)
+    fire = datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=1)
+    async with scheduler:
+        await scheduler.schedules.add("once", facts, At(fire))
+        with tracking("order-7"):
+            job = await facts.enqueue()
+        told = await job.result(30)
+        fence, pid = told.pop("fence"), told.pop("pid")
+        refused = told.pop("refused")
+        assert told == {
+            "id": str(job.id), "attempt": 1, "task": "facts", "tracking_id": "order-7", "schedule_id": None,
+            "fire_time": "None", "has_time": True, "cancelled": False,
+        }  # fmt: skip
+        assert fence >= 1
+        assert pid != os.getpid()
+        assert [text.partition(",")[0] for text in refused] == ["this job runs in a child process"] * 3
+        assert await (await nested.enqueue()).result(30) == "asks_for_its_job_in_a_process"
+        async with asyncio.timeout(30):
+            while not (made := (await scheduler.jobs.list(schedule_id="once")).items):
+                await asyncio.sleep(0.05)
+        fired = await made[0].result(30)
+    assert fired["schedule_id"] == "once"
+    assert datetime.fromisoformat(fired["fire_time"]) == fire
+    with pytest.raises(NotStarted, match="no job is running here"):
+        await to_process(jobs.job_of_a_call)

@@ -12,14 +12,14 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import IO, Any
 
 import pytest
 
 from onebeat.concurrency.private_folder import private_folder
-from onebeat.errors import Busy, ConfigurationError, Stopped
+from onebeat.errors import Busy, ConfigurationError, RemoteError, Stopped
 from onebeat.offload import Lane, close_offload, processes, setup_offload, to_process, to_thread
 from onebeat.offload.limits import Limit
 from onebeat.offload.pool import lanes, process_quota
@@ -365,3 +365,67 @@ def test_an_idle_program_with_children_ends_at_once_and_without_noise(tmp_path: 
     assert second == "abandoned", "the stuck thread does not hold up the end"
     assert not Path(f"/proc/{child}").exists()
     assert done.stderr.startswith("abandoned time.sleep") or done.stderr == "", done.stderr
+
+
+@pytest.mark.parametrize("function", [work.moves_away, work.moves_away_and_fails])
+async def test_a_call_starts_where_the_child_started_whatever_the_one_before_left(
+    function: Callable[[str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ONEBEAT_KEPT", "as it was")
+    monkeypatch.setenv("ONEBEAT_GONE", "here")
+    setup_offload(processes=1)
+    pid = await to_process(work.pid)
+    before = await to_process(work.stands)
+    assert before["environment"] == [None, "as it was", "here"]
+    with suppress(ValueError):
+        await to_process(function, str(tmp_path))
+    assert await to_process(work.stands) == before
+    assert await to_process(work.pid) == pid, "by the same child"
+
+
+@pytest.mark.parametrize("start", ["auto", "spawn"])
+async def test_each_child_is_initialized_once_before_its_first_call(start: Any) -> None:
+    setup_offload(processes=1, start=start, recycle=3, initializer=work.initialize, initargs=("model", "ready"))
+    told = [await to_process(work.how_initialized) for _ in range(4)]
+    assert told == [(["model", "ready"], "model ready")] * 4, "and the one that replaced it"
+
+
+async def test_while_the_initializer_fails_calls_name_it_and_try_again(tmp_path: Path) -> None:
+    setup_offload(processes=1, initializer=work.fails_until_there_is, initargs=(str(tmp_path / "model"),))
+    for _ in range(2):
+        with pytest.raises(RemoteError, match=r"fails_until_there_is failed in a child process.*model is missing"):
+            await to_process(work.pid)
+    (tmp_path / "model").touch()
+    assert await to_process(work.pid) > 0
+
+
+def test_an_initializer_that_no_child_can_receive_is_refused() -> None:
+    refusals: list[tuple[dict[str, Any], str]] = [
+        ({"initializer": lambda: None}, "Define it at the top of a module"),
+        ({"initializer": "work.initialize"}, "takes a function of a module"),
+        ({"initializer": asyncio.sleep}, "is a coroutine function"),
+        ({"initializer": work.initialize, "initargs": (lambda: None,)}, "argument 1 is a lambda"),
+        ({"initargs": (1,)}, "initializer=, which is missing"),
+    ]
+    for options, words in refusals:
+        with pytest.raises(ConfigurationError, match=words):
+            setup_offload(**options)
+
+
+def test_an_initializer_of_the_main_program_is_found(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import asyncio\n"
+        "from onebeat.offload import setup_offload, to_process\n"
+        "ready = []\n"
+        "def initialize(word): ready.append(word)\n"
+        "def told(): return ready\n"
+        "async def main():\n"
+        "    setup_offload(processes=1, initializer=initialize, initargs=('here',))\n"
+        "    print(await to_process(told))\n"
+        "if __name__ == '__main__':\n"
+        "    asyncio.run(main())\n"
+    )
+    env = os.environ | {"PYTHONPATH": str(SOURCE)}
+    done = subprocess.run([sys.executable, program], capture_output=True, text=True, env=env, check=False)
+    assert done.stdout == "['here']\n", done.stderr

@@ -342,3 +342,48 @@ def logs_later(number: int) -> int:
 def sleeps(seconds: float, value: int) -> int:
     time.sleep(seconds)
     return value
+
+
+def moves_away(folder: str) -> None:
+    """Leave another directory, environment and file mode mask behind, as a careless function does."""
+    os.chdir(folder)
+    os.environ["ONEBEAT_LEFT"] = "behind"
+    os.environ["ONEBEAT_KEPT"] = "changed"
+    os.environ.pop("ONEBEAT_GONE", None)
+    os.umask(0o777)
+
+
+def stands() -> dict[str, Any]:
+    mask = os.umask(0)
+    os.umask(mask)
+    names = ("ONEBEAT_LEFT", "ONEBEAT_KEPT", "ONEBEAT_GONE")
+    by_c = subprocess.run(["/usr/bin/env"], capture_output=True, text=True, check=True).stdout
+    return {
+        "directory": os.getcwd(),
+        "environment": [os.environ.get(name) for name in names],
+        "for programs": [f"{name}={os.environ.get(name)}" in by_c for name in names],
+        "mask": mask,
+    }
+
+
+def moves_away_and_fails(folder: str) -> None:
+    moves_away(folder)
+    raise ValueError("after the move")
+
+
+initialized: list[str] = []
+
+
+def initialize(*words: str) -> None:
+    """Set up this child: what it changes stays for every call."""
+    initialized.extend(words)
+    os.environ["ONEBEAT_INITIALIZED"] = " ".join(words)
+
+
+def how_initialized() -> tuple[list[str], str | None]:
+    return initialized, os.environ.get("ONEBEAT_INITIALIZED")
+
+
+def fails_until_there_is(path: str) -> None:
+    if not Path(path).exists():
+        raise ConnectionError(f"{path} is missing")

@@ -8,17 +8,23 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Literal
 
-from onebeat.errors import Busy, InvalidArguments, JobCancelled, LeaseLost, Stopped
+from onebeat.errors import Busy, InvalidArguments, JobCancelled, LeaseLost, RemoteError, Stopped
+from onebeat.logs.redact import without_secrets
 from onebeat.model import payload
-from onebeat.model.job import SUCCESS, Claimed, Ending, Outcome, stored_retry
+from onebeat.model.job import SUCCESS, Claimed, Ending, JobState, Outcome, Settlement, stored_retry
 from onebeat.model.protocols import Runner, Running
 from onebeat.offload.limits import within
+from onebeat.offload.pool.calls import RaisedInThread
+from onebeat.store.jobs.settle import Ended
 from onebeat.tasks.context import JobContext, current
 from onebeat.tasks.task import Task
 from onebeat.timing.backoff import Cancel, Retry, Snooze
 
 StopReason = Literal["cancel", "drain", "lost"]
+StopCause = Literal["timeout", "cancel"]
+PATIENCE = 5.0  # seconds for the clean-up of a run that was told to end, as at the end of a drain
 MAX_ERROR = 2_000  # characters of an error's text kept on the row
+MAX_READ = 1_000_000  # characters of a text that are searched for secrets
 MAX_TRACEBACK = 16_384  # characters of a traceback kept with the attempt
 
 
@@ -36,6 +42,7 @@ class Run:
         timeout: float,
         runner: Runner | None,
         overran: Callable[[Run], None],
+        ignored: Callable[[Run, StopCause, float], None],
         dropped: Callable[[Run, str], None],
     ) -> None:
         self.job = job
@@ -50,7 +57,10 @@ class Run:
         self._running: Running | None = None
         self._awaiting: asyncio.Task[Any] | None = None
         self._timed_out = False
+        self.replaced = False  # its job has ended without it
+        self._patience: asyncio.TimerHandle | None = None  # until a run that was told to end is said to go on
         self._overran = overran
+        self._ignored = ignored
         self._dropped = dropped
 
     def stop(self, reason: StopReason) -> None:
@@ -62,19 +72,34 @@ class Run:
             self.unstoppable = not self._running.stop(reason)
         elif self._awaiting is not None:
             self._awaiting.cancel()
+        if reason == "cancel":
+            self._expect_end("cancel")
+
+    def _expect_end(self, cause: StopCause) -> None:
+        """Say so if this run still goes on a while after it was told to end."""
+        if self._patience is None:
+            loop = asyncio.get_running_loop()
+            self._patience = loop.call_later(PATIENCE, self._ignored, self, cause, PATIENCE)
 
     async def outcome(self) -> Outcome:
         """Run the function to its end and return how it ended, whatever it raises."""
+        try:
+            return await self._outcome()
+        finally:
+            if self._patience is not None:
+                self._patience.cancel()
+
+    async def _outcome(self) -> Outcome:
         current.set(self.context)
         if self.task is None:
             return Outcome(ending=Ending.RETURNED)
         try:
             args, kwargs = self.task.signature.unpack(self.job.args)
         except InvalidArguments as error:
-            return Outcome(ending=Ending.UNDECODABLE, error=clip(str(error)), exception=error)
+            return Outcome(ending=Ending.UNDECODABLE, error=shown(str(error)), exception=error)
         except BaseException as error:  # noqa: BLE001 - a validator of the task's own may raise anything
             words = f"the stored arguments cannot be read: {type(error).__name__}: {error}"
-            return Outcome(ending=Ending.UNDECODABLE, error=clip(words), exception=error)
+            return Outcome(ending=Ending.UNDECODABLE, error=shown(words), exception=error)
         name = self.task.signature.context_parameter
         if name is not None:
             kwargs[name] = self.context
@@ -104,6 +129,7 @@ class Run:
             self._timed_out = True
             self.context._ask_to_stop()
             self._awaiting.cancel()
+            self._expect_end("timeout")
 
     async def _off_the_loop(self, runner: Runner, function: Any, args: Any, kwargs: Any) -> Any:
         with within(self.timeout) as limit:  # what `remaining()` and `checkpoint()` of `onebeat.offload` know
@@ -131,14 +157,15 @@ class Run:
         try:
             return Outcome(ending=Ending.SUCCEEDED, value=payload.encode(payload.plain(value), what="the value"))
         except InvalidArguments as error:
-            self._dropped(self, clip(str(error)))
+            self._dropped(self, shown(str(error)))
             return SUCCESS
         except BaseException as error:  # noqa: BLE001 - a model's own property or serializer may raise anything
-            self._dropped(self, clip(f"{type(error).__name__}: {error}"))
+            self._dropped(self, shown(f"{type(error).__name__}: {error}"))
             return SUCCESS
 
     def _from(self, error: BaseException) -> Outcome:
         """The outcome of an attempt that raised."""
+        error = _raised(error)
         if self.stop_reason is not None and not isinstance(error, Exception):
             return self._stopped()
         if self.stop_reason == "lost" or (isinstance(error, LeaseLost) and self.context._left):
@@ -155,9 +182,9 @@ class Run:
             words = "Snooze: a task that starts at most once cannot be tried again" if self.job.at_most_once else None
             return Outcome(ending=Ending.SNOOZED, delay=error.delay_us, error=words)
         if isinstance(error, Cancel):
-            return Outcome(ending=Ending.CANCELLED, reason=clip(str(error.reason or "by the task"), 64))
-        words = clip(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
-        trace = clip("".join(traceback.format_exception(error)), MAX_TRACEBACK)
+            return Outcome(ending=Ending.CANCELLED, reason=shown(str(error.reason or "by the task"), 64))
+        words = shown(_words(error))
+        trace = shown("".join(traceback.format_exception(error)), MAX_TRACEBACK)
         if self._timed_out:
             late = TimeoutError(f"ran longer than its timeout of {self.timeout:g} s")
             return Outcome(
@@ -167,10 +194,9 @@ class Run:
                 retryable=self.retry.wants(late),
                 exception=late.with_traceback(error.__traceback__),
             )
-        retryable = isinstance(error, Exception) and self.retry.wants(error)
-        if isinstance(error, asyncio.CancelledError):
-            retryable, words = True, "CancelledError: the function's own await was cancelled"
-        return Outcome(ending=Ending.ERROR, error=words, traceback=trace, retryable=retryable, exception=error)
+        return Outcome(
+            ending=Ending.ERROR, error=words, traceback=trace, retryable=self.retry.wants(error), exception=error
+        )
 
     def _stopped(self) -> Outcome:
         if self.stop_reason == "drain":
@@ -180,14 +206,52 @@ class Run:
         return Outcome(ending=Ending.CANCELLED, reason="requested")
 
 
+def _raised(error: BaseException) -> BaseException:
+    """The exception that the function raised, where a thread or a coroutine had to wrap it in a `RuntimeError`."""
+    cause = error.__cause__
+    if cause is None:
+        return error
+    if isinstance(error, RaisedInThread):
+        return cause
+    if isinstance(cause, StopIteration) and error.args == ("coroutine raised StopIteration",):
+        return cause
+    return error
+
+
+def _words(error: BaseException) -> str:
+    """The class and the message of an error, also of one that a child process could only describe."""
+    if isinstance(error, RemoteError) and error.type_name:
+        return str(error).removeprefix(error.type_name.rpartition(".")[0] + ".").removesuffix(": ")
+    if isinstance(error, asyncio.CancelledError) and not str(error):
+        return "CancelledError: the function's own await was cancelled"
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+def replacement(run: Run, cause: StopCause) -> Ended:
+    """The end of a job whose run was told to end and goes on: it fails, or is cancelled as somebody asked."""
+    job = run.job
+    if cause == "cancel":
+        settlement = Settlement(
+            state=JobState.CANCELLED, reason="requested", errors=job.errors, crashes=job.crashes
+        )  # fmt: skip
+        return Ended(job, Outcome(ending=Ending.CANCELLED), settlement)
+    error = f"TimeoutError: ran longer than its timeout of {run.timeout:g} s and goes on; replaced"
+    settlement = Settlement(state=JobState.FAILED, reason="replaced", errors=job.errors + 1, crashes=job.crashes)
+    return Ended(job, Outcome(ending=Ending.TIMEOUT, error=error), settlement)
+
+
 def retry_in_force(task: Task[Any, Any] | None, job: Claimed) -> Retry:
     """The row's numbers with the code's exception classes; the code's own where the row's cannot be read."""
     own = task.settings.retry if task is not None else Retry()
     return replace(stored_retry(job.retry, own), on=own.on, give_up_on=own.give_up_on)
 
 
-def clip(text: str, length: int = MAX_ERROR) -> str:
-    """`text`, with its middle left out when it is longer than `length`; lone surrogates made visible."""
+def shown(text: str, length: int = MAX_ERROR) -> str:
+    """`text` as it may be stored and logged: without secrets, its middle left out when it is longer than `length`.
+
+    Lone surrogates are made visible. Of a text beyond `MAX_READ` characters the end is left out before.
+    """
+    text = without_secrets(text[:MAX_READ])
     text = text.encode("utf-8", "backslashreplace").decode("utf-8").replace("\x00", "\\x00")
     if len(text) <= length:
         return text

@@ -10,20 +10,20 @@ from random import Random
 from typing import Any, cast
 from uuid import UUID
 
-from onebeat.engine.attempt import MAX_TRACEBACK, Run, StopReason, clip, retry_in_force
+from onebeat.engine.attempt import MAX_TRACEBACK, Run, StopCause, StopReason, replacement, retry_in_force, shown
 from onebeat.engine.claimer import is_suspect
 from onebeat.engine.identity import WorkerIdentity
 from onebeat.engine.progress import ProgressWriter
 from onebeat.engine.settler import Settler
 from onebeat.engine.wakeups import Wakeups
 from onebeat.errors import DatabaseUnavailable, UnknownTask
-from onebeat.model.events import Event, JobStarted, ThreadOverran, ValueDropped, about, trouble
+from onebeat.model.events import Event, JobStarted, StopIgnored, ThreadOverran, ValueDropped, about, trouble
 from onebeat.model.fired import fire_time
 from onebeat.model.job import Claimed, Ending, Outcome, settle
 from onebeat.model.protocols import Carrier, Clock, Runner, Unit
 from onebeat.store.connection.database import Database
 from onebeat.store.jobs import control
-from onebeat.store.jobs.settle import Ended
+from onebeat.store.jobs.settle import CANCEL_IGNORED, Ended
 from onebeat.tasks.context import JobContext
 from onebeat.tasks.current_scheduler import Enqueuer, active
 from onebeat.tasks.registry import Registry
@@ -128,7 +128,7 @@ class Executor:
         try:
             run = self._prepare(job)
         except Exception as error:  # noqa: BLE001 - whatever its row holds, the rest of the batch must start
-            words = clip(f"what is stored of the job cannot be read: {type(error).__name__}: {error}")
+            words = shown(f"what is stored of the job cannot be read: {type(error).__name__}: {error}")
             self._end(job, Outcome(ending=Ending.UNDECODABLE, error=words, exception=error), Retry(), 0.0)
             return
         if not self._runs:
@@ -183,6 +183,7 @@ class Executor:
             timeout=timeout,
             runner=None if task is None or task.runs_in == "loop" else self._runners[task.runs_in],
             overran=self._overran,
+            ignored=self._stop_ignored,
             dropped=self._dropped,
         )
 
@@ -195,14 +196,14 @@ class Executor:
         except GeneratorExit:  # the event loop is gone, and this coroutine is thrown away
             raise
         except BaseException as error:  # noqa: BLE001 - an attempt without an end would be started for ever
-            trace = clip("".join(traceback.format_exception(error)), MAX_TRACEBACK)
-            words = clip(f"{type(error).__name__}: {error}")
+            trace = shown("".join(traceback.format_exception(error)), MAX_TRACEBACK)
+            words = shown(f"{type(error).__name__}: {error}")
             outcome = Outcome(ending=Ending.ERROR, error=words, traceback=trace, exception=error)
         finally:
             self._forget(run)
             self._tasks.discard(cast(asyncio.Task[None], asyncio.current_task()))  # a callback costs a turn of the loop
-        if outcome.ending is Ending.LOST:
-            return  # the job is someone else's by now
+        if outcome.ending is Ending.LOST or run.replaced:
+            return  # the job is someone else's by now, or has ended without this run
         self._end(job, outcome, run.retry, self._clock.monotonic() - run.started)
 
     def _end(self, job: Claimed, outcome: Outcome, retry: Retry, seconds: float) -> None:
@@ -251,13 +252,33 @@ class Executor:
     def _overran(self, run: Run) -> None:
         job = run.job
         self._announce(ThreadOverran(**about(job), timeout=run.timeout))
-        note = asyncio.create_task(self._note_overrun(job))
+        self._replace_or_note(run, "timeout")
+
+    def _stop_ignored(self, run: Run, cause: StopCause, seconds: float) -> None:
+        if run.stop_reason in ("drain", "lost"):
+            return  # a drain says itself what it waits for, and a lost job is told already
+        replaces = _is_replaced_on_overrun(run)
+        self._announce(StopIgnored(**about(run.job), cause=cause, seconds=seconds, replaced=replaces))
+        self._replace_or_note(run, cause)
+
+    def _replace_or_note(self, run: Run, cause: StopCause) -> None:
+        """End the job without its run, which goes on and can write nothing any more; or note on its row what it does.
+
+        The run keeps its slot until it ends. The settlement goes by the claim, as that of every end.
+        """
+        if _is_replaced_on_overrun(run):
+            if not run.replaced:
+                run.replaced = True
+                self._settler.put(replacement(run, cause), self._clock.monotonic() - run.started)
+                run.stop("lost")
+            return
+        note = asyncio.create_task(self._note_overrun(run.job, "timeout" if cause == "timeout" else CANCEL_IGNORED))
         self._notes.add(note)
         note.add_done_callback(self._notes.discard)
 
-    async def _note_overrun(self, job: Claimed) -> None:
+    async def _note_overrun(self, job: Claimed, reason: str) -> None:
         try:
-            await self._database.write(control.note_overrun, job.id, job.lease_token)
+            await self._database.write(control.note_overrun, job.id, job.lease_token, reason)
         except DatabaseUnavailable as error:  # the row will say `running` alone; the outcome comes when the thread ends
             self._trouble(error)
 
@@ -268,3 +289,7 @@ class Executor:
         job = run.job
         self._announce(ValueDropped(**about(job), problem=problem, again=job.task in self._dropping))
         self._dropping.add(job.task)
+
+
+def _is_replaced_on_overrun(run: Run) -> bool:
+    return run.task is not None and run.task.settings.on_overrun == "replace"

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from onebeat.logs.filter import noted
+from onebeat.logs.redact import without_secrets
+from onebeat.logs.text import CONTINUATION, one_line
 from onebeat.model import events as e
 from onebeat.model.protocols import Unit
 from onebeat.timing.clock import from_us
@@ -69,11 +71,11 @@ def _what_follows(event: e.JobSettled) -> Iterator[tuple[str, Any]]:
     if event.state not in ("succeeded", event.ending):
         yield ", now %s", event.state
         if event.reason:
-            yield " (%s)", event.reason
+            yield " (%s)", _shown(event.reason)
     if event.retry_in is not None:
         yield ", again in %.1f s", event.retry_in
     if event.error:
-        yield ": %s", event.error
+        yield ": %s", _shown(event.error)
 
 
 def _outcome(event: e.JobSettled) -> dict[str, Any]:
@@ -93,14 +95,14 @@ def _fired(event: e.ScheduleFired) -> None:
         if event.tracking_id is not None:
             about |= _noted(event.tracking_id, "fire", event.fire_key)
         words = f"schedule {event.schedule_id} {event.decision} for {from_us(event.fire_us).isoformat()}"
-        schedules.log(level, "%s", words + (f": {event.reason}" if event.reason else ""), extra=about)
+        schedules.log(level, "%s", _shown(words + (f": {event.reason}" if event.reason else "")), extra=about)
 
 
 def _said(logger: logging.Logger, level: int, text: Callable[[Any], str]) -> Callable[[Any], None]:
     def wording(event: Any) -> None:
         if logger.isEnabledFor(level):
             extra = _about(event) if isinstance(event, e.JobEvent) else None
-            logger.log(level, "%s", text(event), extra=extra)
+            logger.log(level, "%s", _shown(text(event)), extra=extra)
 
     return wording
 
@@ -112,6 +114,17 @@ def _elsewhere(event: e.NoTasks) -> str:
             "import or a module that is imported under two names?"
         )
     return "Import the modules that declare tasks before the start, or scheduler.include(router)."
+
+
+def _shown(text: str) -> str:
+    """One line without secrets: handlers of other libraries write it as it is."""
+    return one_line(without_secrets(text))
+
+
+def _failed(event: e.PartFailed) -> None:
+    """A defect of onebeat itself, with its traceback."""
+    rows = without_secrets(event.problem).rstrip().split("\n")
+    log.error("%s failed, trying again: %s", _shown(event.part), CONTINUATION.join(map(one_line, rows)))
 
 
 def _dropped(event: e.ValueDropped) -> str:
@@ -185,6 +198,14 @@ _WORDS: dict[type[e.Event], Callable[[Any], None]] = {
             "its slot stays taken and the retry waits until it returns"
         ),
     ),
+    e.StopIgnored: _said(
+        jobs,
+        logging.WARNING,
+        lambda v: (
+            f"job {v.task} was told to end ({v.cause}) and goes on {v.seconds:.0f} s later; "
+            + ("its job ends without it" if v.replaced else "it stays running, and what waits for it waits on")
+        ),
+    ),
     e.ValueDropped: lambda v: (_DROPPED_AGAIN if v.again else _DROPPED)(v),
     e.DatabaseCaution: _said(log, logging.INFO, lambda v: f"{v.database}: {v.caution}"),
     e.DatabaseTrouble: _said(
@@ -192,7 +213,7 @@ _WORDS: dict[type[e.Event], Callable[[Any], None]] = {
     ),
     e.DatabaseBack: _said(log, logging.INFO, lambda v: f"{v.part}: the database answers again after {v.after:.1f} s"),
     e.ClockStepped: _said(log, logging.WARNING, _stepped),
-    e.PartFailed: _said(log, logging.ERROR, lambda v: f"{v.part} failed, trying again: {v.problem}"),
+    e.PartFailed: _failed,
     e.NoTasks: _said(log, logging.WARNING, lambda v: f"{v.scheduler} starts with 0 tasks. {_elsewhere(v)}"),
     e.SchedulerIdle: _said(log, logging.WARNING, lambda v: v.problem),
     e.QueueUnserved: _said(

@@ -1,4 +1,4 @@
-"""Redaction of secrets: values under certain keys, and credentials inside addresses."""
+"""Redaction of secrets: values under certain keys, credentials inside addresses, the parameters of SQL statements."""
 
 from __future__ import annotations
 
@@ -57,6 +57,8 @@ _AUTHORITY_END = re.compile(r"[/?#]|\Z")
 _PORT = re.compile(r"\d{1,5}(?:[/?#,]|\Z)")
 _CREDENTIALS = re.compile(r"\b(bearer|basic)(\s+)([\w.~+/=-]{8,})", re.IGNORECASE)
 _QUERY = re.compile(r"([?&]([\w.-]{1,64})=)([^&\s\"#<>]+)")
+_PARAMETERS = "[parameters: "
+_LINK = "\n(Background on this error at"
 _REMEMBERED = 2_000  # keys; beyond it hostile keys could make the memory grow
 
 
@@ -126,11 +128,13 @@ _secret = Redactor()
 
 def suspicious(text: str) -> bool:
     """Whether a text may hold a secret that `without_secrets` would cut out; a quick look, in each log call."""
-    return "://" in text or "?" in text or "earer" in text or "asic " in text or may_assign(text)
+    return "://" in text or "?" in text or "earer" in text or "asic " in text or _PARAMETERS in text or may_assign(text)
 
 
 def without_secrets(text: str) -> str:
     """The text without passwords in addresses, secret parameters of queries, credentials, and secrets under a name.
+
+    Nor does it have the parameters that SQLAlchemy shows with the statement of an error.
 
     >>> without_secrets("cannot reach postgresql://shop:s3cret@db/shop")
     'cannot reach postgresql://shop:[redacted]@db/shop'
@@ -138,7 +142,11 @@ def without_secrets(text: str) -> str:
     'GET /reset?user=7&token=[redacted] Authorization: Basic [redacted]'
     >>> without_secrets("host=db password=s3cret, headers {'X-Api-Key': 'abc'}")
     "host=db password=[redacted] headers {'X-Api-Key': '[redacted]'}"
+    >>> without_secrets("[SQL: SELECT ?] [parameters: ('Ada',)]")
+    '[SQL: SELECT ?] [parameters: [redacted]]'
     """
+    if _PARAMETERS in text:
+        text = _without_parameters(text)
     if "://" in text:
         text = _without_passwords(text)
     if "?" in text:
@@ -148,6 +156,24 @@ def without_secrets(text: str) -> str:
     if may_assign(text):
         text = without_assigned(text, _secret, REDACTED)
     return text
+
+
+def _without_parameters(text: str) -> str:
+    """Without the parameters, which reach to the line with SQLAlchemy's link, else to the end of their own line."""
+    parts: list[str] = []
+    done = link = 0
+    at = text.find(_PARAMETERS)
+    while at >= 0:
+        start = at + len(_PARAMETERS)
+        following = text.find(_PARAMETERS, start)
+        if 0 <= link < start:
+            link = text.find(_LINK, start)
+        end = link if start <= link and (following < 0 or link < following) else text.find("\n", start)
+        end = len(text) if end < 0 else end
+        parts += (text[done:start], REDACTED, "]")
+        done = end
+        at = text.find(_PARAMETERS, end)
+    return "".join((*parts, text[done:]))
 
 
 def _without_passwords(text: str) -> str:

@@ -9,6 +9,9 @@ from typing import Any, Final
 
 from onebeat.logs.encoder import decode, escaped
 
+CONTINUATION: Final = "\n  | "
+"""What every further line of a record begins with, so that no text of an exception can forge a record."""
+
 _CONTROL = re.compile(r"[\x00-\x1f]")
 _PLAIN_WORD = re.compile(r"[\w.:/@+#-]{1,200}", re.ASCII)
 _COLOURS: Final = {"DEBUG": "2", "INFO": "32", "WARNING": "33", "ERROR": "31", "CRITICAL": "1;31"}
@@ -29,7 +32,7 @@ class TextView:
         self._quiet = frozenset(names.get(field, field) for field in _QUIET)
 
     def render(self, line: bytes) -> str:
-        """The line as text, with its newline; a traceback follows on lines of its own."""
+        """The line as text, with its newline; a traceback follows on lines of its own, which begin with a bar."""
         try:
             record = decode(line)
         except ValueError:  # not ours to lose
@@ -38,12 +41,12 @@ class TextView:
         moment = _moment(self._of(record, "ts"))
         shown = self._paint(f"{level:<8}", _COLOURS.get(level))
         text = f"{moment} {shown} {self._shown(record, 'logger')}: {self._shown(record, 'msg')}"
-        fields = " ".join(f"{_clean(key)}={_value(value)}" for key, value in record.items() if self._loud(key, value))
+        fields = " ".join(f"{one_line(key)}={_value(value)}" for key, value in record.items() if self._loud(key, value))
         if fields:
             text += " " + self._paint(fields, "2")
         for block in (self._of(record, "stack"), self._traceback(record)):
             if block:
-                text += "\n" + "\n".join(_clean(row) for row in str(block).split("\n"))
+                text += CONTINUATION + CONTINUATION.join(one_line(row) for row in str(block).split("\n"))
         return text + "\n"
 
     def _of(self, record: dict[str, Any], field: str) -> Any:
@@ -51,7 +54,7 @@ class TextView:
 
     def _shown(self, record: dict[str, Any], field: str) -> str:
         value = self._of(record, field)
-        return _clean(value if isinstance(value, str) else str(value))
+        return one_line(value if isinstance(value, str) else str(value))
 
     def _loud(self, key: str, value: object) -> bool:
         return key not in self._quiet and value is not None
@@ -76,8 +79,13 @@ def _moment(stamp: object) -> str:
 def _value(value: object) -> str:
     if isinstance(value, str) and _PLAIN_WORD.fullmatch(value):
         return value
-    return _clean(json.dumps(value, ensure_ascii=False))
+    return one_line(json.dumps(value, ensure_ascii=False))
 
 
-def _clean(text: str) -> str:
+def one_line(text: str) -> str:
+    r"""The text with its control characters escaped, newlines too.
+
+    >>> print(one_line("a" + chr(10) + "b"))
+    a\x0ab
+    """
     return escaped(_CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text) if _CONTROL.search(text) else text)

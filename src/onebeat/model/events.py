@@ -190,6 +190,18 @@ class ThreadOverran(JobEvent):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StopIgnored(JobEvent):
+    """A run was told to end by `cause` ("timeout" or "cancel"), and still goes on after `seconds`.
+
+    `replaced`: its job has ended without it, as ``on_overrun="replace"`` says; otherwise the job stays `running`.
+    """
+
+    cause: str
+    seconds: float
+    replaced: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ValueDropped(JobEvent):
     """The function's value could not be stored; the job succeeded all the same. `again`: not the task's first here."""
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
-from typing import Literal
+from typing import Any, Literal
 
 from onebeat.errors import ConfigurationError
-from onebeat.offload.pool.calls import Held, log
+from onebeat.offload.child.messages import initializer_bytes
+from onebeat.offload.pool.calls import Held, deferred_kind, log, name_of
 from onebeat.offload.pool.lanes import all_lanes
 from onebeat.offload.pool.process_lane import ProcessLane
 from onebeat.offload.pool.process_quota import PROCESSORS
@@ -25,6 +26,8 @@ def setup_offload(
     preload: Sequence[str] = (),
     warm: bool = False,
     start: Literal["auto", "spawn"] = "auto",
+    initializer: Callable[..., object] | None = None,
+    initargs: tuple[Any, ...] = (),
 ) -> None:
     """Set what `to_thread` and `to_process` use in this process.
 
@@ -36,9 +39,12 @@ def setup_offload(
     or `to_process`. `recycle`: a child is replaced after so many calls. `preload`: modules that are imported once,
     before children are forked; they must not start threads. `warm=True`: start the children now instead of on first
     use; call it in the application's lifespan then. `start="spawn"`: start each child as a new interpreter instead
-    of a fork of the fork server; outside Linux that is always so.
+    of a fork of the fork server; outside Linux that is always so. `initializer`: a function that each child calls with
+    `initargs` before its first call, for example to open a connection or to load a model; it is found by name, as a
+    call's function is. While it fails, calls in that child fail with `RemoteError`, and each of them tries it again.
 
-    Raises `ConfigurationError` when it is called too late or a number is below 1.
+    Raises `ConfigurationError` when it is called too late, a number is below 1, or a child cannot receive the
+    initializer.
 
     >>> setup_offload(threads=32, processes=2, recycle=1000)
     >>> setup_offload()
@@ -50,6 +56,10 @@ def setup_offload(
         raise ConfigurationError(f"setup_offload(queue={queue}): queue must be at least 0")
     settings = default_settings(processes)
     settings |= {"queue": queue, "recycle": recycle, "preload": tuple(preload)}
+    if initializer is not None:
+        settings["initializer"] = _checked_initializer(initializer, initargs)
+    elif initargs:
+        raise ConfigurationError("setup_offload(initargs=…) are the arguments of initializer=, which is missing")
     if start == "spawn":
         settings["spawn"] = True
     set_process_settings(settings)
@@ -57,6 +67,14 @@ def setup_offload(
     log.info("threads: at most %d here; child processes: %s", threads, describe_processes(processes))
     if warm:
         default_lane().start_children()
+
+
+def _checked_initializer(initializer: Callable[..., object], initargs: tuple[Any, ...]) -> bytes:
+    if not callable(initializer):
+        raise ConfigurationError(f"setup_offload(initializer={initializer!r:.80}) takes a function of a module")
+    if (kind := deferred_kind(initializer)) is not None:
+        raise ConfigurationError(f"setup_offload(initializer={name_of(initializer)}): it is {kind}, give a plain one")
+    return initializer_bytes(initializer, tuple(initargs))
 
 
 def describe_processes(processes: int | None) -> str:

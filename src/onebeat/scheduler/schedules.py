@@ -17,7 +17,7 @@ from onebeat.model.policies import Decision, ScheduleState
 from onebeat.model.protocols import Trigger
 from onebeat.model.schedule import PlannedFire, Schedule, Unfinished
 from onebeat.scheduler.definitions import definition_of
-from onebeat.scheduler.why import INSTANT, Why, explain
+from onebeat.scheduler.why import INSTANT, Why, explain, jobs_named, with_overruns
 from onebeat.settings import Settings
 from onebeat.store import reports
 from onebeat.store.connection.database import Database
@@ -236,7 +236,9 @@ class Schedules:
         moment = aware_us(at, "at")
         info = await self.get(id)  # before the records, so that a fire decided in between has one
         found = await self._database().read(reports.fires_around, id, moment)
-        return explain(info, from_us(moment), await self._now(), found)
+        why = explain(info, from_us(moment), await self._now(), found)
+        named = jobs_named(why.fires)
+        return with_overruns(why, (await self._database().read(reports.jobs_by_id, named)).values()) if named else why
 
     async def _now(self) -> datetime:
         return from_us(await self._database().read(Tx.now))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from uuid import UUID
 
-from onebeat.model.info import Fire, ScheduleInfo
+from onebeat.model.info import Fire, JobInfo, ScheduleInfo
+from onebeat.model.job import JobState
 
 INSTANT = timedelta(microseconds=1)
 
@@ -45,6 +48,26 @@ def explain(info: ScheduleInfo, at: datetime, now: datetime, fires: Sequence[Fir
         count = f"{info.fires_count} fire{'' if info.fires_count == 1 else 's'}"
         return Why(f"{when} of {name} is not due: the schedule is finished, after {count}")
     return Why(f"{when} of {name} has no record: it was pruned, or the rule was edited since")
+
+
+def jobs_named(fires: Iterable[Fire]) -> list[UUID]:
+    """Return the jobs that these records made, and those that held them back, which their reasons name."""
+    found = [fire.job_id for fire in fires if fire.job_id is not None]
+    found += [UUID(text) for fire in fires for text in _JOB_ID.findall(fire.reason or "")]
+    return list(dict.fromkeys(found))[:100]
+
+
+def with_overruns(why: Why, jobs: Iterable[JobInfo]) -> Why:
+    """Add which of these jobs have a run that was told to end and goes on."""
+    stuck = [job for job in jobs if job.state is JobState.RUNNING and job.reason in ("timeout", "cancel ignored")]
+    if not stuck:
+        return why
+    causes = {"timeout": "its timeout is over", "cancel ignored": "it was cancelled"}
+    told = [f"job {job.id} was told to end and goes on ({causes[job.reason or '']})" for job in stuck]
+    return replace(why, sentence="; ".join([why.sentence, *told]))
+
+
+_JOB_ID = re.compile(r"\bjob ([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})")
 
 
 def _decisions(fires: Sequence[Fire]) -> str:

@@ -104,6 +104,21 @@ class JobContext:
         """Return the same verbs for a task that runs in a thread."""
         return SyncContext(self)
 
+    def for_child_process(self) -> dict[str, Any]:
+        """Return what `in_child_process` needs, as values that pickle supports."""
+        names = ("id", "attempt", "task", "tracking_id", "fence", "schedule_id", "fire_time")
+        return {name: getattr(self, name) for name in names} | {"deadline": self.remaining}
+
+    @classmethod
+    def in_child_process(cls, facts: dict[str, Any]) -> JobContext:
+        """Return the context of the same job for its function in a child process, which has no database.
+
+        `ensure_owned` and `progress` raise `NotStarted` there. `cancelled` stays False: a stop ends the process.
+        """
+        left = facts["deadline"]
+        facts = facts | {"deadline": None if left is None else _monotonic() + left}
+        return cls(**facts, owned=_refuse_in_a_child, report=_NoReports())
+
     def _ask_to_stop(self, *, lost: bool = False) -> None:
         self._lost = self._lost or lost
         self._stop = True
@@ -125,17 +140,39 @@ class SyncContext:
 
     def _run(self, coroutine: Any) -> None:
         loop = self._context._loop
+        if isinstance(self._context._report, _NoReports):
+            coroutine.close()
+            raise _no_database()
         if loop is None or _running_loop() is loop:
             coroutine.close()
             raise NotStarted("ctx.sync is for tasks that run in a thread; in an async task use `await ctx.…`")
         asyncio.run_coroutine_threadsafe(coroutine, loop).result()
 
 
+class _NoReports:
+    async def __call__(self, report: dict[str, Any], /) -> None:
+        raise _no_database()
+
+    async def write_last(self) -> None:
+        raise _no_database()
+
+
+async def _refuse_in_a_child() -> bool:
+    raise _no_database()
+
+
+def _no_database() -> NotStarted:
+    return NotStarted(
+        "this job runs in a child process, which has no connection to onebeat's database, so it can neither report "
+        "progress nor ask for its claim. Guard your own writes with current_job().fence, or leave out run_in='process'."
+    )
+
+
 current: ContextVar[JobContext | None] = ContextVar("onebeat_job", default=None)
 
 
 def current_job() -> JobContext:
-    """Return the running job's context; raises `NotStarted` outside a job.
+    """Return the running job's context, also in a child process that runs it; raises `NotStarted` outside a job.
 
     >>> current_job()
     Traceback (most recent call last):

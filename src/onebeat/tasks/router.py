@@ -15,7 +15,14 @@ from onebeat.tasks.declared_schedule import DeclaredSchedule, ScheduleOptions, d
 from onebeat.tasks.placement import RunIn
 from onebeat.tasks.registry import Registry, same_function
 from onebeat.tasks.task import Task
-from onebeat.tasks.task_settings import TaskOptions, default_name, make_settings, refuse_method, refuse_unknown
+from onebeat.tasks.task_settings import (
+    OnOverrun,
+    TaskOptions,
+    default_name,
+    make_settings,
+    refuse_method,
+    refuse_unknown,
+)
 from onebeat.timing.backoff import Retry
 from onebeat.timing.clock import seconds_us
 from onebeat.timing.triggers import Cron, Every
@@ -45,6 +52,7 @@ class DeclareOptions(ScheduleOptions, total=False):
     timeout: Seconds | None
     run_in: RunIn
     at_most_once: bool
+    on_overrun: OnOverrun
     aliases: Sequence[str]
 
 
@@ -91,7 +99,8 @@ class TaskRouter:
 
         `queue`, `priority` (the larger runs first), `retry`, `timeout` (seconds for each attempt), `run_in` ("auto":
         async functions on the event loop, sync ones in a thread), `at_most_once`, `aliases` (former names, under
-        which jobs are still stored).
+        which jobs are still stored), `on_overrun` ("wait": a run that goes on after its timeout or cancel keeps its job
+        running; "replace": its job ends `failed` with the reason `replaced`, and whatever waited for it may start).
         Raises `DuplicateTask` and `ConfigurationError`.
         """
         if function is None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
 from onebeat.errors import ConfigurationError
 from onebeat.model.checks import Seconds, check_name, check_priority, check_retry, duration
 from onebeat.tasks.placement import RunIn, check_placement
 from onebeat.timing.backoff import Retry
+
+OnOverrun = Literal["wait", "replace"]
+"""What becomes of a job whose run was told to end and goes on: it is waited for, or the job ends without it."""
 
 
 class TaskOptions(TypedDict, total=False):
@@ -22,6 +25,7 @@ class TaskOptions(TypedDict, total=False):
     timeout: Seconds | None
     run_in: RunIn
     at_most_once: bool
+    on_overrun: OnOverrun
     aliases: Sequence[str]
 
 
@@ -35,21 +39,25 @@ class TaskSettings:
     timeout: int | None = None
     run_in: RunIn = "auto"
     at_most_once: bool = False
+    on_overrun: OnOverrun = "wait"
 
 
 def make_settings(function: Callable[..., Any], name: str, options: TaskOptions) -> TaskSettings:
     """Return the checked settings of the task `name`; raises `ConfigurationError` with what to change."""
     run_in, retry, timeout = options.get("run_in", "auto"), options.get("retry"), options.get("timeout")
-    at_most_once = options.get("at_most_once", False)
+    at_most_once, on_overrun = options.get("at_most_once", False), options.get("on_overrun", "wait")
     check_placement(function, name, run_in)
     if at_most_once:
         refuse_retry(name, retry)
+    if on_overrun not in ("wait", "replace"):
+        raise ConfigurationError(f"task {name!r}: on_overrun={on_overrun!r:.40}; give 'wait' or 'replace'")
     settings = TaskSettings(
         queue=check_name(options.get("queue", "default"), "queue"),
         priority=check_priority(options.get("priority", 0)),
         timeout=None if timeout is None else duration(timeout, "timeout", least=1),
         run_in=run_in,
         at_most_once=at_most_once,
+        on_overrun=on_overrun,
     )
     if at_most_once:
         return replace(settings, retry=Retry(attempts=1))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from onebeat.errors import ConfigurationError
+from onebeat.errors import ConfigurationError, RemoteError, qualified_names
 from onebeat.timing.clock import SECOND, seconds_us
 
 MAX_ATTEMPTS = 10_000  # more is a loop, not a retry
@@ -19,7 +20,10 @@ class Retry:
 
     `attempts` counts the first try. After error n the next try comes after `base * factor ** (n - 1)` seconds, at most
     `cap`; with `jitter` after a random part, between half and all, of that. Exceptions of `on` are retried unless they
-    are of `give_up_on`. Durations are seconds or `timedelta`. Raises `ConfigurationError` when a number cannot work.
+    are of `give_up_on`. The class that the function raised decides, wherever it runs: `SystemExit` is no `Exception`,
+    and one that a child process cannot send back is known by its name and those of its bases. An
+    `asyncio.CancelledError` that nobody asked for counts as an `Exception`. Durations are seconds or `timedelta`.
+    Raises `ConfigurationError` when a number cannot work.
 
     >>> Retry(attempts=5, base=2).delay_us(3, 1.0) / SECOND
     8.0
@@ -79,7 +83,8 @@ class Retry:
 
     def wants(self, exception: BaseException) -> bool:
         """Whether this kind of exception is tried again at all."""
-        return isinstance(exception, self.on) and not isinstance(exception, self.give_up_on)
+        retried = any(_is_a(exception, kind) for kind in self.on)
+        return retried and not any(_is_a(exception, kind) for kind in self.give_up_on)
 
     def to_json(self) -> dict[str, Any]:
         """The numbers as a JSON object; exception classes stay in the code."""
@@ -122,6 +127,9 @@ class Snooze(Exception):
             raise ConfigurationError(f"Snooze({delay!r:.40}) is over a year; durations are seconds")
         super().__init__(f"again in {self.delay_us / SECOND:g} s")
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.delay_us / SECOND,)  # a child process sends it back to the worker
+
 
 class Cancel(Exception):
     """Raise inside a task to stop for good: the job ends `cancelled` with this reason.
@@ -133,6 +141,20 @@ class Cancel(Exception):
     def __init__(self, reason: str = "") -> None:
         self.reason = reason
         super().__init__(reason)
+
+
+def _is_a(exception: BaseException, kind: type[BaseException]) -> bool:
+    """Whether the exception, or the one of a child process that it stands for, is of this class."""
+    if not isinstance(exception, RemoteError) or not exception.type_names:
+        is_cancelled = kind is Exception and isinstance(exception, asyncio.CancelledError)
+        return is_cancelled or isinstance(exception, kind)
+    names = exception.type_names
+    if qualified_names(kind)[0] in names or (kind is Exception and _CANCELLED in names):
+        return True
+    return kind not in (Exception, BaseException) and isinstance(exception, kind)
+
+
+_CANCELLED = qualified_names(asyncio.CancelledError)[0]
 
 
 def _seconds(name: str, value: float | timedelta) -> float:

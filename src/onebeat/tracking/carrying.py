@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import partial, update_wrapper
+from types import TracebackType
 from typing import Any, Generic, ParamSpec, TypeVar, cast
 
 from onebeat.errors import ConfigurationError
@@ -105,8 +105,7 @@ def pack() -> str | None:
     return payload.write(unit, own=own)
 
 
-@contextmanager
-def unpacked(packed: str | None) -> Iterator[None]:
+class unpacked:
     """Set in a child process what `pack` gave in the parent: the same unit, for the duration of one call.
 
     >>> from onebeat.tracking import tracking, tracking_id
@@ -115,25 +114,29 @@ def unpacked(packed: str | None) -> Iterator[None]:
     >>> with unpacked(packed):
     ...     tracking_id()
     'order-7'
+
+    A class, because a context manager made of a generator sets `__traceback__` on the exception, which may refuse that.
     """
-    if packed is None:
-        yield
-        return
-    arrived = payload.read_payload(packed)
-    tokens = payload.set_variables(arrived.variables)
-    unit = _same_unit(arrived)
-    token = VARIABLE.set(unit)
-    try:
-        yield
-    except BaseException as error:
-        if unit is not None:
-            leave(unit, token, error)
-        raise
-    else:
-        if unit is not None:
-            leave(unit, token)
-    finally:
-        payload.reset_variables(tokens)
+
+    def __init__(self, packed: str | None) -> None:
+        self._packed = packed
+
+    def __enter__(self) -> None:
+        if self._packed is None:
+            return
+        arrived = payload.read_payload(self._packed)
+        self._variables = payload.set_variables(arrived.variables)
+        self._unit = _same_unit(arrived)
+        self._token = VARIABLE.set(self._unit)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._packed is None:
+            return
+        try:
+            if self._unit is not None:
+                leave(self._unit, self._token, error)
+        finally:
+            payload.reset_variables(self._variables)
 
 
 def _same_unit(arrived: payload.Payload) -> Tracking | None:

@@ -18,13 +18,15 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from onebeat.errors import Stopped
+from onebeat.errors import RemoteError, Stopped
 from onebeat.offload.child import remote_error, wire
 from onebeat.offload.child.preload import import_modules
 from onebeat.offload.child.process_tree import kill_tree
 from onebeat.offload.child.reference import FunctionReference, describe_unpicklable, resolve
+from onebeat.offload.child.surroundings import Surroundings
 from onebeat.offload.child.wire import Channel, ChannelClosed, Frame, UnreadableFrame
 from onebeat.offload.limits import Limit
+from onebeat.tasks.context import JobContext, current
 from onebeat.tracking import carrying
 from onebeat.tracking.context import VARIABLE, Tracking
 
@@ -42,10 +44,26 @@ def serve(reader: int, writer: int) -> None:
         _, state = channel.receive()
         _apply_parent_state(state, channel)
         channel.send(Frame(wire.READY, os.getpid()))
+        _initialize_early(state)
         while True:
             _serve_call(channel)
     except ChannelClosed:
         return
+
+
+def _initialize_early(state: dict[str, Any]) -> None:
+    """Call the initializer before the first call arrives; a failure is kept for that call, which tries again."""
+    global _initializer
+    _initializer = state["initializer"]
+    if _initializer is None:
+        return
+    if state["main"] is not None:
+        _import_main_program(*state["main"])
+    try:
+        contextvars.Context().run(_initialize)
+    except RemoteError as error:
+        log.warning("%s", error)
+    _flush()
 
 
 def main_spawned(reader: int, writer: int, preload: list[str]) -> None:
@@ -75,25 +93,57 @@ def _serve_call(channel: Channel) -> None:
         if _main_missing_because and "__main__" in str(cause):
             cause.add_note(_main_missing_because)
         return channel.send(_error_frame(cause, skip=1))
+    where, args, kwargs, *rest = call
+    surroundings = None
     try:
-        value = contextvars.Context().run(_run, *call)
+        _initialize()
+        function = _resolve_cached(where) if isinstance(where, tuple) else where
+        surroundings = Surroundings()  # now, because an import may change the environment for good
+        value = contextvars.Context().run(_run, function, args, kwargs, *rest)
     except BaseException as error:  # noqa: BLE001 - SystemExit too: it ends the call, not the process
         answer = _error_frame(error, skip=2)
     else:
         answer = _value_frame(value)
-    call = value = None
+    call = args = kwargs = value = None
+    if surroundings is not None:
+        surroundings.restore()
     _flush()
     channel.send(answer)
     return None
 
 
-def _run(where: Any, args: tuple[Any, ...], kwargs: dict[str, Any], carried: str | None, seconds: float | None) -> Any:
-    """Call the function in its caller's tracking context; the import comes first, for it may call `propagate`."""
+def _initialize() -> None:
+    """Call the initializer of `setup_offload` if it has not succeeded in this child yet; `RemoteError` if it fails."""
+    global _initializer
+    if _initializer is None:
+        return
+    name = ""
+    try:
+        where, args = pickle.loads(_initializer)  # noqa: S301 - from our own parent
+        name = f"{where[0]}.{where[1]}"
+        _resolve_cached(where)(*args)
+    except BaseException as error:
+        text = "".join(traceback.format_exception(error))
+        message = f"the initializer {name} failed in a child process, so no call runs there: {error!r:.500}"
+        raise RemoteError(message, traceback=text) from error
+    _initializer = None
+
+
+def _run(
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    carried: str | None,
+    seconds: float | None,
+    job: dict[str, Any] | None,
+) -> Any:
+    """Call the function in its caller's tracking context, and in its job."""
     global _received
-    function = _resolve_cached(where) if isinstance(where, tuple) else where
-    if carried is None and seconds is None:
+    if carried is None and seconds is None and job is None:
         _received = (None, None)
         return function(*args, **kwargs)
+    if job is not None:
+        current.set(JobContext.in_child_process(job))
     with carrying.unpacked(carried):
         unit = VARIABLE.get()
         _received = (unit, None if unit is None else unit.fields)
@@ -123,6 +173,7 @@ def _resolve_cached(where: FunctionReference) -> Callable[..., Any]:
 
 log = logging.getLogger("onebeat.offload")
 _functions: dict[FunctionReference, Callable[..., Any]] = {}
+_initializer: bytes | None = None  # the pickled initializer, until it has succeeded
 _received: tuple[Tracking | None, Any] = (None, None)  # the call's tracking context, and its fields at arrival
 _main_missing_because = ""  # why the functions and classes of the main program are not known here
 

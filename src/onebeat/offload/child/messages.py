@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import pickle
 import select
 import sys
 import time
@@ -11,12 +12,13 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from onebeat.errors import InvalidArguments
+from onebeat.errors import ConfigurationError, InvalidArguments
 from onebeat.offload.child import wire
 from onebeat.offload.child.launch import working_directory
 from onebeat.offload.child.reference import describe_unpicklable, reference
 from onebeat.offload.child.wire import Frame
 from onebeat.offload.pool.calls import BlockingCall, name_of
+from onebeat.tasks.context import current
 from onebeat.tracking import carrying
 
 CallParts = tuple[Any, tuple[Any, ...], dict[str, Any]]
@@ -58,9 +60,25 @@ def _parts(call: BlockingCall) -> CallParts:
 
 
 def _frame(call: BlockingCall, where: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *, plain: bool) -> Frame:
-    """Return the frame of a call, with the carried context and the remaining seconds."""
+    """Return the frame of a call, with the carried context, the remaining seconds and the running job."""
     left = None if call.limit.deadline is None else call.limit.deadline - time.monotonic()
-    return Frame(wire.CALL, (where, args, kwargs, carrying.pack(), left), plain=plain)
+    context = current.get()
+    job = None if context is None else context.for_child_process()
+    return Frame(wire.CALL, (where, args, kwargs, carrying.pack(), left, job), plain=plain)
+
+
+def initializer_bytes(function: Callable[..., Any], args: tuple[Any, ...]) -> bytes:
+    """Return an initializer as a child receives it; `ConfigurationError` names what a child cannot receive."""
+    where = reference(function)
+    if where is None:
+        raise ConfigurationError(
+            f"setup_offload(initializer={name_of(function)}): a child process cannot find it by name. "
+            "Define it at the top of a module."
+        )
+    try:
+        return pickle.dumps((where, args), 5)
+    except Exception as error:
+        raise ConfigurationError(f"setup_offload(initargs=…): {_refusal_message(function, args, {})}") from error
 
 
 def _refusal_message(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
@@ -75,8 +93,11 @@ def _refusal_message(function: Callable[..., Any], args: tuple[Any, ...], kwargs
     )
 
 
-def parent_state(watch_parent: bool) -> dict[str, Any]:
-    """Return what a child copies from this process: import path, arguments, environment, directory, log levels."""
+def parent_state(watch_parent: bool, initializer: bytes | None) -> dict[str, Any]:
+    """Return what a child copies from this process: import path, arguments, environment, directory, log levels.
+
+    With an initializer that the main program defines, the child learns where that program is.
+    """
     levels = {"": logging.getLogger().level} | {
         name: logger.level
         for name, logger in list(logging.Logger.manager.loggerDict.items())
@@ -89,6 +110,8 @@ def parent_state(watch_parent: bool) -> dict[str, Any]:
         "cwd": working_directory(),
         "levels": levels,
         "watch_parent": watch_parent,
+        "initializer": initializer,
+        "main": main_program() if initializer is not None and b"__main__" in initializer else None,
     }
 
 

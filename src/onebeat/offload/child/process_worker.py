@@ -25,8 +25,8 @@ class ProcessWorker:
     All methods run on the pool thread that owns this worker, except `terminate` and the two of the fast path.
     """
 
-    def __init__(self, launcher: Launcher, recycle: int | None) -> None:
-        self._launcher, self._recycle = launcher, recycle
+    def __init__(self, launcher: Launcher, recycle: int | None, initializer: bytes | None = None) -> None:
+        self._launcher, self._recycle, self._initializer = launcher, recycle, initializer
         self._lock = threading.Lock()
         self._child: ChildProcess | None = None
         self._channel: Channel | None = None
@@ -182,7 +182,9 @@ class ProcessWorker:
         self._main_sent = self._must_replace = self._answer_pending = False
         self._calls = 0
         try:
-            channel.send(Frame(wire.HELLO, messages.parent_state(watch_parent=child.must_watch_parent)))
+            state = messages.parent_state(child.must_watch_parent, self._initializer)
+            channel.send(Frame(wire.HELLO, state))
+            self._main_sent = state["main"] is not None
             if not child.wait_readable(START_TIMEOUT):
                 child.terminate(0)
             _receive(channel)  # READY

@@ -6,10 +6,10 @@ import pickle
 import traceback
 from collections.abc import Callable
 
-from onebeat.errors import RemoteError
+from onebeat.errors import RemoteError, qualified_names
 
-PackedError = tuple[bytes | None, str, str, str]
-"""The pickle or None, the qualified name of the class, the message, and the text of the traceback."""
+PackedError = tuple[bytes | None, tuple[str, ...], str, str]
+"""The pickle or None, the qualified names of the class and its bases, the message, and the text of the traceback."""
 
 
 class RemoteTraceback(Exception):
@@ -37,13 +37,12 @@ def pack(error: BaseException, skip: int) -> PackedError:
                 pickled = None
         except Exception:  # noqa: BLE001 - whatever its __reduce__ or constructor raises: it cannot be rebuilt
             pickled = None
-    module = type(error).__module__.replace("__mp_main__", "__main__")  # the name that the parent knows
-    return pickled, f"{module}.{type(error).__qualname__}", _text_or_reason(lambda: str(error)), text
+    return pickled, qualified_names(type(error)), _text_or_reason(lambda: str(error)), text
 
 
 def unpack(packed: PackedError) -> Exception:
     """Return the exception itself, or a `RemoteError` that describes it; its cause is the remote traceback."""
-    pickled, name, message, text = packed
+    pickled, names, message, text = packed
     error: Exception | None = None
     if pickled is not None:
         try:
@@ -51,8 +50,8 @@ def unpack(packed: PackedError) -> Exception:
         except Exception:  # noqa: BLE001 - it was rebuilt there, but not here: a RemoteError describes it
             error = None
     if error is None:
-        error = RemoteError(f"{name.removeprefix('builtins.')}: {message}", type_name=name, traceback=text)
-    error.__cause__ = RemoteTraceback(text)
+        error = RemoteError(f"{names[0].removeprefix('builtins.')}: {message}", type_names=names, traceback=text)
+    BaseException.__setattr__(error, "__cause__", RemoteTraceback(text))  # its own may refuse: a frozen dataclass
     return error
 
 

@@ -48,7 +48,7 @@ class BlockingCall:
         try:
             self.value = self.context.run(execute)
         except asyncio.CancelledError as cancelled:
-            reason = self.limit.reason or (str(cancelled) if self.limit.deadline is not None else None)
+            reason = self.limit.reason or (str(cancelled) if self.limit.expired else None)
             self.error = Stopped(reason) if reason else _as_runtime_error(self, cancelled)
         except Exception as error:  # noqa: BLE001 - it belongs to whoever awaits the call
             self.error = error if not isinstance(error, StopIteration) else _as_runtime_error(self, error)
@@ -183,9 +183,13 @@ def deferred_kind(function: Callable[..., Any]) -> str | None:
 _DEFERRED = inspect.CO_COROUTINE | inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR
 
 
-def _as_runtime_error(call: BlockingCall, error: BaseException) -> RuntimeError:
+class RaisedInThread(RuntimeError):
+    """Stands for an exception that would end the event loop, or that a future refuses; that one is its cause."""
+
+
+def _as_runtime_error(call: BlockingCall, error: BaseException) -> RaisedInThread:
     """Wrap an exception that would end the event loop in one that does not."""
-    wrapped = RuntimeError(f"{name_of(call.function)}() raised {type(error).__name__}({error}) in a thread")
+    wrapped = RaisedInThread(f"{name_of(call.function)}() raised {type(error).__name__}({error}) in a thread")
     wrapped.__cause__ = error
     return wrapped
 

@@ -36,8 +36,9 @@ class ProcessLane(Lane):
         preload: tuple[str, ...] = (),
         spawn: bool | None = None,
         quota: ProcessQuota | None = None,
+        initializer: bytes | None = None,
     ) -> None:
-        self._quota = quota
+        self._quota, self._initializer = quota, initializer
         self._limit_logged = False
         self._recycle = recycle
         self._new_launcher = partial(launcher, preload) if spawn is None else partial(launcher, preload, spawn=spawn)
@@ -91,7 +92,7 @@ class ProcessLane(Lane):
     def execute(self, call: BlockingCall, thread: PoolThread) -> Any:
         if thread.process_worker is None:
             self._log_limit()
-            thread.process_worker = ProcessWorker(self._launcher, self._recycle)
+            thread.process_worker = ProcessWorker(self._launcher, self._recycle, self._initializer)
         if call.function is _start_child:
             return thread.process_worker.start_child()
         return thread.process_worker.run(call)

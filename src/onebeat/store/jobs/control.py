@@ -79,10 +79,10 @@ def progress(tx: Tx, id: UUID, token: str, text: str) -> bool:
     return bool(result.rowcount)
 
 
-def note_overrun(tx: Tx, id: UUID, token: str) -> bool:
-    """Record that a job's thread runs past its timeout, and return whether the claim still holds."""
+def note_overrun(tx: Tx, id: UUID, token: str, reason: str = "timeout") -> bool:
+    """Record why a run was told to end that goes on, and return whether the claim still holds."""
     table = tx.tables.jobs
-    result = tx.execute(update(table).where(table.c.id == id, claim_holds(tx, token)).values(reason="timeout"))
+    result = tx.execute(update(table).where(table.c.id == id, claim_holds(tx, token)).values(reason=reason))
     return bool(result.rowcount)
 
 
