@@ -29,6 +29,7 @@ class MySQL(Dialect):
     extra = "mysql"
     update_returning = False
     locks_in_passing = True
+    searches_steps = False
     transactional_ddl = False
 
     def clock_expression(self) -> ColumnElement[int]:
