@@ -11,7 +11,7 @@ from onebeat.store import reports, workers
 from onebeat.store.jobs import insert, rescue, settle
 from tests.conftest import MakeDatabase
 from tests.guarantees.arrange import LEASE
-from tests.support.builders import a_job, claimed, ended, registered
+from tests.support.builders import a_job, claimed, claimed_suspects, ended, registered
 from tests.support.virtual import VirtualClock
 
 
@@ -54,7 +54,7 @@ async def a_job_that_kills_its_workers_ends(url: str, make: MakeDatabase) -> Non
     for death in range(3):
         worker = await registered(database, lease=LEASE)
         await database.write(insert.promote)
-        got = await claimed(database, worker, suspects=death == 2)
+        got = await (claimed_suspects if death == 2 else claimed)(database, worker)
         assert [again.attempt for again in got] == [death + 1]
         clock.advance(LEASE / 1e6 + 1)
         await database.write(workers.mark_dead)

@@ -16,7 +16,7 @@ from onebeat.store import reports, workers
 from onebeat.store.connection.database import Database
 from onebeat.store.jobs import claim, control, insert, release, rescue, settle as settle_rows
 from onebeat.store.tx import Tx
-from tests.support.builders import SECOND, a_job, claimed, ended, registered
+from tests.support.builders import SECOND, a_job, claimed, claimed_suspects, ended, registered
 
 
 async def state_of(database: Database, id: UUID) -> JobState:
@@ -197,7 +197,7 @@ async def test_a_third_crash_quarantines_and_a_suspect_is_claimed_alone(database
             await database.write(insert.promote)
             await database.write(insert.add, [neighbour])
             assert [got.id for got in await claimed(database, worker)] == [neighbour.id]
-        (got,) = await claimed(database, worker, suspects=crash == 2)
+        (got,) = await (claimed_suspects if crash == 2 else claimed)(database, worker)
         assert (got.id, got.crashes) == (job.id, crash)
         await database.write(workers.mark_dead_by_id, [worker])
         await database.write(rescue.rescue, random=Random(1))

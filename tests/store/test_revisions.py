@@ -17,16 +17,17 @@ from onebeat.store.tx import Tx
 from tests.conftest import MakeDatabase
 from tests.store import frozen
 
-SYNTHETIC = """
+NEWEST, NEXT = SCHEMA_VERSION, f"{int(SCHEMA_VERSION) + 1:04d}"
+SYNTHETIC = f"""
 from sqlalchemy import Column, Integer, inspect
 
-revision = "0002"
-down_revision = "0001"
+revision = "{NEXT}"
+down_revision = "{NEWEST}"
 
 
 def upgrade(operations, tables):
     columns = inspect(operations.get_bind()).get_columns(tables.queues.name, schema=tables.schema)
-    if "weight" not in {column["name"] for column in columns}:
+    if "weight" not in [column["name"] for column in columns]:
         operations.add_column(tables.queues.name, Column("weight", Integer), schema=tables.schema)
     operations.execute(tables.queues.update().values(weight=7))
 """
@@ -112,62 +113,64 @@ async def test_a_database_of_each_revision_becomes_what_a_new_one_is(
 
 
 @pytest.fixture
-def revision_0002(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tables:
-    """The tables of a revision 0002 that adds a column, as if this code knew it."""
+def next_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tables:
+    """The tables of a next revision that adds a column, as if this code knew it."""
     scripts = tmp_path / "scripts"
     shutil.copytree(migrations._SCRIPTS / "versions", scripts / "versions", ignore=shutil.ignore_patterns("__*"))
-    (scripts / "versions" / "0002_weight.py").write_text(SYNTHETIC, "utf-8")
+    (scripts / "versions" / f"{NEXT}_weight.py").write_text(SYNTHETIC, "utf-8")
     monkeypatch.setattr(migrations, "_SCRIPTS", scripts)
-    monkeypatch.setattr(migrations, "SCHEMA_VERSION", "0002")
+    monkeypatch.setattr(migrations, "SCHEMA_VERSION", NEXT)
     tables = build()
     tables.queues.append_column(Column("weight", Integer))
     return tables
 
 
 async def old_database(kind: str, url: str, make_database: MakeDatabase, tables: Tables) -> Database:
-    """A database of revision 0001 as the code of 0002 opens it."""
+    """A database of the newest revision as the code of the next one opens it."""
     database = await make_database(url, tables=tables)
-    await database.exclusive(created_by("0001", kind, build()), patience=5)
+    await database.exclusive(created_by(NEWEST, kind, build()), patience=5)
     return database
 
 
 async def test_an_old_database_runs_the_revisions_it_lacks(
-    revision_0002: Tables, database_kind: str, fresh_database_url: str, make_database: MakeDatabase
+    next_revision: Tables, database_kind: str, fresh_database_url: str, make_database: MakeDatabase
 ) -> None:
-    database = await old_database(database_kind, fresh_database_url, make_database, revision_0002)
-    assert await migrations.pending(database) == ["0002"]
-    assert (await migrations.prepare(database)).version == "0002"
+    database = await old_database(database_kind, fresh_database_url, make_database, next_revision)
+    assert await migrations.pending(database) == [NEXT]
+    assert (await migrations.prepare(database)).version == NEXT
     assert await database.read(differences) == []
     assert await database.read(queues, "name", "weight") == [("mail", 7)]
     assert await migrations.migrate(database) is False
 
 
 async def test_a_revision_that_was_interrupted_runs_again(
-    revision_0002: Tables, database_kind: str, fresh_database_url: str, make_database: MakeDatabase
+    next_revision: Tables, database_kind: str, fresh_database_url: str, make_database: MakeDatabase
 ) -> None:
-    database = await old_database(database_kind, fresh_database_url, make_database, revision_0002)
+    database = await old_database(database_kind, fresh_database_url, make_database, next_revision)
     await migrations.migrate(database)
-    back = text("UPDATE onebeat_schema_version SET version_num = '0001'")  # as if it had ended before the mark was set
+    back = text(
+        f"UPDATE onebeat_schema_version SET version_num = '{NEWEST}'"
+    )  # as if it had ended before the mark was set
     await database.write(lambda tx: tx.execute(back) and None)
     assert await migrations.migrate(database) is True
     assert await database.read(queues, "name", "weight") == [("mail", 7)]
 
 
 async def test_a_new_database_is_created_as_the_newest_revision_at_once(
-    revision_0002: Tables, fresh_database_url: str, make_database: MakeDatabase
+    next_revision: Tables, fresh_database_url: str, make_database: MakeDatabase
 ) -> None:
-    database = await make_database(fresh_database_url, tables=revision_0002)
-    assert await migrations.pending(database) == ["0001", "0002"]
-    assert (await migrations.prepare(database)).version == "0002"
+    database = await make_database(fresh_database_url, tables=next_revision)
+    assert await migrations.pending(database) == [*migrations._revisions()]
+    assert (await migrations.prepare(database)).version == NEXT
     assert "weight" in await database.read(columns)
     assert await database.read(differences) == []
 
 
-def test_the_printed_sql_of_a_new_database_says_its_revision_once(revision_0002: Tables, tmp_path: Path) -> None:
-    printed = migrations.sql(Database(f"sqlite:///{tmp_path / 'a.db'}", tables=revision_0002))
+def test_the_printed_sql_of_a_new_database_says_its_revision_once(next_revision: Tables, tmp_path: Path) -> None:
+    printed = migrations.sql(Database(f"sqlite:///{tmp_path / 'a.db'}", tables=next_revision))
     assert printed.count("CREATE TABLE onebeat_queues") == 1
     assert "ADD COLUMN" not in printed
-    assert printed.index("'0001'") < printed.index("'0002'")
+    assert printed.index(f"'{migrations._revisions()[0]}'") < printed.index(f"'{NEXT}'")
 
 
 async def test_no_index_or_column_differs_from_the_definition(database: Database) -> None:

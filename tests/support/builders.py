@@ -76,6 +76,13 @@ async def claimed(database: Database, worker_id: str, limit: int = 10, **changes
     return await database.write(claim.claim, **(values | changes))
 
 
+async def claimed_suspects(database: Database, worker_id: str) -> list[Claimed]:
+    """What this worker gets when it claims the first suspect of the task `work`."""
+    for id in await database.read(claim.suspects, tasks=("work",)):
+        return await database.write(claim.claim_suspect, worker_id=worker_id, token=token(), id=id)
+    return []
+
+
 def ended(job: Claimed, outcome: Outcome = SUCCESS, retry: Retry | None = None) -> Ended:
     """The end of an attempt and what settle() makes of it."""
     settlement = settle(

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 from onebeat.engine.identity import WorkerIdentity
 from onebeat.model.ids import token
 from onebeat.model.job import SUSPECT_CRASHES, Claimed
 from onebeat.store.connection.database import Database
 from onebeat.store.jobs import claim, rescue
+from onebeat.store.jobs.kinds import KnownKinds
 
 SECOND = 1_000_000
 SUSPECT_PATIENCE = 60 * SECOND  # a suspect that nobody idle took in this time makes this worker run dry for it
@@ -60,6 +61,7 @@ class Claimer:
         self._own = list(own_slots)
         self._poll = poll
         self.in_flight: set[str] = set()  # tokens of claims whose answers have not been started yet
+        self._known = KnownKinds()
         self._turn = 0
         self._misses = 0  # looks in a row after which a job was left that this worker could have taken
         self._dry_since: int | None = None
@@ -95,48 +97,50 @@ class Claimer:
             groups.append((self._queues, self._own, free))
         return [group for group in groups if group[2] > 0]
 
-    async def _claim(
-        self, worker_id: str, limit: int, queues: Sequence[str] | None, excluded: Sequence[str], suspects: bool = False
-    ) -> bool:
+    async def _claim(self, worker_id: str, limit: int, queues: Sequence[str] | None, excluded: Sequence[str]) -> bool:
         """Claim and start at most `limit` jobs; True when there may be more of them."""
-        write = self._database.write_one if self._database.dialect.update_returning else self._database.write
         more = False
         for tasks, most in self._slots.startable(limit):
-            wanted = min(limit, most, self._slots.free)
+            wanted = min(limit, most, self._slots.free, claim.CLAIMED_AT_ONCE)
             if wanted <= 0:
                 continue
-            lease_token = token()
-            self.in_flight.add(lease_token)
-            try:
-                claimed = await write(
-                    claim.claim,
-                    worker_id=worker_id,
-                    token=lease_token,
-                    limit=wanted,
-                    tasks=tasks,
-                    queues=queues,
-                    excluded=excluded,
-                    suspects=suspects,
-                )
-                if self._identity.claimant == worker_id:
-                    for job in claimed:
-                        self._slots.start(job)
-                elif claimed:  # a drain began or the lease was lost meanwhile, so none starts here
-                    await self._database.write(rescue.give_back, [(job.id, job.lease_token) for job in claimed])
-            finally:
-                self.in_flight.discard(lease_token)
-            more |= len(claimed) == wanted
-            limit -= len(claimed)
-            if claimed:
+            taken = await self._take(
+                worker_id,
+                claim.claim,
+                limit=wanted,
+                tasks=tasks,
+                queues=queues,
+                excluded=excluded,
+                known=self._known,
+            )
+            more |= taken == wanted
+            limit -= taken
+            if taken:
                 await asyncio.sleep(0)  # each reaches its thread or process: the next look finds that place taken
         return more
+
+    async def _take(self, worker_id: str, claiming: Callable[..., list[Claimed]], **what: Any) -> int:
+        """Claim under a new token and start what was claimed; return how many jobs that were."""
+        write = self._database.write_one if self._database.dialect.update_returning else self._database.write
+        lease_token = token()
+        self.in_flight.add(lease_token)
+        try:
+            claimed = await write(claiming, worker_id=worker_id, token=lease_token, **what)
+            if self._identity.claimant == worker_id:
+                for job in claimed:
+                    self._slots.start(job)
+            elif claimed:  # a drain began or the lease was lost meanwhile, so none starts here
+                await self._database.write(rescue.give_back, [(job.id, job.lease_token) for job in claimed])
+        finally:
+            self.in_flight.discard(lease_token)
+        return len(claimed)
 
     async def _claim_suspect(self, worker_id: str) -> None:
         self._dry_since = None
         for tasks, _ in self._slots.startable(1):
-            if await self._database.read(claim.any_claimable, tasks=tasks, queues=self._queues, suspects=True):
-                await self._claim(worker_id, 1, self._queues, (), suspects=True)
-                return
+            for id in await self._database.read(claim.suspects, tasks=tasks, queues=self._queues):
+                if await self._take(worker_id, claim.claim_suspect, id=id):
+                    return
 
     async def _missed(self) -> bool:
         """Whether a job may be left because another's search held its row at the moment of ours."""
@@ -144,7 +148,9 @@ class Claimer:
             return False
         for queues, excluded, limit in self._groups():
             for tasks, _ in self._slots.startable(limit):
-                if await self._database.read(claim.any_claimable, tasks=tasks, queues=queues, excluded=excluded):
+                if await self._database.read(
+                    claim.any_claimable, tasks=tasks, queues=queues, excluded=excluded, known=self._known
+                ):
                     return True
         return False
 

@@ -1,11 +1,11 @@
-"""Small pieces of SQL that several store modules share: literal states and padded lists of values."""
+"""Small pieces of SQL that several store modules share: literal states, padded lists of values, index hints."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from sqlalchemy import ColumnElement, String, literal_column
+from sqlalchemy import ColumnElement, Integer, Select, String, Table, literal_column
 
 from onebeat.model.job import JobState
 
@@ -17,6 +17,20 @@ def word(state: str) -> ColumnElement[str]:
     if not str(state).isalpha():
         raise ValueError(f"{state!r} is no state; only onebeat's own words are written into statements")
     return literal_column(f"'{state}'", String)
+
+
+def number(value: int) -> ColumnElement[int]:
+    """One of onebeat's own numbers, written into the statement so that partial indexes on it can be used."""
+    return literal_column(str(int(value)), Integer)
+
+
+def use_index(query: Select[Any], table: Table, name: str | None) -> Select[Any]:
+    """Make MySQL and MariaDB use this index of the table, None: its primary key; the others choose it by its condition.
+
+    They guess from counted samples, and take another one where most rows have one state.
+    """
+    hint = "FORCE INDEX (PRIMARY)" if name is None else f"FORCE INDEX ({table.name}_{name})"
+    return query.with_hint(table, hint, "mysql").with_hint(table, hint, "mariadb")
 
 
 QUEUED = word(JobState.QUEUED)

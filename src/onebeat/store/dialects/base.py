@@ -34,6 +34,8 @@ class Dialect(ABC):
     arrays: ClassVar[bool] = False  # a list of any length in one bound value, and UPDATE … FROM it
     pipelines: ClassVar[bool] = True  # one statement with many sets of values costs no round trip for each of them
     locks_in_passing: ClassVar[bool] = False  # a locking search locks, for a moment, rows that it then does not want
+    lateral: ClassVar[bool] = False  # LATERAL: a search for each row of another one
+    searches_steps: ClassVar[bool] = True  # a recursive query searches an index with values of the step before
     error_aborts_transaction: ClassVar[bool] = False  # after one failed statement only a rollback is possible
     one_writer: ClassVar[bool] = False  # a file with a single writer, on threads of onebeat's own
     transactional_ddl: ClassVar[bool] = True

@@ -30,6 +30,7 @@ class MySQL(Dialect):
     update_returning = False
     pipelines = False
     locks_in_passing = True
+    searches_steps = False
     transactional_ddl = False
 
     def clock_expression(self) -> ColumnElement[int]:

@@ -42,6 +42,7 @@ class PostgreSQL(Dialect):
     module = "asyncpg"
     extra = "postgresql"
     arrays = True
+    lateral = True
     error_aborts_transaction = True
 
     def clock_expression(self) -> ColumnElement[int]:

@@ -138,8 +138,12 @@ def _outcome() -> list[Column[Any]]:
 def _indexes(p: str) -> list[Index]:
     return [
         Index(f"{p}_unique", "unique_slot", unique=True, **where("unique_slot IS NOT NULL")),
-        # The queue in its order.
-        Index(f"{p}_claim", "state", "rank", "run_at_us", "id", **where("state = 'queued'")),
+        # The jobs of each queue and task in their order: a claim takes the first ones and passes no others.
+        # No partial index begins with the column of its condition: PostgreSQL leaves that out of the search.
+        Index(
+            f"{p}_queue", "queue", "task", "rank", "run_at_us", "id", info=partial_only(), **where("state = 'queued'")
+        ),
+        Index(f"{p}_queued", "state", "queue", "task", "rank", "run_at_us", "id", info=plain_only()),
         Index(f"{p}_due", "state", "run_at_us", **where("state = 'scheduled'")),
         Index(f"{p}_worker", "worker_id", "state", **where("state = 'running'")),
         # Jobs that were running when a worker died, twice: few, to be found beside any backlog.
