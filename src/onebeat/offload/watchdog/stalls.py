@@ -54,7 +54,7 @@ def describe_stall(stall: Stall, verb: str) -> str:
 
 def find_stall(frame: FrameType, loop: asyncio.AbstractEventLoop) -> tuple[Stall, contextvars.Context | None] | None:
     """Return what blocks the loop and its context, from another thread; None when the loop only waits for events."""
-    if _is_waiting_for_events(frame):
+    if is_waiting_for_events(frame):
         return None
     context = _context(frame, loop)
     unit = None if context is None else context.get(VARIABLE)
@@ -137,7 +137,7 @@ def _outer_frames(frame: FrameType | None) -> Iterator[FrameType]:
         frame = frame.f_back
 
 
-def _is_waiting_for_events(frame: FrameType) -> bool:
+def is_waiting_for_events(frame: FrameType) -> bool:
     """Return whether the innermost frame is the loop's own: its selector, or the caller of a loop written in C."""
     name = frame.f_code.co_filename
     return name.endswith(("selectors.py", "asyncio/runners.py", "asyncio/base_events.py", "uvloop/__init__.py"))

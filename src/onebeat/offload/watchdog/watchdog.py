@@ -15,7 +15,14 @@ from typing import Self
 
 from onebeat.offload.limits import in_seconds
 from onebeat.offload.pool.lanes import all_lanes
-from onebeat.offload.watchdog.stalls import Stall, TimeMeter, TimeSpent, describe_stall, find_stall
+from onebeat.offload.watchdog.stalls import (
+    Stall,
+    TimeMeter,
+    TimeSpent,
+    describe_stall,
+    find_stall,
+    is_waiting_for_events,
+)
 
 log = logging.getLogger("onebeat.offload.watchdog")
 
@@ -30,7 +37,8 @@ class Watchdog:
     A loop is blocked when it does not answer for `limit` (seconds, or a `timedelta`) because it computes or waits in a
     blocking call. Time in which other processes had the processor, or other threads the interpreter, does not count,
     so a loaded machine raises no alarm. C code that holds the interpreter lock is reported late and without a stack.
-    The cost is one callback on the loop every quarter of `limit`.
+    Its thread looks every quarter of `limit`, half as often while the loop only waits for events, and calls back on
+    the loop only while that is at work. So a stall is certain to be found when it takes one and a half times `limit`.
 
     `stalls` is the number of stalls, `worst` the longest in seconds; `on_stall` is called on the watchdog's thread.
 
@@ -103,23 +111,25 @@ class _LoopMonitor:
         self._stall: Stall | None = None
         self._context: contextvars.Context | None = None
         self._is_logged = self._was_stopped = False
+        self._is_resting = False  # no ping is on its way, because the loop only waited for events
 
     def run(self, stopped: threading.Event) -> None:
-        """Ping the loop every quarter of the limit until `stopped` is set or the loop is closed."""
+        """Look at the loop every quarter of the limit, half as often while it rests, until `stopped` or its end."""
         interval = self._watchdog.limit / 4
         try:
             with self._meter:
                 self._last = self._meter.read()
                 self._ping(self._last)
                 while not stopped.wait(interval):
-                    self._check(max(0.0, self._meter.read().at - self._last.at - interval))
+                    spent = self._meter.read()
+                    self._check(spent, max(0.0, spent.at - self._last.at - interval))
+                    interval = self._watchdog.limit / (2 if self._is_resting else 4)
         except RuntimeError:  # call_soon_threadsafe: the loop is closed
             log.debug("the watched event loop is closed")
 
-    def _check(self, late: float) -> None:
+    def _check(self, spent: TimeSpent, late: float) -> None:
         """Check the loop once; `late` is how many seconds after the planned time this thread woke up."""
-        spent, last = self._meter.read(), self._last
-        self._last = spent
+        last, self._last = self._last, spent
         self._own_lateness += late
         if not self._loop.is_running():  # it has ended or is between two runs, so it blocks nothing
             if self._loop.is_closed():
@@ -128,17 +138,30 @@ class _LoopMonitor:
         elif self._was_stopped or (self._stall is None and self._report_held_lock(late, last, spent)):
             self._ping(spent)
         elif self._answer is None:
-            self._handle_missing_answer(spent)
+            if not self._is_resting:
+                self._handle_missing_answer(spent)
         else:
             self._handle_answer(*self._answer)
+            self._answer, self._stall, self._context, self._is_resting = None, None, None, True
+        if self._is_resting and not self._waits_for_events(last, spent):
             self._ping(spent)
 
     def _ping(self, spent: TimeSpent) -> None:
         self._answer, self._stall, self._context = None, None, None
-        self._own_lateness, self._is_logged, self._was_stopped = 0.0, False, False
+        self._own_lateness, self._is_logged, self._was_stopped, self._is_resting = 0.0, False, False, False
         self._before, self._sent = spent, time.monotonic()
         self._pings += 1
         self._loop.call_soon_threadsafe(self._pong, self._pings)
+
+    def _waits_for_events(self, last: TimeSpent, spent: TimeSpent) -> bool:
+        """Return whether the loop has nothing to do, so that no ping needs to wake it.
+
+        A loop written in C shows the same frame while it runs a callback in C, which its processor time tells.
+        """
+        if spent.computed - last.computed >= self._watchdog.limit / 8:
+            return False
+        frame = sys._current_frames().get(self._ident)
+        return frame is not None and is_waiting_for_events(frame)
 
     def _pong(self, number: int) -> None:
         if number == self._pings:
