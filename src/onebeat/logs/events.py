@@ -59,7 +59,7 @@ def _settled(event: e.JobSettled) -> None:
         level = logging.WARNING
     if not jobs.isEnabledFor(level):
         return
-    template, args = "job %s %s after %.3f s", [event.task, event.ending, event.seconds]
+    template, args = "job %s %s after %.3f s", [_shown(event.task), _shown(event.ending), event.seconds]
     for more, value in _what_follows(event):
         template += more
         args.append(value)

@@ -30,6 +30,8 @@ from onebeat.tasks.declared_schedule import DeclaredSchedule
 from onebeat.tasks.registry import Registry
 from onebeat.timing.clock import seconds_us
 
+SIGNALLED_START = 3.0  # seconds from a signal until a start is given up; one that reaches its database takes less
+
 
 class Runtime:
     """A scheduler's database, watcher, heartbeat and worker, in the event loop that started them.
@@ -200,9 +202,9 @@ class Runtime:
         return None if self.worker is None else self.worker.id
 
     def _signalled(self) -> None:
-        """End a start that is under way; let a worker start nothing more. The server ends the process."""
+        """End a start that is still under way soon; let a worker start nothing more. The server ends the process."""
         if self._starting is not None and not self._starting.expired():
-            self._starting.reschedule(self.loop.time())
+            self._starting.reschedule(self.loop.time() + SIGNALLED_START)
         self.stop_claiming()
 
     def stop_claiming(self) -> None:
