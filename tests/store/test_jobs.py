@@ -16,6 +16,7 @@ from onebeat.store import reports, workers
 from onebeat.store.connection.database import Database
 from onebeat.store.jobs import claim, control, insert, release, rescue, settle as settle_rows
 from onebeat.store.tx import Tx
+from onebeat.timing.backoff import Retry
 from tests.support.builders import SECOND, a_job, claimed, claimed_suspects, ended, registered
 
 
@@ -333,3 +334,20 @@ async def test_a_page_leads_to_the_next(database: Database) -> None:
     assert (len(first), len(second), second.cursor) == (3, 2, None)
     ids = [job.id for job in (*first, *second)]
     assert ids == sorted(ids, reverse=True)
+
+
+async def test_a_job_that_is_put_off_again_and_again_keeps_a_bounded_history(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(settle_rows, "SNOOZES", 3)
+    job = a_job()
+    await database.write(insert.add, [job])
+    worker = await registered(database)
+    for number in range(12):
+        [got] = await claimed(database, worker)
+        error = Outcome(ending=Ending.ERROR, error="ValueError")
+        outcome = error if number == 1 else Outcome(ending=Ending.SNOOZED)
+        await database.write(settle_rows.settle, [ended(got, outcome, Retry(3, base=0))], worker_id=worker)
+        await database.write(insert.promote)
+    kept = await database.read(reports.attempts, job.id)
+    assert [attempt.attempt for attempt in kept] == [2, 10, 11, 12], "errors stay, and at least the last three snoozes"
