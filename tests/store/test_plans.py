@@ -1,0 +1,115 @@
+"""How each database plans the statements of schedules, with statistics that are fresh, stale or absent."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+from sqlalchemy import select, text
+
+from onebeat.model.ids import uuid7
+from onebeat.model.job import JobState
+from onebeat.store.connection.database import Database
+from onebeat.store.jobs.insert import _row
+from onebeat.store.schedules import fire
+from onebeat.store.schedules.edit import new_row
+from onebeat.store.tx import Tx
+from onebeat.timing.clock import SECOND
+from tests.conftest import MakeDatabase
+from tests.support.builders import a_job
+from tests.support.plans import plans_of
+from tests.support.simulated_worker import a_schedule
+from tests.support.virtual import START, VirtualClock
+
+DUE = 20  # schedules at each instant
+DOUBLED = 10  # times: 20,480 schedules
+ENDED = 3_000  # jobs of one schedule
+STATISTICS = ["fresh", "stale", "absent"]
+KEY = {"sqlite": "sqlite_autoindex_{table}_1", "postgresql": "{table}_pkey", "mysql": "PRIMARY"}
+
+
+def analyze(tx: Tx) -> None:
+    for table in (tx.tables.schedules, tx.tables.jobs, tx.tables.fires):
+        tx.execute(text(f"ANALYZE {'TABLE ' * (tx.dialect.name == 'mysql')}{table.name}")).close()
+
+
+def few(tx: Tx) -> None:
+    """Hourly schedules that are due at one instant."""
+    row = new_row(a_schedule(), START, source="api")
+    rows = [row | {"id": f"s{number:02}", "next_fire_us": START} for number in range(DUE)]
+    tx.execute(tx.tables.schedules.insert(), rows)
+
+
+def many(tx: Tx) -> None:
+    """As many at each second after it, for some minutes; the ended jobs of one schedule, and a backlog of others."""
+    table, jobs = tx.tables.schedules, tx.tables.jobs
+    for power in range(DOUBLED):
+        changed = {"id": table.c.id.concat(f"-{power}"), "next_fire_us": table.c.next_fire_us + SECOND * 2**power}
+        copied = select(*[changed.get(column.name, column) for column in table.c])
+        tx.execute(table.insert().from_select(list(table.c), copied))
+    like = _row(a_job(run_at=START)) | {"created_us": START}
+    ended = {"schedule_id": "s00", "fire_us": START, "state": str(JobState.SUCCEEDED)}
+    ids = [uuid7(START + number) for number in range(2 * ENDED)]
+    tx.execute(jobs.insert(), [like | {"id": id} for id in ids[:ENDED]])
+    tx.execute(jobs.insert(), [like | ended | {"id": id, "finished_us": n} for n, id in enumerate(ids[ENDED:])])
+
+
+async def filled(database: Database, statistics: str) -> None:
+    """Many rows, and what the database knows of them."""
+    await database.write(few)
+    if statistics == "stale":
+        await database.write(analyze)
+    await database.write(many)
+    if statistics == "fresh":
+        await database.write(analyze)
+
+
+def index_of(plan: str, table: str, database: Database) -> str:
+    """The index by which the plan reads the table; empty where it reads all rows."""
+    if database.dialect.name == "postgresql":
+        found = re.search(rf"Index (?:Only )?Scan using (\S+) on {table}\b", plan)
+    elif database.dialect.name == "sqlite":
+        found = re.search(rf"SEARCH {table} USING (?:COVERING )?INDEX (\S+)", plan)
+    else:
+        found = re.search(rf"{table} (?:eq_ref|ref|range|const|index|ref_or_null) \S+ (\S+)", plan)
+    return found.group(1) if found else ""
+
+
+def fire_all(tx: Tx) -> Any:
+    return fire.fire_due(tx, worker_id="w" * 32, hashes=(), new_tracking_id=lambda: "t" * 32, limit=250)
+
+
+def planned(plans: list[tuple[str, str]], begin: str) -> str:
+    """The plan of the one statement that begins so."""
+    (plan,) = {plan for statement, plan in plans if statement.startswith(begin)}
+    return plan
+
+
+@pytest.fixture
+async def clock() -> VirtualClock:
+    return VirtualClock(START)
+
+
+@pytest.mark.campaign
+@pytest.mark.parametrize("statistics", STATISTICS)
+async def test_a_fire_reads_only_what_is_due(
+    statistics: str, database_url: str, make_database: MakeDatabase, clock: VirtualClock
+) -> None:
+    database = await make_database(database_url, database_clock=clock)
+    await filled(database, statistics)
+    plans = await database.write(partial(_plans, fire_all))
+    table, jobs = database.tables.schedules.name, database.tables.jobs.name
+    by_key = KEY[database.dialect.name].format(table=table)
+    assert index_of(planned(plans, f"SELECT {table}.id, {table}.task"), table, database) == f"{table}_due"
+    assert index_of(planned(plans, "UPDATE"), table, database) == by_key, "the compare-and-set"
+    assert index_of(planned(plans, f"SELECT {jobs}.schedule_id"), jobs, database) == f"{jobs}_schedule"
+    (next_due,) = await database.read(partial(_plans, partial(fire.next_due, hashes=())))
+    assert index_of(next_due[1], table, database) == f"{table}_due"
+    assert not re.search("Sort|filesort|TEMP B-TREE", next_due[1])
+
+
+def _plans(call: Callable[[Tx], Any], tx: Tx) -> list[tuple[str, str]]:
+    return plans_of(tx, call)
