@@ -12,10 +12,11 @@ from sqlalchemy import update
 from onebeat.engine import run_file
 from onebeat.engine.sweeper import PRUNE_EACH, RetentionAges, Sweeper
 from onebeat.model.events import JobRescued, WorkerDied
-from onebeat.model.job import NewJob
+from onebeat.model.job import JobState, NewJob
+from onebeat.model.schedule import waits_for
 from onebeat.store import reports, workers
 from onebeat.store.connection.database import Database
-from onebeat.store.jobs import control, insert, rescue
+from onebeat.store.jobs import control, insert, release, rescue
 from onebeat.store.tx import Tx
 from tests.engine.parts import SWEEP, Parts
 from tests.support.builders import SECOND, HeldLease, a_job, claimed, ended, registered
@@ -201,3 +202,15 @@ async def test_a_rescue_that_takes_too_long_is_done_in_halves(parts: Parts, monk
     await parts.sweeper().tick(parts.clock.now)
     assert limits[:2] == [200, 100]
     assert await parts.database.read(reports.count_jobs) == {"queued": 3}
+
+
+async def test_lost_releases_beyond_the_first_page_are_healed(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Held ones come first: they must not be all that the sweeper looks at."""
+    monkeypatch.setattr(release, "lost_releases", partial(release.lost_releases, limit=2))
+    held = [a_job(schedule_id=f"s{n}") for n in range(3)]
+    waiting = [a_job(schedule_id=f"s{n}", state=JobState.WAITING, waits_for=waits_for(f"s{n}")) for n in range(5)]
+    await parts.stored(*held, *waiting)
+    await parts.sweeper().tick(parts.clock.now)
+    states = [(await parts.database.read(reports.job, job.id)).state for job in waiting]
+    assert states == ["waiting", "waiting", "waiting", "queued", "queued"]
+    assert "jobs_queued" in parts.woken

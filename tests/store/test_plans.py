@@ -12,7 +12,9 @@ from sqlalchemy import select, text
 
 from onebeat.model.ids import uuid7
 from onebeat.model.job import JobState
+from onebeat.model.schedule import waits_for
 from onebeat.store.connection.database import Database
+from onebeat.store.jobs import release
 from onebeat.store.jobs.insert import _row
 from onebeat.store.schedules import fire
 from onebeat.store.schedules.edit import new_row
@@ -70,11 +72,11 @@ async def filled(database: Database, statistics: str) -> None:
 def index_of(plan: str, table: str, database: Database) -> str:
     """The index by which the plan reads the table; empty where it reads all rows."""
     if database.dialect.name == "postgresql":
-        found = re.search(rf"Index (?:Only )?Scan using (\S+) on {table}\b", plan)
+        found = re.search(rf"Index (?:Only )?Scan using (\S+) on (?:\S+ )?{table}\b", plan)
     elif database.dialect.name == "sqlite":
         found = re.search(rf"SEARCH {table} USING (?:COVERING )?INDEX (\S+)", plan)
     else:
-        found = re.search(rf"{table} (?:eq_ref|ref|range|const|index|ref_or_null) \S+ (\S+)", plan)
+        found = re.search(rf"{table} (?:eq_ref|ref|range|const|index)(?:\|filter)? \S+ ([^\s|]+)", plan)
     return found.group(1) if found else ""
 
 
@@ -113,3 +115,35 @@ async def test_a_fire_reads_only_what_is_due(
 
 def _plans(call: Callable[[Tx], Any], tx: Tx) -> list[tuple[str, str]]:
     return plans_of(tx, call)
+
+
+def waiting(tx: Tx) -> None:
+    """A hundred jobs that wait for another one, in each of ten schedules."""
+    like = _row(a_job(run_at=START, state=JobState.WAITING)) | {"created_us": START}
+    keys = [(f"s0{n}", waits_for(f"s0{n}")) for n in range(10)] * 100
+    rows = [
+        like | {"id": uuid7(2 * START + n), "schedule_id": id, "waits_for": key} for n, (id, key) in enumerate(keys)
+    ]
+    tx.execute(tx.tables.jobs.insert(), rows)
+
+
+@pytest.mark.campaign
+@pytest.mark.parametrize("statistics", STATISTICS)
+async def test_a_release_reads_only_the_oldest_that_waits(
+    statistics: str, database_url: str, make_database: MakeDatabase, clock: VirtualClock
+) -> None:
+    database = await make_database(database_url, database_clock=clock)
+    if statistics == "fresh":
+        await database.write(waiting)
+    await filled(database, statistics)
+    if statistics != "fresh":
+        await database.write(waiting)
+    jobs = database.tables.jobs.name
+    ended = [uuid7(START + number) for number in range(ENDED, ENDED + 100)]
+    found = (await database.write(partial(_plans, partial(release.release, ids=ended))))[0][1]
+    assert index_of(found, "ended", database) in (f"{jobs}_pkey", "PRIMARY", f"sqlite_autoindex_{jobs}_1"), found
+    assert index_of(found, "waiting", database) == f"{jobs}_waits", found
+    assert index_of(found, "holder", database) == f"{jobs}_schedule", found
+    ((_, lost),) = await database.read(partial(_plans, release.lost_releases))
+    assert index_of(lost, "waiting", database) == f"{jobs}_waits", lost
+    assert index_of(lost, "holder", database) == f"{jobs}_schedule", lost

@@ -89,7 +89,7 @@ class Sweeper:
     async def _sweep(self, now: int) -> None:
         await self._bury()
         await self._rescue()
-        await self._database.write(release.heal_releases)
+        await self._release()
         await self._database.write(declare.arbitrate)
         if await self._database.read(claim.suspects_wait, self._tasks(), self._patience):
             self._run_dry(now)
@@ -107,6 +107,16 @@ class Sweeper:
                 dead += await self._database.write(workers.mark_dead_by_id, gone)
         for worker in dead:
             self._announce(WorkerDied(worker_id=worker.id, host=worker.host, pid=worker.pid))
+
+    async def _release(self) -> None:
+        """Release what waits for nothing any more; the look for it holds no lock."""
+        after: str | None = ""
+        while after is not None:
+            lost, after = await self._database.read(release.lost_releases, after)
+            released = await self._database.write(release.release, lost) if lost else 0
+            if released:
+                self._wakeups.jobs_queued()
+                self._wakeups.jobs_delayed()
 
     async def _rezone(self) -> None:
         moved = await self._database.write(rezone.rezone)
