@@ -334,3 +334,21 @@ async def test_code_whose_one_off_is_over_still_starts(simulated: SimulatedWorke
         await simulated.database.write(
             edit.add, a_schedule("u", At(from_us(simulated.clock.now - HOUR))), if_exists="error"
         )
+
+
+async def test_last_status_is_that_of_the_newest_fire_or_of_the_job_that_ended_last(simulated: SimulatedWorker) -> None:
+    async def last() -> str | None:
+        return (await simulated.schedules.get("s")).last_status
+
+    await added(simulated.database, a_schedule(policies={"overlap": "allow"}), a_schedule("other"))
+    assert await last() is None
+    await simulated.away(3_600)
+    assert await last() == "queued"
+    await simulated.work_off()
+    assert await last() == "succeeded"
+    await simulated.away(3_600)
+    assert await last() == "queued", "its fire is newer than that of the ended one"
+    (page,) = [info.last_status for info in await simulated.schedules.list() if info.id == "s"]
+    assert page == "queued"
+    await simulated.work_off()
+    assert await last() == "succeeded"

@@ -16,7 +16,7 @@ from onebeat.model.schedule import waits_for
 from onebeat.store.connection.database import Database
 from onebeat.store.jobs import release
 from onebeat.store.jobs.insert import _row
-from onebeat.store.schedules import fire
+from onebeat.store.schedules import fire, read
 from onebeat.store.schedules.edit import new_row
 from onebeat.store.tx import Tx
 from onebeat.timing.clock import SECOND
@@ -115,6 +115,21 @@ async def test_a_fire_reads_only_what_is_due(
 
 def _plans(call: Callable[[Tx], Any], tx: Tx) -> list[tuple[str, str]]:
     return plans_of(tx, call)
+
+
+@pytest.mark.campaign
+@pytest.mark.parametrize("statistics", STATISTICS)
+async def test_the_last_status_of_a_schedule_is_found_beside_any_history(
+    statistics: str, database_url: str, make_database: MakeDatabase, clock: VirtualClock
+) -> None:
+    database = await make_database(database_url, database_clock=clock)
+    await filled(database, statistics)
+    assert (await database.read(read.get, "s00")).last_status == "succeeded"
+    plans = await database.read(partial(_plans, partial(read.get, id="s00")))
+    assert len(plans) == 3
+    plan = plans[1][1]
+    assert plan.count(f"{database.tables.jobs.name}_schedule") >= 2, plan
+    assert not re.search("Sort|TEMP B-TREE", plan), plan
 
 
 def waiting(tx: Tx) -> None:
