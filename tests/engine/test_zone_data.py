@@ -10,8 +10,11 @@ from sqlalchemy import update
 
 from onebeat.engine.sweeper import RetentionAges, Sweeper
 from onebeat.engine.wakeups import Wakeups
+from onebeat.errors import DatabaseUnavailable
 from onebeat.scheduler.scheduler import Scheduler
 from onebeat.store.connection.database import Database
+from onebeat.store.schedules import rezone
+from onebeat.store.tx import Tx
 from onebeat.tasks.router import TaskRouter
 from onebeat.timing.clock import DAY, HOUR, MINUTE, SECOND, from_us
 from onebeat.timing.triggers import Cron
@@ -35,6 +38,17 @@ def spoil() -> Spoil:
         await database.write(lambda tx: tx.execute(update(table).values(**values)) and None)
 
     return write
+
+
+async def test_zone_data_that_cannot_be_compared_now_is_no_reason_not_to_start(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(tx: Tx) -> list[rezone.Zone]:
+        raise DatabaseUnavailable("the database took longer over a statement than its limit")
+
+    monkeypatch.setattr(rezone, "outdated", refuse)
+    async with Scheduler(database_url, drain=2) as scheduler:
+        assert (await scheduler.health()).worker == "working"
 
 
 async def test_a_worker_that_starts_moves_the_next_fires_by_its_own_data(
