@@ -13,7 +13,7 @@ from onebeat.engine.wakeups import Wakeups
 from onebeat.scheduler.scheduler import Scheduler
 from onebeat.store.connection.database import Database
 from onebeat.tasks.router import TaskRouter
-from onebeat.timing.clock import DAY, HOUR, MINUTE, SECOND, from_us
+from onebeat.timing.clock import DAY, HOUR, SECOND, from_us
 from onebeat.timing.triggers import Cron
 from tests.guarantees.arrange import added
 from tests.support import rows
@@ -68,9 +68,7 @@ async def test_a_worker_that_runs_looks_once_a_day(simulated: SimulatedWorker, s
         identity=identity_of(None),
         interval=15 * SECOND,
         retention=RetentionAges(),
-        tasks=lambda: ("work",),
-        patience=MINUTE,
-        run_dry=lambda now: None,
+        look_for_suspects=_no_suspects,
         wakeups=wakeups,
         random=Random(1),
         announce=lambda event: None,
@@ -94,3 +92,7 @@ async def test_a_worker_that_runs_looks_once_a_day(simulated: SimulatedWorker, s
     moved = await next_fire_after_a_sweep(3600)
     assert moved == tomorrow.at, from_us(moved or 0)
     assert woken == [simulated.clock.now]
+
+
+async def _no_suspects(now: int) -> None:
+    return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from random import Random
 
@@ -13,7 +13,7 @@ from onebeat.model.events import Event, JobRescued, WorkerDied, about
 from onebeat.model.job import FINAL, JobState
 from onebeat.store import locks, retention, workers
 from onebeat.store.connection.database import Database
-from onebeat.store.jobs import claim, control, release, rescue
+from onebeat.store.jobs import control, release, rescue
 from onebeat.store.schedules import declare, rezone
 
 SECOND = 1_000_000
@@ -41,9 +41,7 @@ class Sweeper:
         identity: WorkerIdentity,
         interval: int,
         retention: RetentionAges,
-        tasks: Callable[[], tuple[str, ...]],
-        patience: int,
-        run_dry: Callable[[int], None],
+        look_for_suspects: Callable[[int], Awaitable[None]],
         wakeups: Wakeups,
         random: Random,
         announce: Callable[[Event], None],
@@ -52,9 +50,7 @@ class Sweeper:
         self._identity = identity
         self._interval = interval
         self._retention = retention
-        self._tasks = tasks
-        self._patience = patience
-        self._run_dry = run_dry
+        self._look_for_suspects = look_for_suspects
         self._wakeups = wakeups
         self._random = random
         self._announce = announce
@@ -69,8 +65,7 @@ class Sweeper:
         await self._rescue()
         await self._database.write(release.heal_releases)
         await self._database.write(declare.arbitrate)
-        if await self._database.read(claim.suspects_wait, self._tasks(), self._patience):
-            self._run_dry(now)
+        await self._look_for_suspects(now)
         if now >= self._next_rezone:
             self._next_rezone = now + REZONE_EACH
             await self._rezone()
