@@ -130,24 +130,6 @@ async def test_its_own_worker_is_not_asked_for_its_run_file(parts: Parts, monkey
     assert own in {worker.id for worker in await parts.database.read(workers.live)}
 
 
-async def test_a_suspect_that_waited_long_makes_this_worker_run_dry(parts: Parts) -> None:
-    told: list[int] = []
-    job = a_job(task="work")
-
-    @parts.router.task(name="work")
-    async def work() -> None: ...
-
-    await parts.stored(job)
-    await parts.database.write(was_lost_before, 2)
-    sweeper = parts.sweeper(patience=60 * SECOND, run_dry=told.append)
-    now = parts.clock.advance(30)
-    await sweeper.tick(now)
-    assert told == []
-    now = parts.clock.advance(31)
-    await sweeper.tick(now)
-    assert told == [now]
-
-
 async def test_it_prunes_at_first_and_then_each_five_minutes(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
     pruned: list[int] = []
 

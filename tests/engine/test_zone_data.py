@@ -16,7 +16,7 @@ from onebeat.store.connection.database import Database
 from onebeat.store.schedules import rezone
 from onebeat.store.tx import Tx
 from onebeat.tasks.router import TaskRouter
-from onebeat.timing.clock import DAY, HOUR, MINUTE, SECOND, from_us
+from onebeat.timing.clock import DAY, HOUR, SECOND, from_us
 from onebeat.timing.triggers import Cron
 from tests.guarantees.arrange import added
 from tests.support import rows
@@ -83,9 +83,7 @@ async def test_a_worker_that_runs_looks_once_a_day(simulated: SimulatedWorker, s
         identity=identity_of(None),
         interval=15 * SECOND,
         retention=RetentionAges(),
-        tasks=lambda: ("work",),
-        patience=MINUTE,
-        run_dry=lambda now: None,
+        look_for_suspects=_no_suspects,
         wakeups=wakeups,
         clock=ProcessClock(simulated.clock),
         random=Random(1),
@@ -110,3 +108,7 @@ async def test_a_worker_that_runs_looks_once_a_day(simulated: SimulatedWorker, s
     moved = await next_fire_after_a_sweep(3600)
     assert moved == tomorrow.at, from_us(moved or 0)
     assert woken == [simulated.clock.now]
+
+
+async def _no_suspects(now: int) -> None:
+    return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, AsyncIterator, Callable
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from random import Random
 
@@ -15,7 +15,7 @@ from onebeat.model.job import FINAL, JobState
 from onebeat.model.protocols import Clock
 from onebeat.store import locks, retention, workers
 from onebeat.store.connection.database import Database
-from onebeat.store.jobs import claim, control, release, rescue
+from onebeat.store.jobs import control, release, rescue
 from onebeat.store.schedules import declare, rezone
 
 SECOND = 1_000_000
@@ -45,9 +45,7 @@ class Sweeper:
         identity: WorkerIdentity,
         interval: int,
         retention: RetentionAges,
-        tasks: Callable[[], tuple[str, ...]],
-        patience: int,
-        run_dry: Callable[[int], None],
+        look_for_suspects: Callable[[int], Awaitable[None]],
         wakeups: Wakeups,
         clock: Clock,
         random: Random,
@@ -57,9 +55,7 @@ class Sweeper:
         self._identity = identity
         self._interval = interval
         self._retention = retention
-        self._tasks = tasks
-        self._patience = patience
-        self._run_dry = run_dry
+        self._look_for_suspects = look_for_suspects
         self._wakeups = wakeups
         self._random = random
         self._announce = announce
@@ -96,8 +92,7 @@ class Sweeper:
         await self._release()
         if wrong := await self._database.read(declare.disputed):
             await self._database.write(declare.arbitrate, wrong)
-        if await self._database.read(claim.suspects_wait, self._tasks(), self._patience):
-            self._run_dry(now)
+        await self._look_for_suspects(now)
         await self._rezone(now)
 
     async def _bury(self) -> None:
