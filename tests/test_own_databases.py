@@ -38,7 +38,8 @@ def clone(folder: Path, *parts: str) -> Path:
 
 
 def databases(target: Path, command: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    known = {name: value for name, value in os.environ.items() if name not in VARIABLES.values()}
+    unknown = {*VARIABLES.values(), "ONEBEAT_TEST_INSTALL"}
+    known = {name: value for name, value in os.environ.items() if name not in unknown}
     return subprocess.run(
         [sys.executable, target / "scripts" / "databases.py", command],
         env={**known, **environment}, capture_output=True, text=True, timeout=100,
