@@ -237,7 +237,7 @@ def test_a_script_that_enters_twice_is_told_and_the_first_goes_on() -> None:
         assert greet.enqueue_sync().state == "queued"
 
 
-@pytest.mark.parametrize("queues", [(), [], ","])
+@pytest.mark.parametrize("queues", [(), [], ",", {}])
 def test_a_worker_of_no_queue_is_refused(queues: Any) -> None:
     with pytest.raises(ConfigurationError, match="None serves all"):
         Scheduler("sqlite://", queues=queues)

@@ -182,7 +182,7 @@ class Settings(BaseSettings):
     @field_validator("queues")
     @classmethod
     def _queues(cls, value: tuple[str, ...] | dict[str, int] | None) -> tuple[str, ...] | dict[str, int] | None:
-        if value == ():
+        if value is not None and not value:
             raise ValueError("no queue is named; None serves all of them")
         for name in value or ():
             check_name(name, "queue")

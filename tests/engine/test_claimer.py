@@ -25,6 +25,7 @@ class Places:
     """Ten free slots that keep what they are given."""
 
     idle = True
+    accepts_suspect = True
 
     def __init__(self) -> None:
         self.started: list[Claimed] = []

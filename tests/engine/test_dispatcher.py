@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 from sqlalchemy import select
 
+from onebeat.engine import dispatcher
 from onebeat.engine.dispatcher import DOUBLING, HEAD_START, Dispatcher
 from onebeat.engine.wakeups import Wakeups
 from onebeat.model.events import Event, ScheduleFired
 from onebeat.store.connection.database import Database
+from onebeat.store.tx import Tx
+from onebeat.timing.clock import from_us
 from onebeat.timing.triggers import Every
 from tests.conftest import MakeDatabase
 from tests.guarantees.arrange import added
@@ -90,3 +95,27 @@ async def test_a_worker_that_runs_much_lets_idle_ones_go_first(fleet: Fleet) -> 
     assert await fleet.look(one, 10) == 10 + DOUBLING / SECOND
     assert await fleet.look(one, 10 + DOUBLING / SECOND) == 20, "nobody else came"
     assert (100).bit_length() * DOUBLING > HEAD_START, "full, it comes after an idle one that lost"
+
+
+async def test_load_makes_no_fire_late(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker needs ten seconds for each batch of what is due at once: `catch_up="skip"` leaves none of it out."""
+    monkeypatch.setattr(dispatcher, "BATCH", 2)
+    hourly = Every(hours=1, anchor=from_us(fleet.first))
+    await added(fleet.database, *(a_schedule(f"h{number}", hourly, {"catch_up": "skip"}) for number in range(9)))
+
+    def due_together(tx: Tx) -> None:
+        c = tx.tables.schedules.c
+        tx.execute(tx.tables.schedules.delete().where(c.id == "s"))
+        tx.execute(tx.tables.schedules.update().values(next_fire_us=fleet.first))
+
+    def decisions(tx: Tx) -> Sequence[str]:
+        c = tx.tables.fires.c
+        return tx.execute(select(c.decision).order_by(c.decided_us)).scalars().all()
+
+    one = await fleet.worker("one")
+    await fleet.database.write(due_together)
+    for at in range(0, 50, 10):
+        await fleet.look(one, at)
+    assert await fleet.database.read(decisions) == ["started"] * 9
+    await fleet.look(one, 3_620)
+    assert set((await fleet.database.read(decisions))[9:]) == {"misfired"}, "nobody was busy with anything"

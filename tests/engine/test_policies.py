@@ -268,10 +268,21 @@ async def test_each_dst_mode_fires_what_it_says_on_the_days_of_the_changes(
 
 
 # ── zone data, code and its absence ───────────────────────────────────────────────────────────────────────────────────
+async def rezone_all(simulated: SimulatedWorker) -> list[str]:
+    """What moves when every zone is looked at."""
+    moved: list[str] = []
+    for zone in await simulated.database.read(rezone.outdated):
+        after: str | None = ""
+        while after is not None:
+            ids, after = await simulated.database.write(rezone.rezone, zone, after, 2)
+            moved += ids
+    return moved
+
+
 async def test_other_zone_data_moves_the_next_fire_once_and_fires_nothing_twice(simulated: SimulatedWorker) -> None:
     cron = Cron("30 2 * * *", "Europe/Berlin")
     await added(simulated.database, a_schedule(trigger=cron))
-    assert await simulated.database.write(rezone.rezone) == []
+    assert await rezone_all(simulated) == []
     right = cron.next_fire(simulated.clock.now)
     assert right is not None
 
@@ -280,13 +291,13 @@ async def test_other_zone_data_moves_the_next_fire_once_and_fires_nothing_twice(
         tx.execute(table.update().values(next_fire_us=right.at + HOUR, zone_fingerprint="20000:" + "0" * 24))
 
     await simulated.database.write(as_if_computed_with_other_data)
-    assert await simulated.database.write(rezone.rezone) == ["s"]
+    assert await rezone_all(simulated) == ["s"]
     assert (await rows.read(simulated.url)).schedules["s"][1] == right.at
-    assert await simulated.database.write(rezone.rezone) == []
+    assert await rezone_all(simulated) == []
     simulated.clock.now = right.at
     await fired(simulated.database)
     await simulated.database.write(as_if_computed_with_other_data)
-    await simulated.database.write(rezone.rezone)
+    await rezone_all(simulated)
     await fired(simulated.database)
     assert await simulated.counted() == {"started": 1}
 
@@ -297,7 +308,7 @@ async def test_code_that_returns_after_a_day_decides_what_came_due_meanwhile(sim
     await simulated.database.write(declare.declare, [item])
     simulated.clock.advance(120)
     await simulated.database.write(workers.mark_dead)
-    await simulated.database.write(declare.arbitrate)
+    await simulated.database.write(declare.arbitrate, ["s"])
     assert (await simulated.database.read(read.get, "s")).state == "orphaned"
     simulated.clock.advance(24 * 3600)
     worker = await registered(simulated.database, definitions={"s": item.hash})
@@ -323,3 +334,21 @@ async def test_code_whose_one_off_is_over_still_starts(simulated: SimulatedWorke
         await simulated.database.write(
             edit.add, a_schedule("u", At(from_us(simulated.clock.now - HOUR))), if_exists="error"
         )
+
+
+async def test_last_status_is_that_of_the_newest_fire_or_of_the_job_that_ended_last(simulated: SimulatedWorker) -> None:
+    async def last() -> str | None:
+        return (await simulated.schedules.get("s")).last_status
+
+    await added(simulated.database, a_schedule(policies={"overlap": "allow"}), a_schedule("other"))
+    assert await last() is None
+    await simulated.away(3_600)
+    assert await last() == "queued"
+    await simulated.work_off()
+    assert await last() == "succeeded"
+    await simulated.away(3_600)
+    assert await last() == "queued", "its fire is newer than that of the ended one"
+    (page,) = [info.last_status for info in await simulated.schedules.list() if info.id == "s"]
+    assert page == "queued"
+    await simulated.work_off()
+    assert await last() == "succeeded"

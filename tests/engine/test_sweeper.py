@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from random import Random
 from typing import Any
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import func, select, update
 
-from onebeat.engine import run_file
+from onebeat.engine import run_file, sweeper as sweeper_module
 from onebeat.engine.sweeper import PRUNE_EACH, RetentionAges, Sweeper
 from onebeat.model.events import JobRescued, WorkerDied
-from onebeat.model.job import NewJob
-from onebeat.store import reports, workers
+from onebeat.model.job import JobState, NewJob
+from onebeat.model.schedule import waits_for
+from onebeat.store import reports, retention, workers
 from onebeat.store.connection.database import Database
-from onebeat.store.jobs import control, insert, rescue
+from onebeat.store.jobs import control, insert, release, rescue
+from onebeat.store.schedules import rezone
 from onebeat.store.tx import Tx
+from onebeat.timing.clock import HOUR
+from onebeat.timing.triggers import Cron
 from tests.engine.parts import SWEEP, Parts
+from tests.guarantees.arrange import added
 from tests.support.builders import SECOND, HeldLease, a_job, claimed, ended, registered
+from tests.support.simulated_worker import a_schedule
 
 LEASE = 3 * SECOND
 
@@ -123,24 +130,6 @@ async def test_its_own_worker_is_not_asked_for_its_run_file(parts: Parts, monkey
     assert own in {worker.id for worker in await parts.database.read(workers.live)}
 
 
-async def test_a_suspect_that_waited_long_makes_this_worker_run_dry(parts: Parts) -> None:
-    told: list[int] = []
-    job = a_job(task="work")
-
-    @parts.router.task(name="work")
-    async def work() -> None: ...
-
-    await parts.stored(job)
-    await parts.database.write(was_lost_before, 2)
-    sweeper = parts.sweeper(patience=60 * SECOND, run_dry=told.append)
-    now = parts.clock.advance(30)
-    await sweeper.tick(now)
-    assert told == []
-    now = parts.clock.advance(31)
-    await sweeper.tick(now)
-    assert told == [now]
-
-
 async def test_it_prunes_at_first_and_then_each_five_minutes(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
     pruned: list[int] = []
 
@@ -201,3 +190,75 @@ async def test_a_rescue_that_takes_too_long_is_done_in_halves(parts: Parts, monk
     await parts.sweeper().tick(parts.clock.now)
     assert limits[:2] == [200, 100]
     assert await parts.database.read(reports.count_jobs) == {"queued": 3}
+
+
+async def test_next_fires_of_other_zone_data_move_a_part_in_each_sweep(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All schedules in one transaction would hold up their fires, and rescues, for as long as it takes."""
+    monkeypatch.setattr(rezone, "rezone", partial(rezone.rezone, limit=2))
+    monkeypatch.setattr(sweeper_module, "REZONED_AT_ONCE", 2)
+    cron = Cron("30 2 * * *", "Europe/Berlin")
+    await added(parts.database, *(a_schedule(f"s{n}", cron) for n in range(6)))
+    right = cron.next_fire(parts.clock.now)
+    assert right is not None
+
+    def spoil(tx: Tx) -> None:
+        table = tx.tables.schedules
+        tx.execute(update(table).values(next_fire_us=right.at + HOUR, zone_fingerprint="20000:" + "0" * 24))
+        tx.execute(update(table).where(table.c.id == "s1").values(trigger_json='{"kind":"of the future"}'))
+
+    def moved(tx: Tx) -> int:
+        c = tx.tables.schedules.c
+        return int(tx.execute(select(func.count()).where(c.next_fire_us == right.at)).scalar_one())
+
+    await parts.database.write(spoil)
+    sweeper = parts.sweeper()
+    found = []
+    for _ in range(3):
+        await swept(sweeper, parts.clock.now)
+        found.append(await parts.database.read(moved))
+        parts.clock.advance(2 * SWEEP / SECOND)
+    assert found == [3, 5, 5], "the unreadable one stops nobody"
+    assert parts.woken.count("schedules_changed") == 3
+
+
+async def test_too_many_fire_records_are_found_a_few_schedules_at_a_time_and_at_once_where_fires_are_frequent(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retention, "MOST_FIRES", 5)
+    monkeypatch.setattr(retention, "following", partial(retention.following, limit=2))
+    await added(parts.database, *(a_schedule(f"s{n}") for n in range(5)))
+
+    def fires(tx: Tx, ids: Sequence[str], decided: int) -> None:
+        values = {"origin": "schedule", "decision": "started", "decided_by": "w", "decided_us": decided}
+        rows = [{"schedule_id": id, "fire_key": f"{n}", "fire_us": n} | values for id in ids for n in range(7)]
+        tx.execute(tx.tables.fires.insert(), rows)
+
+    def counted(tx: Tx) -> list[int]:
+        c = tx.tables.fires.c
+        query = select(func.count()).group_by(c.schedule_id).order_by(c.schedule_id)
+        return list(tx.execute(query.select_from(tx.tables.fires)).scalars())
+
+    now = parts.clock.now
+    await parts.database.write(fires, ["s0", "s1", "s2", "s3"], now - HOUR)
+    await parts.database.write(fires, ["s4"], now - SECOND)
+    sweeper = parts.sweeper()
+    found = []
+    for _ in range(2):
+        await swept(sweeper, parts.clock.now)
+        found.append(await parts.database.read(counted))
+        parts.clock.advance(PRUNE_EACH / SECOND)
+    assert found == [[5, 5, 7, 7, 5], [5, 5, 5, 5, 5]]
+
+
+async def test_lost_releases_beyond_the_first_page_are_healed(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Held ones come first: they must not be all that the sweeper looks at."""
+    monkeypatch.setattr(release, "lost_releases", partial(release.lost_releases, limit=2))
+    held = [a_job(schedule_id=f"s{n}") for n in range(3)]
+    waiting = [a_job(schedule_id=f"s{n}", state=JobState.WAITING, waits_for=waits_for(f"s{n}")) for n in range(5)]
+    await parts.stored(*held, *waiting)
+    await parts.sweeper().tick(parts.clock.now)
+    states = [(await parts.database.read(reports.job, job.id)).state for job in waiting]
+    assert states == ["waiting", "waiting", "waiting", "queued", "queued"]
+    assert "jobs_queued" in parts.woken

@@ -102,7 +102,7 @@ async def test_while_no_worker_has_the_code(simulated: SimulatedWorker) -> None:
     begin = from_us(simulated.clock.now)
     simulated.clock.advance(7200)
     await simulated.database.write(workers.mark_dead)
-    await simulated.database.write(declare.arbitrate)
+    await simulated.database.write(declare.arbitrate, ["s"])
     assert "is orphaned: no live worker runs the code" in await sentence(simulated, begin + AN_HOUR)
     assert "is decided when one does" in await sentence(simulated, begin + AN_HOUR)
     assert "fires only if one does by then" in await sentence(simulated, begin + 5 * AN_HOUR)

@@ -10,10 +10,13 @@ from sqlalchemy import update
 
 from onebeat.engine.sweeper import RetentionAges, Sweeper
 from onebeat.engine.wakeups import Wakeups
+from onebeat.errors import DatabaseUnavailable
 from onebeat.scheduler.scheduler import Scheduler
 from onebeat.store.connection.database import Database
+from onebeat.store.schedules import rezone
+from onebeat.store.tx import Tx
 from onebeat.tasks.router import TaskRouter
-from onebeat.timing.clock import DAY, HOUR, MINUTE, SECOND, from_us
+from onebeat.timing.clock import DAY, HOUR, SECOND, from_us
 from onebeat.timing.triggers import Cron
 from tests.guarantees.arrange import added
 from tests.support import rows
@@ -35,6 +38,17 @@ def spoil() -> Spoil:
         await database.write(lambda tx: tx.execute(update(table).values(**values)) and None)
 
     return write
+
+
+async def test_zone_data_that_cannot_be_compared_now_is_no_reason_not_to_start(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(tx: Tx) -> list[rezone.Zone]:
+        raise DatabaseUnavailable("the database took longer over a statement than its limit")
+
+    monkeypatch.setattr(rezone, "outdated", refuse)
+    async with Scheduler(database_url, drain=2) as scheduler:
+        assert (await scheduler.health()).worker == "working"
 
 
 async def test_a_worker_that_starts_moves_the_next_fires_by_its_own_data(
@@ -69,9 +83,7 @@ async def test_a_worker_that_runs_looks_once_a_day(simulated: SimulatedWorker, s
         identity=identity_of(None),
         interval=15 * SECOND,
         retention=RetentionAges(),
-        tasks=lambda: ("work",),
-        patience=MINUTE,
-        run_dry=lambda now: None,
+        look_for_suspects=_no_suspects,
         wakeups=wakeups,
         clock=ProcessClock(simulated.clock),
         random=Random(1),
@@ -96,3 +108,7 @@ async def test_a_worker_that_runs_looks_once_a_day(simulated: SimulatedWorker, s
     moved = await next_fire_after_a_sweep(3600)
     assert moved == tomorrow.at, from_us(moved or 0)
     assert woken == [simulated.clock.now]
+
+
+async def _no_suspects(now: int) -> None:
+    return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, bindparam, or_
+from sqlalchemy import ColumnElement, or_
 
 from onebeat.model import payload
 from onebeat.model.definition import Definition
@@ -61,7 +61,7 @@ def instants(report: FireReport) -> Sequence[int]:
     return [item.fire_us for item in report.fired]
 
 
-def or_whatever(tx: Tx) -> ColumnElement[bool]:
+def or_whatever(tx: Tx, given: Any) -> ColumnElement[bool]:
     """No compare-and-set: whatever became of the schedule since it was read."""
     c = tx.tables.schedules.c
-    return or_(c.next_fire_us >= bindparam("b_expected"), c.rev >= bindparam("b_rev"))
+    return or_(c.next_fire_us >= given.b_expected, c.rev >= given.b_rev)

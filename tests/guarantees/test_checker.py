@@ -261,8 +261,8 @@ def test_the_oracle_of_an_interval_leaves_out_both_ends() -> None:
 def test_the_ledger_survives_sigkill_and_keeps_the_lines_of_several_writers_apart(tmp_path: Path) -> None:
     path = tmp_path / "ledger"
     program = (
-        "import sys\nfrom tests.support.ledger import Ledger\nledger = Ledger(sys.argv[1])\n"
-        "while True: ledger.write('mark', note='x' * 60)"
+        "import sys, time\nfrom tests.support.ledger import Ledger\nledger = Ledger(sys.argv[1])\n"
+        "while True: ledger.write('mark', note='x' * 60), time.sleep(0.0005)"
     )
     root = Path(__file__).resolve().parents[2]
     writers = [

@@ -202,7 +202,7 @@ async def test_g1_one_bad_row_stops_nobody_elses_fires(database_url: str, make_d
 async def test_without_a_guard_around_each_row_one_bad_row_stops_all(
     database_url: str, make_database: MakeDatabase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def all_or_nothing(tx: Tx, found: Any, report: FireReport) -> Any:
+    def all_or_nothing(tx: Tx, found: Any, report: FireReport, since: int | None) -> Any:
         return [(row, plan(as_schedule(row), report.now, ())) for row in found]
 
     monkeypatch.setattr(fire, "_plans", all_or_nothing)

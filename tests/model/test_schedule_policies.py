@@ -193,6 +193,29 @@ def test_a_clock_that_went_back_fires_nothing_twice() -> None:
     assert again.fires == ()
 
 
+@pytest.mark.parametrize("catch_up", ["skip", "latest", "all"])
+def test_what_was_on_time_when_the_worker_began_with_a_backlog_stays_on_time(catch_up: str) -> None:
+    schedule = of({"catch_up": catch_up})
+    fire = only(plan(schedule, T + 55 * SECOND, since_us=T + 5 * SECOND))
+    assert fire.decision is Decision.STARTED
+    assert fire.reason == "late by 55 seconds, as very many were due at once"
+    assert only(plan(schedule, T + 4 * SECOND, since_us=T)).reason == "on time"
+
+
+def test_a_backlog_excuses_only_what_was_on_time_at_its_begin_and_no_more_than_a_minute() -> None:
+    schedule = of({"catch_up": "skip"}, trigger=Every(hours=1, anchor=datetime.fromtimestamp(T // SECOND, UTC)))
+    for now, since, decision in (
+        (T + 64 * SECOND, T, Decision.STARTED),
+        (T + 66 * SECOND, T, Decision.MISFIRED),
+        (T + 20 * SECOND, T + 6 * SECOND, Decision.MISFIRED),
+        (T + 3 * SECOND, T + 30 * SECOND, Decision.STARTED),  # the clock went back
+        (T + 20 * SECOND, None, Decision.MISFIRED),
+    ):
+        assert only(plan(schedule, now, since_us=since)).decision is decision
+    graced = of({"catch_up": "skip", "misfire_grace": 10})
+    assert only(plan(graced, T + 11 * SECOND, since_us=T)).decision is Decision.MISFIRED, "the user's own bound"
+
+
 def test_a_fire_keeps_its_mark_and_key_in_the_plan() -> None:
     cron = Cron("30 2 * * *", "Europe/Berlin")
     gap = to_us(datetime(2026, 3, 29, 1, 0, tzinfo=UTC))

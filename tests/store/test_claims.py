@@ -100,9 +100,6 @@ async def test_the_looks_for_suspects_read_suspects_alone(backlog: Database) -> 
     found, many = await reads(backlog, lambda tx: claim.suspects(tx, tasks=BOTH, queues=("mail", "bulk")))
     assert len(found) == 3
     assert many < WAITING / 5
-    waits, many = await reads(backlog, lambda tx: claim.suspects_wait(tx, BOTH, 0))
-    assert waits
-    assert many < WAITING / 5
 
 
 @pytest.mark.parametrize("many", [0, 3])

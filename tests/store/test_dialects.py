@@ -7,7 +7,7 @@ import ssl
 import time
 
 import pytest
-from sqlalchemy import func, literal, select, text
+from sqlalchemy import Update, bindparam, func, literal, select, text, update
 from sqlalchemy.exc import DBAPIError
 
 from onebeat.store.connection.database import Database
@@ -140,6 +140,29 @@ async def test_the_larger_of_two_numbers(database: Database) -> None:
         return tuple(row)
 
     assert await database.read(larger) == (2, 2**53 + 1)
+
+
+async def test_one_statement_changes_each_given_row(database: Database) -> None:
+    def build(tx: Tx) -> Update:
+        c = tx.tables.locks.c
+        given = tx.dialect.given_rows(g_name=c.name, g_fence=c.fence, g_owner=c.owner)
+        changed = {"fence": c.fence + given.g_fence, "owner": given.g_owner, "expires_us": bindparam("b_expires")}
+        return update(tx.tables.locks).where(c.name == given.g_name).values(**changed)
+
+    def change(tx: Tx) -> list[tuple[object, ...]]:
+        locks = tx.tables.locks
+        tx.execute(locks.insert(), [{"name": name, "fence": 1, "expires_us": 0} for name in ("a", "A", "b'\"%s:x")])
+        rows = [
+            {"g_name": "a", "g_fence": 2**62, "g_owner": None},
+            {"g_name": "b'\"%s:x", "g_fence": 2, "g_owner": "me"},
+            {"g_name": "unknown", "g_fence": 3, "g_owner": "me"},
+        ]
+        tx.execute(tx.prepared(build), tx.dialect.given(rows, b_expires=7))
+        found = select(locks.c.name, locks.c.fence, locks.c.owner, locks.c.expires_us).order_by(locks.c.fence)
+        return [tuple(row) for row in tx.execute(found)]
+
+    expected = [("A", 1, None, 0), ("b'\"%s:x", 3, "me", 7), ("a", 2**62 + 1, None, 7)]
+    assert await database.write(change) == expected
 
 
 async def test_a_plan_can_be_asked_for(database: Database) -> None:

@@ -16,6 +16,7 @@ from onebeat.store import reports, workers
 from onebeat.store.connection.database import Database
 from onebeat.store.jobs import claim, control, insert, release, rescue, settle as settle_rows
 from onebeat.store.tx import Tx
+from onebeat.timing.backoff import Retry
 from tests.support.builders import SECOND, a_job, claimed, claimed_suspects, ended, registered
 
 
@@ -288,9 +289,32 @@ async def test_a_waiting_job_is_released_in_the_transaction_that_ends_its_holder
 async def test_a_release_that_was_lost_is_healed(database: Database) -> None:
     stuck = a_job(schedule_id="s", state=JobState.WAITING, waits_for=waits_for("s"))
     await database.write(insert.add, [stuck])
-    assert await database.write(release.heal_releases) == 1
-    assert await database.write(release.heal_releases) == 0
+    assert await database.read(release.lost_releases) == ([stuck.id], None)
+    assert await database.write(release.release, [stuck.id]) == 1
+    assert await database.write(release.release, [stuck.id]) == 0
+    assert await database.read(release.lost_releases) == ([], None)
     assert await state_of(database, stuck.id) is JobState.QUEUED
+
+
+async def test_lost_releases_are_found_page_by_page_beside_those_that_are_held(database: Database) -> None:
+    held = [a_job(schedule_id=f"s{n}") for n in (1, 4)]
+    waiting = [
+        a_job(schedule_id=f"s{n}", state=JobState.WAITING, waits_for=waits_for(f"s{n}")) for n in (0, 0, 1, 2, 3, 4, 5)
+    ]
+    other = a_job(state=JobState.WAITING, waits_for="limit:mail")
+    await database.write(insert.add, [*held, *waiting, other])
+    found: list[UUID] = []
+    after: str | None = ""
+    pages = 0
+    while after is not None:
+        page, after = await database.read(release.lost_releases, after, 2)
+        found += page
+        pages += 1
+    assert found == [waiting[0].id, waiting[3].id, waiting[4].id, waiting[6].id], "the oldest of each"
+    assert pages == 4
+    assert await database.write(release.release, [*found, held[0].id]) == 4
+    assert await state_of(database, waiting[1].id) is JobState.WAITING
+    assert await state_of(database, other.id) is JobState.WAITING
 
 
 async def test_an_ended_job_can_be_retried_with_fresh_budgets(database: Database) -> None:
@@ -333,3 +357,20 @@ async def test_a_page_leads_to_the_next(database: Database) -> None:
     assert (len(first), len(second), second.cursor) == (3, 2, None)
     ids = [job.id for job in (*first, *second)]
     assert ids == sorted(ids, reverse=True)
+
+
+async def test_a_job_that_is_put_off_again_and_again_keeps_a_bounded_history(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(settle_rows, "SNOOZES", 3)
+    job = a_job()
+    await database.write(insert.add, [job])
+    worker = await registered(database)
+    for number in range(12):
+        [got] = await claimed(database, worker)
+        error = Outcome(ending=Ending.ERROR, error="ValueError")
+        outcome = error if number == 1 else Outcome(ending=Ending.SNOOZED)
+        await database.write(settle_rows.settle, [ended(got, outcome, Retry(3, base=0))], worker_id=worker)
+        await database.write(insert.promote)
+    kept = await database.read(reports.attempts, job.id)
+    assert [attempt.attempt for attempt in kept] == [2, 10, 11, 12], "errors stay, and at least the last three snoozes"

@@ -48,7 +48,10 @@ async def test_a_schedule_keeps_its_newest_records_when_there_are_very_many(
     monkeypatch.setattr(retention, "MOST_FIRES", 50)
     await added(simulated.database, a_schedule(), a_schedule("daily", Every(days=1)))
     await simulated.away(4 * 86_400)
-    assert await simulated.database.read(retention.crowded, 50) == ["s"]
+    assert await simulated.database.read(retention.following, "") == ["daily", "s"]
+    assert await simulated.database.read(retention.crowded, ["daily", "s"], 50) == ["s"]
+    assert await simulated.database.read(retention.frequent, DAY, 96) == ["s"]
+    assert await simulated.database.read(retention.frequent, DAY, 97) == []
     assert await simulated.database.write(retention.prune_crowd, "s", 50, 10) == 10
     newest = [fire for fire in await simulated.verdicts() if fire.schedule_id == "s"][-50:]
     await prune(simulated.database, RetentionAges(fires=None))

@@ -95,6 +95,7 @@ class Proxy:
                 await self._on_the_way()
                 if self.cut_on is not None and self.cut_on in data:
                     self.cut_on = None
+                    self.cuts += 1
                     self._answered = asyncio.Event()
                     self.refuse = self.refuse_after_cut
                     pair[0].transport.abort()  # the client never hears of it
@@ -102,7 +103,6 @@ class Proxy:
                         sink.write(data)
                         await sink.drain()
                         await self._answered.wait()
-                    self.cuts += 1
                     break
                 sink.write(data)
                 await sink.drain()

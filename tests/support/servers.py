@@ -244,7 +244,9 @@ class MariaDBServer(Server):
     def command(self) -> list[str]:
         return [
             program("mariadbd", "mysqld"), "--no-defaults", f"--datadir={self.data}", f"--port={self.port}",
-            "--bind-address=127.0.0.1", "--socket=socket", "--pid-file=pid", "--skip-name-resolve", *self.options,
+            "--bind-address=127.0.0.1", "--socket=socket", "--pid-file=pid", "--skip-name-resolve",
+            f"--tmpdir={self.data}",  # a server that starts removes the temporary tables it finds there
+            *self.options,
         ]  # fmt: skip  # socket and pid lie in the data folder, whose whole path may be too long for a socket
 
     def sql(self, statement: str) -> str:

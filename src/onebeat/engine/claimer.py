@@ -14,9 +14,8 @@ from onebeat.store.jobs import claim, rescue
 from onebeat.store.jobs.kinds import KnownKinds
 
 SECOND = 1_000_000
-SUSPECT_PATIENCE = 60 * SECOND  # a suspect that nobody idle took in this time makes this worker run dry for it
-DRY_LIMIT = 5 * SECOND  # how long the slots may run dry for a suspect before ordinary work goes on
-DRY_PAUSE = 60 * SECOND  # and then not again for this long
+SUSPECT_TURN = 30 * SECOND  # two sweeps: for so long one worker of the fleet may make way for a suspect
+DRY_LIMIT = 5 * SECOND  # how long it claims nothing else before the suspect starts beside the jobs that still run
 CONTENDED = 10_000  # microseconds: something is queued, but another worker looked at it under a lock; look again soon
 
 
@@ -33,6 +32,10 @@ class Slots(Protocol):
     @property
     def idle(self) -> bool:
         """Whether nothing is running."""
+
+    @property
+    def accepts_suspect(self) -> bool:
+        """Whether nothing is running that a suspect could harm for good, and no other suspect."""
 
     def startable(self, limit: int) -> Sequence[tuple[Sequence[str], int]]:
         """The task names that could start now, and how many of them: there may be fewer free processes than slots."""
@@ -72,8 +75,12 @@ class Claimer:
         worker_id = self._identity.claimant
         if worker_id is None:
             return now + self._poll
-        if self._running_dry(now):
-            return now + SECOND // 20
+        if self._dry_since is not None:
+            if now - self._dry_since < DRY_LIMIT and not self._slots.idle:
+                return now + SECOND // 20
+            self._dry_since = None
+            if self._slots.accepts_suspect:
+                await self._claim_suspect(worker_id)
         again = False
         self._turn += 1
         for queues, excluded, limit in self._groups():
@@ -136,7 +143,6 @@ class Claimer:
         return len(claimed)
 
     async def _claim_suspect(self, worker_id: str) -> None:
-        self._dry_since = None
         for tasks, _ in self._slots.startable(1):
             for id in await self._database.read(claim.suspects, tasks=tasks, queues=self._queues):
                 if await self._take(worker_id, claim.claim_suspect, id=id):
@@ -154,22 +160,21 @@ class Claimer:
                     return True
         return False
 
-    def _running_dry(self, now: int) -> bool:
-        """Whether to leave slots empty so that a suspect can be run alone."""
-        if self._dry_since is None or self._slots.idle:
-            return False
-        if now - self._dry_since < DRY_LIMIT:
-            return True
-        self._dry_since = None
-        self._not_dry_before = now + DRY_PAUSE
-        return False
-
-    def run_dry(self, now: int) -> None:
-        """A suspect has waited long: let the running jobs end before the next claim, for a bounded time."""
-        if self._dry_since is None and now >= self._not_dry_before:
-            self._dry_since = now
+    async def look_for_suspects(self, now: int) -> None:
+        """Claim nothing else for at most `DRY_LIMIT` when a suspect waits and it is this worker's turn to run it."""
+        worker_id = self._identity.claimant
+        if worker_id is None or now < self._not_dry_before or not self._slots.accepts_suspect:
+            return
+        for tasks, _ in self._slots.startable(1):
+            look = claim.suspect_turn
+            if await self._database.read(
+                look, worker_id=worker_id, tasks=tasks, queues=self._queues, each=SUSPECT_TURN
+            ):
+                self._dry_since = now
+                self._not_dry_before = now + SUSPECT_TURN
+                return
 
 
 def is_suspect(job: Claimed) -> bool:
-    """Whether the job was running when a worker died, twice: nothing may run beside it."""
+    """Whether the job was running when a worker died, twice: it may be what kills them."""
     return job.crashes >= SUSPECT_CRASHES

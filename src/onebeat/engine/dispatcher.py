@@ -11,7 +11,7 @@ from onebeat.store.connection.database import Database
 from onebeat.store.schedules import fire
 from onebeat.store.schedules.fire_writer import FireRecorded, FireReport
 
-BATCH = 50  # schedules in one transaction
+BATCH = 250  # schedules in one transaction
 UNREADABLE = 60_000_000  # microseconds until a schedule this code could not read is looked at again
 CONTENDED = 20_000  # microseconds: something is due, but another worker holds it; look again soon
 HEAD_START = 20_000  # microseconds that a worker leaves to the others if another one fired what was due last
@@ -48,6 +48,7 @@ class Dispatcher:
         self._unreadable: dict[str, int] = {}  # schedule → when to look at it again
         self._expected: int | None = None  # the next fire as last read, on the database's clock
         self._behind = False  # another worker fired what was due last
+        self._since: int | None = None  # when this worker began with what is still due, on the database's clock
 
     async def tick(self, now: int) -> int | None:
         """Fire what is due; the earliest next fire, or the next poll."""
@@ -59,6 +60,7 @@ class Dispatcher:
         if self._behind or self._expected is None or self._expected > database_now:
             self._expected = await self._database.read(fire.next_due, self._hashes, tuple(self._unreadable))
             if self._expected is None or self._expected > database_now:
+                self._since = None
                 return self._later(now, self._expected)
         held_back = HEAD_START * self._behind + DOUBLING * self._running().bit_length()
         if self._expected + held_back > database_now:
@@ -71,6 +73,8 @@ class Dispatcher:
         self._unreadable |= {id: now + UNREADABLE for id, _ in report.unreadable}
         self._expected = report.next_fire
         self._behind = not report.decided
+        begun = report.now if self._since is None else self._since
+        self._since = begun if report.next_fire is not None and report.next_fire <= report.now else None
         if report.decided == BATCH or report.unreadable:
             return now
         if not report.decided and report.next_fire is not None and report.next_fire <= report.now:
@@ -87,6 +91,7 @@ class Dispatcher:
                 limit=BATCH,
                 careful=careful,
                 unreadable=tuple(self._unreadable),
+                since=self._since,
             )
         except FireRecorded:
             if careful:

@@ -32,6 +32,7 @@ from onebeat.timing.backoff import Retry
 from onebeat.timing.clock import from_us
 
 SECOND = 1_000_000
+SUSPECT_ALONE = 60.0  # seconds for which nothing else starts beside a suspect; a longer one must not stop its worker
 
 
 class Executor:
@@ -73,14 +74,15 @@ class Executor:
         self._tasks: set[asyncio.Task[None]] = set()
         self._by_queue: Counter[str] = Counter()
         self._suspects = 0
+        self._suspect_began = 0.0
         self._notes: set[asyncio.Task[Any]] = set()
         self._dropping: set[str] = set()  # tasks whose values could not be stored: one warning a task is enough
 
     # ── what the claimer asks ─────────────────────────────────────────────────────────────────────────────────────────
     @property
     def free(self) -> int:
-        """How many jobs could start now; none beside a suspect, and few while settlements pile up."""
-        if self._suspects:
+        """How many jobs could start now; none in a suspect's first minute, and few while settlements pile up."""
+        if self._suspects and self._clock.monotonic() - self._suspect_began < SUSPECT_ALONE:
             return 0
         return max(0, min(self._slots - len(self._runs), 2 * self._slots + 100 - self._settler.unsettled))
 
@@ -93,15 +95,21 @@ class Executor:
         """Whether nothing is running."""
         return not self._runs
 
+    @property
+    def accepts_suspect(self) -> bool:
+        """Whether nothing is running that a suspect could harm for good, and no other suspect."""
+        return not self._suspects and not any(run.job.at_most_once for run in self._runs.values())
+
     def startable(self, limit: int) -> Sequence[tuple[Sequence[str], int]]:
         """Names of the tasks that could start now, and how many of them: `limit`, or the free processes if fewer.
 
-        What has fewer places comes first: a backlog of the others must not keep it from its own.
+        What has fewer places comes first: a backlog of the others must not keep it from its own. Beside a suspect no
+        task starts whose jobs start only once.
         """
         used = {task.runs_in for task in self._registry}
         places = {kind: runner.free for kind, runner in self._runners.items() if kind in used}
         narrow = {kind: free for kind, free in places.items() if free < limit}
-        if not narrow:
+        if not narrow and not self._suspects:
             return [(self._registry.names(), limit)]
         groups = [(self._names({kind}), free) for kind, free in narrow.items() if free > 0]
         groups.append((self._names(used - narrow.keys()), limit))
@@ -109,6 +117,8 @@ class Executor:
 
     def _names(self, kinds: Collection[str]) -> Sequence[str]:
         tasks = [task for task in self._registry if task.runs_in in kinds]
+        if self._suspects:
+            tasks = [task for task in tasks if not task.settings.at_most_once]
         return tuple(sorted(name for task in tasks for name in (task.name, *task.aliases)))
 
     @property
@@ -135,7 +145,9 @@ class Executor:
             self._wakeups.run_started()
         self._runs[job.id] = run
         self._by_queue[job.queue] += 1
-        self._suspects += is_suspect(job)
+        if is_suspect(job):
+            self._suspects += 1
+            self._suspect_began = self._clock.monotonic()
         self._tasks.add(asyncio.create_task(self._drive(run)))
 
     def stop(self, reason: StopReason, ids: Sequence[UUID] | None = None) -> None:

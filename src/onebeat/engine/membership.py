@@ -25,6 +25,7 @@ from onebeat.store.schedules import declare, rezone
 FIRST_PAUSE = 0.1  # seconds before a registration that failed is tried again, doubled each time
 LONGEST_PAUSE = 5.0  # seconds; the database may be back any moment
 UNDONE_WITHIN = 2.0  # seconds to mark a worker stopped whose start failed
+REZONED_AT_START = 5  # transactions, of one outdated zone each
 LEAVING_LEASE = 5_000_000  # microseconds that others wait for work that could not be stopped, before they run it
 
 
@@ -92,12 +93,20 @@ class Membership:
         await self._database.write(workers.register, row)
         try:
             await self._database.write(declare.declare, self._definitions)
-            await self._database.write(rezone.rezone)
+            await self._rezone()
         except BaseException:
             with contextlib.suppress(DatabaseUnavailable, TimeoutError):  # else its lease runs out
                 async with asyncio.timeout(UNDONE_WITHIN):
                     await self._database.write(workers.stop, row.id)
             raise
+
+    async def _rezone(self) -> None:
+        """Move the next fires that other zone data gave, where a few transactions are enough."""
+        try:
+            for zone in (await self._database.read(rezone.outdated))[:REZONED_AT_START]:
+                await self._database.write(rezone.rezone, zone)
+        except DatabaseUnavailable:
+            return  # no reason not to start: the sweeper does the same with all schedules, and reports what fails
 
     def _row(self) -> workers.NewWorker:
         return workers.NewWorker(

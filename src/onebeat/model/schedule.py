@@ -29,6 +29,7 @@ from onebeat.timing.clock import HOUR, SECOND, from_us
 from onebeat.timing.rule import DueFire, Rule, describe_duration
 
 ON_TIME = 5 * SECOND  # a fire this little late is on time: polling and a busy database are ordinary
+BACKLOG = 60 * SECOND  # a worker may take this long over what is due at once, and none of it is late for that
 ONE_BY_ONE = 1_000  # due fires decided one by one; more become one gap row
 OTHER_DATA = 26 * HOUR  # no zone's offset changes by more
 QUEUE_ALL = 100  # waiting jobs `queue_all` keeps
@@ -88,8 +89,13 @@ class FirePlan:
     warning: str | None = None
 
 
-def plan(schedule: Schedule, now_us: int, unfinished: tuple[Unfinished, ...] = ()) -> FirePlan:
+def plan(
+    schedule: Schedule, now_us: int, unfinished: tuple[Unfinished, ...] = (), since_us: int | None = None
+) -> FirePlan:
     """Decide every instant of the schedule that is due at `now_us`.
+
+    `since_us`: when the worker began with what is due, if that is more than one batch. What was on time then stays on
+    time for `BACKLOG`, so that load alone makes no fire `misfired` or `coalesced`.
 
     >>> from onebeat.timing.triggers import Every
     >>> made = plan(Schedule(id="beat", trigger=Every(60), next_fire_us=0), 2 * SECOND)
@@ -106,7 +112,9 @@ def plan(schedule: Schedule, now_us: int, unfinished: tuple[Unfinished, ...] = (
     verdicts = _Verdicts(schedule, now_us, next_us, unfinished)
     if gap is not None:
         verdicts.fires.append(gap_row(*gap, f"more than {ONE_BY_ONE} fires were missed; these are the oldest"))
-    for fire, run_at, verdict, reason in _before_overlap(schedule, due, now_us, next_us, verdicts.fires):
+    for fire, run_at, verdict, reason in _before_overlap(
+        schedule, due, now_us, next_us, verdicts.fires, _on_time(now_us, since_us)
+    ):
         if verdict is not None:
             verdicts.leave_out(fire, verdict, reason)
         elif not verdicts.start(fire, run_at, reason):
@@ -130,6 +138,12 @@ def jitter_us(schedule_id: str, spread_us: int) -> int:
         return 0
     digest = blake2b(schedule_id.encode(), key=b"onebeat.jitter", digest_size=8).digest()
     return int.from_bytes(digest, "big") * spread_us >> 64
+
+
+def _on_time(now: int, since: int | None) -> int:
+    """The earliest instant that is not late."""
+    begun = now if since is None else max(min(since, now), now - BACKLOG)
+    return begun - ON_TIME
 
 
 _Ready = tuple[DueFire, int, Decision | None, str]  # a due fire, when its job may run, the verdict if there is one, why
@@ -169,12 +183,11 @@ def _due(
 
 
 def _before_overlap(
-    schedule: Schedule, due: list[DueFire], now: int, next_us: int | None, rows: list[PlannedFire]
+    schedule: Schedule, due: list[DueFire], now: int, next_us: int | None, rows: list[PlannedFire], on_time: int
 ) -> list[_Ready]:
     """Misfire grace and catch-up; a gap row of catch-up goes to `rows` as the oldest of its kind."""
     policies = schedule.policies
     grace = policies.misfire_grace_us
-    on_time = now - ON_TIME
     offset = jitter_us(schedule.id, policies.jitter_us)
     ready: list[_Ready] = []
     late: list[DueFire] = []
@@ -189,7 +202,8 @@ def _before_overlap(
             ready += _catch_up(policies, late, True, now, offset, next_us, rows)
             late = []
             following = due[index + 1].at if index + 1 < len(due) else next_us
-            ready.append((fire, max(now, fire.at + _capped(offset, fire.at, following)), None, "on time"))
+            reason = "on time" if fire.at >= now - ON_TIME else f"{_late(fire, now)}, as very many were due at once"
+            ready.append((fire, max(now, fire.at + _capped(offset, fire.at, following)), None, reason))
     return ready + _catch_up(policies, late, False, now, offset, next_us, rows)
 
 

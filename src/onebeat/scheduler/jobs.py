@@ -131,15 +131,10 @@ class Jobs:
         Raises `TimeoutError` after `timeout` (seconds or a timedelta), `JobNotFound`, and `NotStarted` when this
         scheduler is stopped meanwhile.
         """
-        limit = _seconds(timeout)
-        info = await self.get(id)
-        if info.state not in FINAL:
-            try:
-                await self._watcher().wait(info.id, limit)
-            except TimeoutError:
-                raise TimeoutError(f"job {info.id} ({info.task}) has not ended within {limit:g} s") from None
-            info = await self.get(id)
-        return info
+        limit, own_id = _seconds(timeout), _uuid(id)
+        self._database()  # `NotStarted` here and not in the watcher
+        info = await self._watcher().wait(own_id, limit)
+        return info.bound(self)
 
     async def delete(self, id: UUID | str) -> None:
         """Delete an ended job with its history. Raises `JobExists` when it has not ended, `JobNotFound`."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from sqlalchemy import delete, exists, func, select
 
 from onebeat.store.sql import padded, word
@@ -9,6 +11,7 @@ from onebeat.store.tx import Tx
 
 DELETED_AT_ONCE = 1_000  # rows of one transaction
 MOST_FIRES = 50_000  # records kept of one schedule: fourteen hours of one that fires each second
+LOOKED_AT = 100  # schedules whose records are counted in one statement: five million at most
 FINISHED, API = word("finished"), word("api")
 
 
@@ -23,12 +26,27 @@ def prune_fires(tx: Tx, age: int, limit: int = DELETED_AT_ONCE) -> int:
     return len(keys)
 
 
-def crowded(tx: Tx, most: int) -> list[str]:
-    """The schedules that have more than `most` fire records."""
+def following(tx: Tx, after: str, limit: int = LOOKED_AT) -> list[str]:
+    """The next `limit` schedules by id, from the one after `after`."""
+    c = tx.tables.schedules.c
+    return list(tx.execute(select(c.id).where(c.id > after).order_by(c.id).limit(limit)).scalars())
+
+
+def frequent(tx: Tx, window: int, count: int) -> list[str]:
+    """The schedules with at least `count` records decided in the last `window` microseconds."""
     c = tx.tables.fires.c
-    return [
-        row.schedule_id for row in tx.execute(select(c.schedule_id).group_by(c.schedule_id).having(func.count() > most))
-    ]
+    query = select(c.schedule_id).where(c.decided_us > tx.now() - window).group_by(c.schedule_id)
+    return list(tx.execute(query.having(func.count() >= count)).scalars())
+
+
+def crowded(tx: Tx, ids: Sequence[str], most: int) -> list[str]:
+    """Those of the schedules `ids` that have more than `most` fire records; of no other a record is read."""
+    if not ids:
+        return []
+    c, fires = tx.tables.schedules.c, tx.tables.fires.c
+    beyond = select(fires.fire_us).where(fires.schedule_id == c.id).order_by(fires.fire_us.desc())
+    first = beyond.offset(most).limit(1).correlate(tx.tables.schedules).scalar_subquery()
+    return list(tx.execute(select(c.id).where(c.id.in_(padded(ids)), first.is_not(None))).scalars())
 
 
 def prune_crowd(tx: Tx, schedule_id: str, most: int, limit: int = DELETED_AT_ONCE) -> int:

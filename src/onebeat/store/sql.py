@@ -1,11 +1,11 @@
-"""Small pieces of SQL that several store modules share: literal states, padded lists of values, index hints."""
+"""Small pieces of SQL that several store modules share: literal states, conditions, padded lists, index hints."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
-from sqlalchemy import ColumnElement, Integer, Select, String, Table, literal_column
+from sqlalchemy import ColumnElement, Integer, Select, String, Table, func, literal_column
 
 from onebeat.model.job import JobState
 
@@ -37,6 +37,14 @@ QUEUED = word(JobState.QUEUED)
 SCHEDULED = word(JobState.SCHEDULED)
 WAITING = word(JobState.WAITING)
 RUNNING = word(JobState.RUNNING)
+
+
+def unindexed(column: ColumnElement[T]) -> ColumnElement[T]:
+    """The column's value, for which no index is used: a condition on rows that their primary key finds.
+
+    PostgreSQL would read an index on a state instead while its statistics say that few rows are in that state.
+    """
+    return func.coalesce(column, column, type_=column.type)
 
 
 def padded(values: Sequence[T]) -> list[T]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Generic, TypeVar
 
@@ -24,6 +24,7 @@ R = TypeVar("R")
 
 CONNECT_LIMIT = 10.0  # seconds for one try
 CONNECT_AT_LEAST = 1.0  # seconds for one try, also of a call that has waited for its turn as long as its patience
+SECOND_TRY_AT_LEAST = 2.0  # seconds for the try after the first one, also when that used up the limit of the call
 MAX_AGE = 1800.0  # seconds; then a connection is replaced, so that changed load balancers and certificates take effect
 CLOSE_WITHIN = 3.0  # seconds for closing one connection in agreement with the server
 CUT_WITHIN = 0.5  # seconds that a call gets to end, and to return its connection, after that was cut
@@ -205,11 +206,15 @@ class ServerPool:
 
     async def _run_to_its_end(self, call: _Call[R]) -> R:
         loop = asyncio.get_running_loop()
+        tries = 0
         while True:
             try:
                 return await self._try_once(call)
             except Exception as error:
+                tries += 1
                 pause = call.retries.pause(error)
+                if tries == 1:  # the connection may be dead without a word, so another one gets time for an answer
+                    call = replace(call, until=max(call.until, loop.time() + SECOND_TRY_AT_LEAST))
                 if pause is None or self._cut or loop.time() + pause >= call.until:
                     final = call.retries.final(error, self._where)
                     if final is error:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import importlib.util
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
-from sqlalchemy import BigInteger, ClauseElement, Connection, Select, Table, Update, bindparam, func, select
+from sqlalchemy import BigInteger, ClauseElement, Column, Connection, Select, Table, Update, bindparam, func, select
 from sqlalchemy.engine import URL
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.ext.compiler import compiles
@@ -80,6 +81,18 @@ class Dialect(ABC):
     def among(self, column: ColumnElement[Any], name: str) -> ColumnElement[bool]:
         """`column` is one of the values bound as the list `name`; give it `padded`, as each length is a statement."""
         return column.in_(bindparam(name, expanding=True))
+
+    def given_rows(self, **columns: Column[Any]) -> Any:
+        """Return an object whose attributes are the values of `given`, each typed as the column of the same keyword.
+
+        A statement that changes one row of a table for each given one is built with them. Databases to which a list of
+        rows can be sent as one value run it once; SQLite, to which the way is short, once for each row.
+        """
+        return SimpleNamespace(**{name: bindparam(name, type_=column.type) for name, column in columns.items()})
+
+    def given(self, rows: Sequence[Mapping[str, Any]], **shared: Any) -> Any:
+        """Return the parameters of a statement built with `given_rows`; `shared` are its other bound values."""
+        return [{**row, **shared} for row in rows]
 
     def greatest(self, a: Any, b: Any) -> ColumnElement[int]:
         """The larger of two numbers; neither may be NULL (databases disagree about that)."""

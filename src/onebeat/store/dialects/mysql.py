@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Table, func, literal_column, text, type_coerce
+from sqlalchemy import Column, Connection, String, Table, bindparam, column, func, literal_column, text, type_coerce
 from sqlalchemy.dialects import mysql
 from sqlalchemy.engine import URL
 from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.dml import Insert
 from sqlalchemy.sql.elements import ColumnElement
+from sqlalchemy.sql.functions import FunctionElement
 
 from onebeat.errors import ConfigurationError
 from onebeat.store.dialects.base import BIG, Dialect, require_version
@@ -61,6 +65,20 @@ class MySQL(Dialect):
         if where is not None:
             raise AssertionError("ON DUPLICATE KEY UPDATE has no WHERE; make the condition part of `update`")
         return mysql.insert(table).values(**values).on_duplicate_key_update(list(update.items()))
+
+    def given_rows(self, **columns: Column[Any]) -> Any:
+        """A JSON list as a table."""
+        speech = mysql.dialect()
+        described: list[ColumnElement[Any]] = [
+            literal_column(f"{name} {like.type.compile(dialect=speech)} PATH '$.{name}'")
+            for name, like in columns.items()
+        ]
+        rows = _JsonTable(bindparam("given", type_=String()), *described)
+        return rows.table_valued(*[column(name, like.type) for name, like in columns.items()], name="given").c
+
+    def given(self, rows: Sequence[Mapping[str, Any]], **shared: Any) -> Any:
+        """One JSON text."""
+        return {"given": json.dumps(rows), **shared}
 
     def classify(self, error: BaseException) -> Fault:
         """By error number."""
@@ -135,3 +153,16 @@ class MySQL(Dialect):
     @staticmethod
     def _lock(name: str) -> str:
         return f"onebeat-{hashlib.sha256(name.encode()).hexdigest()[:48]}"
+
+
+class _JsonTable(FunctionElement[Any]):
+    """JSON_TABLE of a list of objects: the list, then the description of each column."""
+
+    name = "json_table"
+    inherit_cache = True
+
+
+@compiles(_JsonTable)
+def _compile_json_table(element: _JsonTable, compiler: SQLCompiler, **kw: Any) -> str:
+    rows, *columns = (compiler.process(clause, **kw) for clause in element.clauses)
+    return f"JSON_TABLE({rows}, '$[*]' COLUMNS ({', '.join(columns)}))"

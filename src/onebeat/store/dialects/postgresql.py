@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from sqlalchemy import (
     BigInteger,
+    Column,
     Connection,
+    String,
     Table,
     Update,
     bindparam,
     cast,
+    column,
     extract,
     func,
     literal,
@@ -70,6 +74,16 @@ class PostgreSQL(Dialect):
         """One array instead of a parameter for each value: nothing to render, and one plan for every length."""
         return column == func.any(bindparam(name, type_=postgresql.ARRAY(column.type)))
 
+    def given_rows(self, **columns: Column[Any]) -> Any:
+        """A JSON list as a table."""
+        rows = func.json_to_recordset(cast(bindparam("given", type_=String()), postgresql.JSON()))
+        names = [column(name, like.type) for name, like in columns.items()]
+        return rows.table_valued(*names, name="given").render_derived(name="given", with_types=True).c
+
+    def given(self, rows: Sequence[Mapping[str, Any]], **shared: Any) -> Any:
+        """One JSON text."""
+        return {"given": json.dumps(rows), **shared}
+
     def unflushed(self, change: Update) -> Update:
         """`synchronous_commit` of this transaction alone; later commits flush what came before them in the log."""
         return change.where(func.set_config("synchronous_commit", "off", true()) == "off")
@@ -90,8 +104,12 @@ class PostgreSQL(Dialect):
         return adapt_postgresql(url)
 
     def begin(self, connection: Connection, *, write: bool) -> None:
-        """The level is named in the statement: no server default and no pooler can change it."""
-        self._simple(connection, self._BEGIN_POOLED if connection.info.get(_POOLED) else self._BEGIN)
+        """The level is named in the statement: no server default and no pooler can change it.
+
+        What is written is found by an index, whatever the statistics say: a scan is never planned where one would do.
+        """
+        begin = self._BEGIN_POOLED if connection.info.get(_POOLED) else self._BEGIN
+        self._simple(connection, f"{begin}; SET LOCAL enable_seqscan = off" if write else begin)
 
     _BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED"
     _BEGIN_POOLED = (

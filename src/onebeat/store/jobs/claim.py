@@ -33,6 +33,7 @@ from onebeat.model.job import Claimed, JobState
 from onebeat.store.jobs.kinds import Kind, KnownKinds, few_queued, is_suspect, ordinary, queued_kinds, search_kinds
 from onebeat.store.sql import QUEUED, number, padded, use_index, word
 from onebeat.store.tx import Tx
+from onebeat.store.workers import live
 
 CLAIMED_AT_ONCE = 400  # SQLite merges at most 500 searches in one statement
 SUSPECTS_READ = 1_000  # of those that have died least: a look stays short when whole workers died again and again
@@ -375,9 +376,12 @@ def held_by(tx: Tx, worker_id: str) -> list[Row[Any]]:
     return list(tx.execute(query).all())
 
 
-def suspects_wait(tx: Tx, tasks: Sequence[str], older_than: int) -> bool:
-    """Whether a suspect of these tasks has waited longer than `older_than` microseconds to be run alone."""
-    table = tx.tables.jobs
-    query = select(table.c.task, table.c.run_at_us).where(is_suspect(table.c)).limit(number(SUSPECTS_READ))
-    rows = tx.execute(use_index(query, table, "suspects")).all()
-    return any(row.task in tasks and row.run_at_us <= tx.now() - older_than for row in rows)
+def suspect_turn(tx: Tx, *, worker_id: str, tasks: Sequence[str], queues: Sequence[str] | None, each: int) -> bool:
+    """Whether a suspect waits and it is this worker's turn to make way for it.
+
+    The live workers that know one of the tasks take turns of `each` microseconds, by the database's clock.
+    """
+    if not suspects(tx, tasks=tasks, queues=queues):
+        return False
+    able = sorted(worker.id for worker in live(tx) if not set(tasks).isdisjoint(worker.tasks))
+    return worker_id in able and able[tx.now() // each % len(able)] == worker_id

@@ -64,4 +64,4 @@ def after_end(tx: Tx, jobs: Iterable[FinishedJob]) -> None:
 
     Call it in the transaction that wrote the final states, after they are written. Doing it again is harmless.
     """
-    release(tx, {job.schedule_id for job in jobs if job.schedule_id and job.previous is not JobState.WAITING})
+    release(tx, [job.id for job in jobs if job.schedule_id and job.previous is not JobState.WAITING])

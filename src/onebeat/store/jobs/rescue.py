@@ -8,19 +8,20 @@ from random import Random
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Row, Update, case, exists, null, select, update
+from sqlalchemy import Row, Update, and_, case, exists, null, select, update
 
-from onebeat.model.job import Ending, JobState, Outcome, Settlement, settle as decide, stored_retry
+from onebeat.model.job import SUSPECT_CRASHES, Ending, JobState, Outcome, Settlement, settle as decide, stored_retry
 from onebeat.store.jobs.each import Value, update_each
 from onebeat.store.jobs.finish import FinishedJob, after_end, final_values
 from onebeat.store.jobs.settle import claim_holds
-from onebeat.store.sql import RUNNING, padded, word
+from onebeat.store.sql import RUNNING, number, padded, word
 from onebeat.store.tx import Tx
 from onebeat.timing.backoff import Retry
 
 RESCUED_AT_ONCE = 200  # one batch stays a short transaction
 LOST = Outcome(ending=Ending.LOST, error="its worker died")
 DRAINED = Outcome(ending=Ending.DRAINED, error="its worker stopped before the job ended")
+BESIDE_SUSPECT = Outcome(ending=Ending.DRAINED, error="its worker died beside a job that may have been the cause")
 RETURNED = Outcome(ending=Ending.RETURNED)
 
 Decided = tuple[Row[Any], Outcome, Settlement]  # a job's row, how its attempt ended, and what becomes of the job
@@ -45,22 +46,33 @@ def rescue(tx: Tx, *, random: Random, limit: int = RESCUED_AT_ONCE) -> list[Resc
     """Take up to `limit` running jobs back from dead and stopped workers, and return them.
 
     The worker's lease decides, never the age of the job. Only the jobs of a dead worker count as lost; those of a
-    stopped one are drained. `random` spreads the delays of jobs that are retried later.
+    stopped one are drained, and so are those that ran beside a suspect, which is taken for the cause of the death.
+    `random` spreads the delays of jobs that are retried later.
     """
     jobs, workers = tx.tables.jobs, tx.tables.workers
     gone = select(workers.c.id).where(workers.c.state.in_([word("dead"), word("stopped")]))
     stopped = exists().where(workers.c.id == jobs.c.worker_id, workers.c.state == word("stopped"))
+    other = jobs.alias("other")
+    same_worker = other.c.worker_id == jobs.c.worker_id, other.c.state == RUNNING
+    suspect = other.c.crashes >= number(SUSPECT_CRASHES)
+    beside = and_(jobs.c.crashes < number(SUSPECT_CRASHES), exists().where(*same_worker, suspect))
     query = (
-        select(jobs, stopped.label("worker_stopped"))
+        select(jobs, stopped.label("worker_stopped"), beside.label("beside_suspect"))
         .where(jobs.c.state == RUNNING, jobs.c.worker_id.in_(gone))
-        .order_by(jobs.c.id)
+        .order_by(jobs.c.crashes, jobs.c.id)  # suspects last: those beside them are recognised by their rows
         .limit(limit)
     )
     rows = tx.execute(tx.dialect.skip_locked(query)).all()
-    outcomes = [(row, DRAINED if row.worker_stopped else LOST) for row in rows]
+    outcomes = [(row, _outcome(row)) for row in rows]
     taken = _take_back(tx, [(row, outcome, _decision(row, outcome, random.random())) for row, outcome in outcomes])
     _record_attempts(tx, taken)
     return [_rescued(row, decision) for row, _, decision in taken]
+
+
+def _outcome(row: Row[Any]) -> Outcome:
+    if row.worker_stopped:
+        return DRAINED
+    return BESIDE_SUSPECT if row.beside_suspect else LOST
 
 
 def give_back(tx: Tx, claims: Sequence[tuple[UUID, str]]) -> list[Rescued]:

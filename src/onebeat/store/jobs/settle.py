@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Select, Update, and_, bindparam, case, func, null, select, update
+from sqlalchemy import ColumnElement, Select, Update, and_, bindparam, case, delete, func, null, select, update
 from sqlalchemy.dialects.postgresql import ARRAY
 
 from onebeat.model.job import Claimed, Ending, JobState, Outcome, Settlement
@@ -17,6 +17,7 @@ from onebeat.store.jobs.finish import FinishedJob, after_end, final_values, rele
 from onebeat.store.sql import RUNNING, padded
 from onebeat.store.tx import Tx
 
+SNOOZES = 100  # of a job that stay in its history, at least; a job may be put off for years
 CANCEL_IGNORED = "cancel ignored"  # the reason on a job that succeeded although its cancel was requested
 
 
@@ -236,3 +237,13 @@ def _record_attempts(tx: Tx, ended: Sequence[Ended], worker_id: str) -> None:
         for item in recorded
     ]
     tx.execute(tx.dialect.insert_ignore(tx.tables.attempts), rows)
+    _forget_snoozes(tx, [item.job for item in recorded if item.outcome.ending is Ending.SNOOZED])
+
+
+def _forget_snoozes(tx: Tx, snoozed: Sequence[Claimed]) -> None:
+    """Delete the older half of a job's snoozes from its history, at each hundredth attempt."""
+    c = tx.tables.attempts.c
+    for job in snoozed:
+        if job.attempt % SNOOZES == 0:
+            old = c.job_id == job.id, c.attempt <= job.attempt - SNOOZES, c.outcome == str(Ending.SNOOZED)
+            tx.execute(delete(tx.tables.attempts).where(*old))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Row, select, update
@@ -12,10 +12,11 @@ from onebeat.model.definition import Definition
 from onebeat.store import workers
 from onebeat.store.schedules.edit import edited_row, new_row
 from onebeat.store.schedules.rows import trigger_from
-from onebeat.store.sql import padded, word
+from onebeat.store.sql import padded, unindexed, word
 from onebeat.store.tx import Tx
 
 CODE = word("code")
+AT_ONCE = 500  # schedules of one statement
 
 
 def declare(tx: Tx, definitions: Sequence[Definition]) -> None:
@@ -41,61 +42,75 @@ def declare(tx: Tx, definitions: Sequence[Definition]) -> None:
             f"schedule {taken.id!r} is declared in code, but one of that id was added at run time; "
             "remove that one or give the declared one another id="
         )
-    arbitrate(tx)
+    arbitrate(tx, disputed(tx))
 
 
-def arbitrate(tx: Tx) -> list[str]:
+def disputed(tx: Tx) -> list[str]:
+    """The schedules whose definition or state `arbitrate` would change; a read."""
+    c = tx.tables.schedules.c
+    rows = tx.execute(select(c.id, c.definition_hash, c.state).where(c.source == CODE)).all()
+    chosen = in_force(tx) if rows else {}
+    return [row.id for row in rows if _needs_change(row, chosen.get(row.id))]
+
+
+def arbitrate(tx: Tx, ids: Sequence[str]) -> list[str]:
     """Put the newest definition that a live worker advertises in force; orphan what none does. The ids that changed.
 
     "Newest" is by when a definition was first seen, so that a restarted old worker cannot win back (SEMANTICS 20).
     """
-    c = tx.tables.schedules.c
-    rows = tx.execute(select(c.id, c.definition_hash, c.state).where(c.source == CODE)).all()
-    if not rows:
-        return []
-    chosen = in_force(tx)
-    wrong = [row.id for row in rows if _needs_change(row, chosen.get(row.id))]
-    if not wrong:
-        return []
+    changed: list[str] = []
+    for start in range(0, len(ids), AT_ONCE):
+        changed += _arbitrate(tx, ids[start : start + AT_ONCE])
+    return changed
+
+
+def _arbitrate(tx: Tx, ids: Sequence[str]) -> list[str]:
     now = tx.now()
-    query = select(tx.tables.schedules).where(c.id.in_(padded(wrong))).order_by(c.id)
+    c, definitions = tx.tables.schedules.c, tx.tables.definitions.c
+    query = select(tx.tables.schedules).where(c.id.in_(padded(ids)), unindexed(c.source) == CODE).order_by(c.id)
     locked = tx.execute(tx.dialect.lock_rows(query)).all()
-    chosen = in_force(tx)  # again: a newer worker may have declared while the locks were waited for
-    return [row.id for row in locked if _put_in_force(tx, row, chosen.get(row.id), now)]
+    chosen = in_force(tx)  # with the locks held: a newer worker may have declared while they were waited for
+    stored = select(definitions.schedule_id, definitions.hash, definitions.body)
+    bodies = {
+        (row.schedule_id, row.hash): row.body
+        for row in tx.execute(stored.where(definitions.schedule_id.in_(padded(ids))))
+        if chosen.get(row.schedule_id) == row.hash
+    }
+    return [row.id for row in locked if _put_in_force(tx, row, chosen.get(row.id), bodies, now)]
 
 
-def in_force(tx: Tx) -> dict[str, tuple[str, str]]:
-    """Schedule id → (hash, body) of the definition that should be in force."""
+def in_force(tx: Tx) -> dict[str, str]:
+    """Schedule id → hash of the definition that should be in force."""
     advertised = workers.advertised(tx)
     c = tx.tables.definitions.c
-    known = tx.execute(select(c.schedule_id, c.hash, c.first_seen_us, c.body)) if advertised else ()
+    known = tx.execute(select(c.schedule_id, c.hash, c.first_seen_us)) if advertised else ()
     best: dict[str, Row[Any]] = {}
     for row in known:
         if row.hash in advertised.get(row.schedule_id, ()):
             other = best.get(row.schedule_id)
             if other is None or (row.first_seen_us, row.hash) > (other.first_seen_us, other.hash):
                 best[row.schedule_id] = row
-    return {id: (row.hash, row.body) for id, row in best.items()}
+    return {id: row.hash for id, row in best.items()}
 
 
-def _needs_change(row: Row[Any], chosen: tuple[str, str] | None) -> bool:
+def _needs_change(row: Row[Any], chosen: str | None) -> bool:
     if chosen is None:
         return str(row.state) == "active"
-    return bool(row.definition_hash != chosen[0] or row.state == "orphaned")
+    return bool(row.definition_hash != chosen or row.state == "orphaned")
 
 
-def _put_in_force(tx: Tx, row: Row[Any], chosen: tuple[str, str] | None, now: int) -> bool:
+def _put_in_force(tx: Tx, row: Row[Any], chosen: str | None, bodies: Mapping[tuple[str, str], str], now: int) -> bool:
     if not _needs_change(row, chosen):
         return False
     table = tx.tables.schedules
     if chosen is None:
         values: dict[str, Any] = {"state": "orphaned"}
     else:
-        definition = _readable_here(chosen[1])
+        definition = _readable_here(bodies[row.id, chosen])
         if definition is None:
             return False
         values = {} if row.overridden else edited_row(row, definition, now, over_is_error=False)
-        values |= {"definition_hash": chosen[0], "updated_us": now}
+        values |= {"definition_hash": chosen, "updated_us": now}
         if row.state == "orphaned":
             over = values.get("next_fire_us", row.next_fire_us) is None
             values["state"] = "finished" if over else "active"  # what came due meanwhile is decided by the policies

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, Select, Update, and_, bindparam, func, or_, select, update
+from sqlalchemy import ColumnElement, Row, Select, Update, and_, bindparam, or_, select, update
 
 from onebeat.model.ids import token
 from onebeat.model.info import Fire
@@ -13,7 +13,7 @@ from onebeat.model.policies import Overlap
 from onebeat.model.schedule import FirePlan, PlannedFire, Schedule, Unfinished, plan
 from onebeat.store.schedules.fire_writer import FireReport, FireWriter
 from onebeat.store.schedules.rows import as_schedule, locked, understood
-from onebeat.store.sql import QUEUED, RUNNING, SCHEDULED, WAITING, padded, word
+from onebeat.store.sql import padded, unindexed, word
 from onebeat.store.tx import Tx
 from onebeat.timing.clock import from_us, to_us
 
@@ -39,7 +39,9 @@ def next_due(tx: Tx, hashes: Collection[str], unreadable: Collection[str] = ()) 
 
 
 def _next_due(tx: Tx) -> Select[Any]:
-    return select(func.min(tx.tables.schedules.c.next_fire_us)).where(fireable(tx))
+    """The first entry of the index that may be fired; MariaDB would read them all for a minimum."""
+    c = tx.tables.schedules.c
+    return select(c.next_fire_us).where(fireable(tx), c.next_fire_us.is_not(None)).order_by(c.next_fire_us).limit(1)
 
 
 def due(tx: Tx, hashes: Collection[str], limit: int, unreadable: Collection[str] = ()) -> Sequence[Row[Any]]:
@@ -68,9 +70,11 @@ def fire_due(
     limit: int,
     careful: bool = False,
     unreadable: Collection[str] = (),
+    since: int | None = None,
 ) -> FireReport:
     """Decide every due instant of up to `limit` schedules: fire rows, job rows and the moved watermark in one commit.
 
+    `since`: when this worker began with what is due, on the database's clock; None: with this call.
     Whoever moves `next_fire_us` owns the fire; the unique row proves it. Two workers never decide the same instant.
     Raises `FireRecorded` when the proof says that an instant was decided before; `careful` leaves such instants out.
     A row that this code cannot read is reported and costs the others nothing; name it in `unreadable` the next time.
@@ -80,7 +84,7 @@ def fire_due(
     tx.point("fire.due")
     if rows:
         report.now = int(rows[0].now)
-        plans = _plans(tx, rows, report)
+        plans = _plans(tx, rows, report, since)
         moved, report.next_fire = _move(tx, plans, _ours(hashes, unreadable)) if plans else (set(), None)
         writer = FireWriter(tx, report, worker_id=worker_id, new_tracking_id=new_tracking_id)
         for row, decision in plans:
@@ -98,7 +102,7 @@ def fire_due(
     return report
 
 
-def _plans(tx: Tx, rows: Sequence[Row[Any]], report: FireReport) -> list[tuple[Row[Any], FirePlan]]:
+def _plans(tx: Tx, rows: Sequence[Row[Any]], report: FireReport, since: int | None) -> list[tuple[Row[Any], FirePlan]]:
     """What is due, decided; a row of a newer version, or a damaged one, stays due for a worker that can read it."""
     read: list[tuple[Row[Any], Schedule]] = []
     plans: list[tuple[Row[Any], FirePlan]] = []
@@ -110,7 +114,7 @@ def _plans(tx: Tx, rows: Sequence[Row[Any]], report: FireReport) -> list[tuple[R
     held = unfinished(tx, [row.id for row, schedule in read if schedule.policies.overlap is not Overlap.ALLOW])
     for row, schedule in read:
         try:
-            plans.append((row, plan(schedule, report.now, held.get(row.id, ()))))
+            plans.append((row, plan(schedule, report.now, held.get(row.id, ()), since)))
         except Exception as error:  # noqa: BLE001 - as above
             report.unreadable.append((row.id, f"{type(error).__name__}: {error}"))
     return plans
@@ -121,34 +125,30 @@ def unfinished(tx: Tx, schedule_ids: Sequence[str]) -> dict[str, tuple[Unfinishe
     if not schedule_ids:
         return {}
     found: dict[str, list[Unfinished]] = {}
-    for row in tx.execute(tx.prepared(_unfinished), {"b_ids": padded(schedule_ids)}):
+    rows = tx.execute(tx.prepared(_unfinished), {"b_ids": padded(schedule_ids)}).all()
+    for row in sorted(rows, key=lambda row: row.id):  # here, lest a database reads all jobs in that order
         found.setdefault(row.schedule_id, []).append(Unfinished(id=str(row.id), state=row.state, fire_us=row.fire_us))
     return {id: tuple(items) for id, items in found.items()}
 
 
 def _unfinished(tx: Tx) -> Select[Any]:
     c = tx.tables.jobs.c
-    return (
-        select(c.schedule_id, c.id, c.state, c.fire_us)
-        .where(
-            c.schedule_id.in_(bindparam("b_ids", expanding=True)),
-            c.finished_us.is_(None),  # as `state` says too: so the index leads past the history
-            c.state.in_([QUEUED, SCHEDULED, WAITING, RUNNING]),
-        )
-        .order_by(c.id)
+    return select(c.schedule_id, c.id, c.state, c.fire_us).where(
+        tx.dialect.among(c.schedule_id, "b_ids"),
+        c.finished_us.is_(None),  # so the index leads past the history
     )
 
 
-def still_unfired(tx: Tx) -> ColumnElement[bool]:
+def still_unfired(tx: Tx, given: Any) -> ColumnElement[bool]:
     """The compare-and-set: nobody moved the next fire, and nobody edited the schedule, since it was read."""
     c = tx.tables.schedules.c
-    return and_(c.next_fire_us == bindparam("b_expected"), c.rev == bindparam("b_rev"), c.state == ACTIVE)
+    return and_(c.next_fire_us == given.b_expected, c.rev == given.b_rev, unindexed(c.state) == ACTIVE)
 
 
 def _move(tx: Tx, plans: Sequence[tuple[Row[Any], FirePlan]], ours: Mapping[str, Any]) -> tuple[set[str], int | None]:
     """Move the schedules to their next fires; the ids that this transaction won, and, if any, what is due next."""
     mark = token()
-    tx.execute(tx.prepared(_moved), [_moving(row, decision) | {"b_token": mark} for row, decision in plans])
+    tx.execute(tx.prepared(_moved), tx.dialect.given([_moving(row, decision) for row, decision in plans], b_token=mark))
     ids = padded([row.id for row, _ in plans])
     won = tx.execute(tx.prepared(_won), {"b_ids": ids, "b_token": mark, **ours}).all()
     return {row.id for row in won}, won[0].next_fire if won else None
@@ -158,24 +158,33 @@ def _won(tx: Tx) -> Select[Any]:
     """Which rows carry the token; beside them the earliest next fire, which spares a round trip."""
     c = tx.tables.schedules.c
     next_fire = _next_due(tx).correlate(None).scalar_subquery().label("next_fire")
-    return select(c.id, next_fire).where(
-        c.id.in_(bindparam("b_ids", expanding=True)), c.fire_token == bindparam("b_token")
-    )
+    return select(c.id, next_fire).where(tx.dialect.among(c.id, "b_ids"), c.fire_token == bindparam("b_token"))
 
 
 def _moved(tx: Tx) -> Update:
     """Many rows in one go do not tell which of them changed; the token does, and `fire_seq` always changes."""
     table = tx.tables.schedules
+    c = table.c
+    given = tx.dialect.given_rows(
+        b_id=c.id,
+        b_expected=c.next_fire_us,
+        b_rev=c.rev,
+        b_next=c.next_fire_us,
+        b_last=c.last_fire_us,
+        b_count=c.fires_count,
+        b_skips=c.consecutive_skips,
+        b_state=c.state,
+    )
     return (
         update(table)
-        .where(table.c.id == bindparam("b_id"), still_unfired(tx))
+        .where(c.id == given.b_id, still_unfired(tx, given))
         .values(
-            next_fire_us=bindparam("b_next"),
-            last_fire_us=bindparam("b_last"),
-            fires_count=bindparam("b_count"),
-            consecutive_skips=bindparam("b_skips"),
-            state=bindparam("b_state"),
-            fire_seq=table.c.fire_seq + 1,
+            next_fire_us=given.b_next,
+            last_fire_us=given.b_last,
+            fires_count=given.b_count,
+            consecutive_skips=given.b_skips,
+            state=given.b_state,
+            fire_seq=c.fire_seq + 1,
             fire_token=bindparam("b_token"),
         )
     )

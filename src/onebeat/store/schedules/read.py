@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import Row, func, select
+from sqlalchemy import Row, Select, select
 
 from onebeat.errors import ConfigurationError, OnebeatError, ScheduleNotFound
 from onebeat.model import payload
@@ -143,20 +143,34 @@ def _infos(tx: Tx, rows: Iterable[Row[Any]]) -> list[ScheduleInfo]:
 
 
 def _last_jobs(tx: Tx, ids: Collection[str]) -> dict[str, Row[Any]]:
-    """The newest job of each schedule, for its last status; derived, so that it cannot drift."""
+    """The job of each schedule that tells its last status; derived, so that it cannot drift.
+
+    It is the job that has the newest fire, of those that have not ended and the one that ended last: two entries of an
+    index, whatever history there is.
+    """
     if not ids:
         return {}
     c = tx.tables.jobs.c
-    newest = (
-        select(c.schedule_id, func.max(c.fire_us).label("fire_us"))
-        .where(c.schedule_id.in_(padded(sorted(ids))))
-        .group_by(c.schedule_id)
-        .subquery()
-    )
-    query = select(c.schedule_id, c.state, c.error).join(
-        newest, (c.schedule_id == newest.c.schedule_id) & (c.fire_us == newest.c.fire_us)
-    )
+    candidates = tx.execute(tx.prepared(_candidates), {"b_ids": padded(sorted(ids))})
+    jobs = [id for row in candidates for id in row if id is not None]
+    if not jobs:
+        return {}
+    query = select(c.schedule_id, c.state, c.error).where(c.id.in_(padded(jobs))).order_by(c.fire_us, c.id)
     return {row.schedule_id: row for row in tx.execute(query)}
+
+
+def _candidates(tx: Tx) -> Select[Any]:
+    schedule, job = tx.tables.schedules.c, tx.tables.jobs.alias("job")
+    newest = (
+        select(job.c.id)
+        .where(job.c.schedule_id == schedule.id)
+        .order_by(job.c.finished_us.desc(), job.c.fire_us.desc())
+    )
+    found = [
+        newest.where(ended).limit(1).correlate(tx.tables.schedules).scalar_subquery()
+        for ended in (job.c.finished_us.is_(None), job.c.finished_us.is_not(None))
+    ]
+    return select(*found).where(tx.dialect.among(schedule.id, "b_ids"))
 
 
 def _info(row: Row[Any], last: Row[Any] | None) -> ScheduleInfo:

@@ -9,7 +9,7 @@ from sqlalchemy.schema import CreateIndex
 from onebeat.store.tables import Tables
 from onebeat.store.tables.columns import indexes
 
-revision = "0003"
+revision = "0002"
 down_revision = "0001"
 
 
