@@ -26,6 +26,7 @@ class Places:
 
     idle = True
     accepts_suspect = True
+    few = False
 
     def __init__(self) -> None:
         self.started: list[Claimed] = []
@@ -140,3 +141,22 @@ async def test_a_claim_of_a_worker_that_lost_its_lease_meanwhile_starts_nothing_
     info = await database.read(reports.job, job.id)
     assert not places.started
     assert (info.state, info.attempt) == ("queued", 0)
+
+
+async def test_many_queued_jobs_are_claimed_while_ends_are_written_once_half_of_the_slots_are_free(
+    database: Database,
+) -> None:
+    places = Places()
+    claimer = a_claimer(database, await registered(database), places)
+    await database.write(insert.add, [a_job() for _ in range(40)])
+    await claimer.tick(0)
+    assert (len(places.started), claimer.behind) == (10, True)
+    places.started, places.few = places.started[:8], True
+    assert await claimer.tick(0) == POLL
+    assert len(places.started) == 8  # two places are not worth a claim: the ends under way bring more
+    claimer.settled()
+    await claimer.tick(0)
+    assert len(places.started) == 10
+    places.started, places.few = [], False
+    await claimer.tick(0)
+    assert len(places.started) == 10

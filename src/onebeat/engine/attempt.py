@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import traceback
-from collections.abc import Callable
+from collections.abc import Awaitable, Coroutine
 from dataclasses import replace
-from typing import Any, Literal
+from types import CoroutineType
+from typing import Any, Literal, Protocol, TypeVar
 
+from onebeat.engine.time_limit import Limited
 from onebeat.errors import Busy, InvalidArguments, JobCancelled, LeaseLost, RemoteError, Stopped
 from onebeat.logs.redact import without_secrets
 from onebeat.model import payload
@@ -20,6 +22,8 @@ from onebeat.tasks.context import JobContext, current
 from onebeat.tasks.task import Task
 from onebeat.timing.backoff import Cancel, Retry, Snooze
 
+R = TypeVar("R")
+NO_TASK_RETRY = Retry()
 StopReason = Literal["cancel", "drain", "lost"]
 StopCause = Literal["timeout", "cancel"]
 PATIENCE = 5.0  # seconds for the clean-up of a run that was told to end, as at the end of a drain
@@ -28,8 +32,39 @@ MAX_READ = 1_000_000  # characters of a text that are searched for secrets
 MAX_TRACEBACK = 16_384  # characters of a traceback kept with the attempt
 
 
+class RunObserver(Protocol):
+    """What a run tells while it goes on: the executor."""
+
+    def overran(self, run: Run) -> None:
+        """A thread runs past its timeout."""
+
+    def stop_ignored(self, run: Run, cause: StopCause, seconds: float) -> None:
+        """The run was told to end `seconds` ago and goes on."""
+
+    def dropped(self, run: Run, problem: str) -> None:
+        """What the function returned cannot be stored."""
+
+
 class Run:
     """One attempt of one claimed job, in an asyncio task of its own."""
+
+    __slots__ = (
+        "_awaiting",
+        "_observer",
+        "_patience",
+        "_runner",
+        "_running",
+        "_timed_out",
+        "context",
+        "job",
+        "replaced",
+        "retry",
+        "started",
+        "stop_reason",
+        "task",
+        "timeout",
+        "unstoppable",
+    )
 
     def __init__(
         self,
@@ -41,9 +76,7 @@ class Run:
         started: float,
         timeout: float,
         runner: Runner | None,
-        overran: Callable[[Run], None],
-        ignored: Callable[[Run, StopCause, float], None],
-        dropped: Callable[[Run, str], None],
+        observer: RunObserver,
     ) -> None:
         self.job = job
         self.task = task
@@ -59,9 +92,7 @@ class Run:
         self._timed_out = False
         self.replaced = False  # its job has ended without it
         self._patience: asyncio.TimerHandle | None = None  # until a run that was told to end is said to go on
-        self._overran = overran
-        self._ignored = ignored
-        self._dropped = dropped
+        self._observer = observer
 
     def stop(self, reason: StopReason) -> None:
         """Ask the attempt to end. Once is enough; a lost lease outranks the other reasons."""
@@ -79,17 +110,15 @@ class Run:
         """Say so if this run still goes on a while after it was told to end."""
         if self._patience is None:
             loop = asyncio.get_running_loop()
-            self._patience = loop.call_later(PATIENCE, self._ignored, self, cause, PATIENCE)
+            self._patience = loop.call_later(PATIENCE, self._observer.stop_ignored, self, cause, PATIENCE)
+
+    def over(self) -> None:
+        """It has ended: nothing more is to be said about it."""
+        if self._patience is not None:
+            self._patience.cancel()
 
     async def outcome(self) -> Outcome:
         """Run the function to its end and return how it ended, whatever it raises."""
-        try:
-            return await self._outcome()
-        finally:
-            if self._patience is not None:
-                self._patience.cancel()
-
-    async def _outcome(self) -> Outcome:
         current.set(self.context)
         if self.task is None:
             return Outcome(ending=Ending.RETURNED)
@@ -116,13 +145,17 @@ class Run:
         self._awaiting = asyncio.current_task()
         if self.stop_reason is not None:
             raise asyncio.CancelledError
-        timer = asyncio.get_running_loop().call_later(self.timeout, self._expire)
         try:
             value = function(*args, **kwargs)
-            return await value if hasattr(value, "__await__") else value
+            if not hasattr(value, "__await__"):
+                return value
+            return await Limited(_coroutine(value), self._start_timer)
         finally:
-            timer.cancel()
             self._awaiting = None
+
+    def _start_timer(self) -> asyncio.TimerHandle:
+        left = self.context.remaining
+        return asyncio.get_running_loop().call_later(self.timeout if left is None else left, self._expire)
 
     def _expire(self) -> None:
         if self._awaiting is not None:
@@ -142,7 +175,7 @@ class Run:
             self.context._ask_to_stop()
             if not self._running.stop("timeout"):
                 self.unstoppable = True
-                self._overran(self)
+                self._observer.overran(self)
             await asyncio.wait({future})
             if not future.cancelled():
                 future.exception()  # it came too late to count, and must not be reported as never retrieved
@@ -157,10 +190,10 @@ class Run:
         try:
             return Outcome(ending=Ending.SUCCEEDED, value=payload.encode(payload.plain(value), what="the value"))
         except InvalidArguments as error:
-            self._dropped(self, shown(str(error)))
+            self._observer.dropped(self, shown(str(error)))
             return SUCCESS
         except BaseException as error:  # noqa: BLE001 - a model's own property or serializer may raise anything
-            self._dropped(self, shown(f"{type(error).__name__}: {error}"))
+            self._observer.dropped(self, shown(f"{type(error).__name__}: {error}"))
             return SUCCESS
 
     def _from(self, error: BaseException) -> Outcome:
@@ -206,6 +239,14 @@ class Run:
         return Outcome(ending=Ending.CANCELLED, reason="requested")
 
 
+def _coroutine(value: Awaitable[R]) -> Coroutine[Any, Any, R]:
+    return value if isinstance(value, CoroutineType) else _awaited(value)
+
+
+async def _awaited(value: Awaitable[R]) -> R:
+    return await value
+
+
 def _raised(error: BaseException) -> BaseException:
     """The exception that the function raised, where a thread or a coroutine had to wrap it in a `RuntimeError`."""
     cause = error.__cause__
@@ -241,8 +282,10 @@ def replacement(run: Run, cause: StopCause) -> Ended:
 
 
 def retry_in_force(task: Task[Any, Any] | None, job: Claimed) -> Retry:
-    """The row's numbers with the code's exception classes; the code's own where the row's cannot be read."""
-    own = task.settings.retry if task is not None else Retry()
+    """The row's numbers with the code's exception classes; the code's own where the row has none that can be read."""
+    own = task.settings.retry if task is not None else NO_TASK_RETRY
+    if job.retry is None:
+        return own
     return replace(stored_retry(job.retry, own), on=own.on, give_up_on=own.give_up_on)
 
 

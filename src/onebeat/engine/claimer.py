@@ -30,6 +30,10 @@ class Slots(Protocol):
         """How many of a queue with slots of its own could start now."""
 
     @property
+    def few(self) -> bool:
+        """Whether less than half of the slots are free, and ends of runs are being written."""
+
+    @property
     def idle(self) -> bool:
         """Whether nothing is running."""
 
@@ -69,6 +73,8 @@ class Claimer:
         self._misses = 0  # looks in a row after which a job was left that this worker could have taken
         self._dry_since: int | None = None
         self._not_dry_before = 0
+        self.behind = False  # the last claims took all that could start, so more jobs are probably queued
+        self._settled = False  # since the last look
 
     async def tick(self, now: int) -> int | None:
         """Claim once for each group of queues; look again at once when a claim came back full."""
@@ -81,16 +87,24 @@ class Claimer:
             self._dry_since = None
             if self._slots.accepts_suspect:
                 await self._claim_suspect(worker_id)
+        if self.behind and self._slots.few and not self._settled:
+            return now + self._poll  # `settled` comes next
+        self._settled = False
         again = False
         self._turn += 1
         for queues, excluded, limit in self._groups():
             again |= await self._claim(worker_id, limit, queues, excluded)
         if not again and self._slots.idle:
             await self._claim_suspect(worker_id)
+        self.behind = again
         if again and self._slots.free > 0:
             return now
         self._misses = 0 if again or not await self._missed() else self._misses + 1
         return now + min(self._misses * CONTENDED or self._poll, self._poll)
+
+    def settled(self) -> None:
+        """Ends of runs were written: the next look claims, however few slots are free."""
+        self._settled = True
 
     def _groups(self) -> list[tuple[Sequence[str] | None, Sequence[str], int]]:
         """What to claim in this tick: queues with slots of their own apart, the first one rotating."""

@@ -6,6 +6,7 @@ import asyncio
 import traceback
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from random import Random
 from typing import Any, cast
 from uuid import UUID
@@ -17,7 +18,7 @@ from onebeat.engine.progress import ProgressWriter
 from onebeat.engine.settler import Settler
 from onebeat.engine.wakeups import Wakeups
 from onebeat.errors import DatabaseUnavailable, UnknownTask
-from onebeat.model.events import Event, JobStarted, StopIgnored, ThreadOverran, ValueDropped, about, trouble
+from onebeat.model.events import Event, JobStarted, StopIgnored, ThreadOverran, ValueDropped, about, is_heard, trouble
 from onebeat.model.fired import fire_time
 from onebeat.model.job import Claimed, Ending, Outcome, settle
 from onebeat.model.protocols import Carrier, Clock, Runner, Unit
@@ -54,6 +55,7 @@ class Executor:
         clock: Clock,
         random: Random,
         announce: Callable[[Event], None],
+        hears: Callable[[type[Event]], bool] = is_heard,
         enqueuer: Enqueuer | None = None,
     ) -> None:
         self._database = database
@@ -69,6 +71,7 @@ class Executor:
         self._clock = clock
         self._random = random
         self._announce = announce
+        self._hears = hears
         self._enqueuer = enqueuer
         self._runs: dict[UUID, Run] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -89,6 +92,11 @@ class Executor:
     def free_in(self, queue: str) -> int:
         """How many jobs of a queue with slots of its own could start now."""
         return self._own_slots[queue] - self._by_queue[queue]
+
+    @property
+    def few(self) -> bool:
+        """Whether less than half of the slots are free, and ends of runs are being written."""
+        return self._settler.unsettled > 0 and self.free < self._slots // 2
 
     @property
     def idle(self) -> bool:
@@ -183,8 +191,8 @@ class Executor:
             fire_time=None if job.fire_us is None else fire_time(job.fire_us, job.fire_zone),
             deadline=now + timeout,
             monotonic=self._clock.monotonic,
-            owned=lambda: self._owned(job),
-            report=ProgressWriter(self._database, job, clock=self._clock, trouble=self._trouble),
+            owned=partial(self._owned, job),
+            reports=partial(ProgressWriter, self._database, job, clock=self._clock, trouble=self._trouble),
         )
         return Run(
             job,
@@ -194,9 +202,7 @@ class Executor:
             started=now,
             timeout=timeout,
             runner=None if task is None or task.runs_in == "loop" else self._runners[task.runs_in],
-            overran=self._overran,
-            ignored=self._stop_ignored,
-            dropped=self._dropped,
+            observer=self,
         )
 
     async def _drive(self, run: Run) -> None:
@@ -245,13 +251,15 @@ class Executor:
         )
         active.set(self._enqueuer)
         with self._carrier.restore(job.tracking_id, job.carried, unit):
-            self._announce(JobStarted(**about(job)))
+            if self._hears(JobStarted):
+                self._announce(JobStarted(**about(job)))
             outcome = await run.outcome()
-            if run.context._reported is not None:
-                await run.context._reported.write_last()
+            if run.context._reports is not None:
+                await run.context._reports.write_last()
             return outcome
 
     def _forget(self, run: Run) -> None:
+        run.over()
         if self._runs.get(run.job.id) is run:
             del self._runs[run.job.id]
         self._by_queue[run.job.queue] -= 1
@@ -261,12 +269,14 @@ class Executor:
     async def _owned(self, job: Claimed) -> bool:
         return self._identity.trusted and await self._database.read(control.owned, job.id, job.lease_token)
 
-    def _overran(self, run: Run) -> None:
+    def overran(self, run: Run) -> None:
+        """A thread runs past its timeout: say so, and replace it where the task asks for that."""
         job = run.job
         self._announce(ThreadOverran(**about(job), timeout=run.timeout))
         self._replace_or_note(run, "timeout")
 
-    def _stop_ignored(self, run: Run, cause: StopCause, seconds: float) -> None:
+    def stop_ignored(self, run: Run, cause: StopCause, seconds: float) -> None:
+        """The run was told to end `seconds` ago and goes on: say so, and replace it where the task asks for that."""
         if run.stop_reason in ("drain", "lost"):
             return  # a drain says itself what it waits for, and a lost job is told already
         replaces = _is_replaced_on_overrun(run)
@@ -297,7 +307,8 @@ class Executor:
     def _trouble(self, error: Exception) -> None:
         self._announce(trouble("executor", error, 0))
 
-    def _dropped(self, run: Run, problem: str) -> None:
+    def dropped(self, run: Run, problem: str) -> None:
+        """What the function returned cannot be stored: warn once a task."""
         job = run.job
         self._announce(ValueDropped(**about(job), problem=problem, again=job.task in self._dropping))
         self._dropping.add(job.task)

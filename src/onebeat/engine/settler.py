@@ -10,7 +10,7 @@ from onebeat.engine.batch_size import BatchSize
 from onebeat.engine.identity import WorkerIdentity
 from onebeat.engine.wakeups import Wakeups
 from onebeat.errors import DatabaseUnavailable
-from onebeat.model.events import Event, JobSettled, SettlementLost, about
+from onebeat.model.events import Event, JobSettled, SettlementLost, about, is_heard
 from onebeat.model.job import JobState
 from onebeat.model.protocols import Clock
 from onebeat.store.connection.database import Database
@@ -32,12 +32,14 @@ class Settler:
         wakeups: Wakeups,
         clock: Clock,
         announce: Callable[[Event], None],
+        hears: Callable[[type[Event]], bool] = is_heard,
     ) -> None:
         self._batch = BatchSize(BATCH, limit=database.call_limit, clock=clock)
         self._database = database
         self._identity = identity
         self._wakeups = wakeups
         self._announce = announce
+        self._hears = hears
         self._waiting: list[tuple[Ended, float]] = []
 
     @property
@@ -73,8 +75,11 @@ class Settler:
         self._waiting[: len(batch)] = []
         self._waiting += [item for item in batch if item[0].job.id in refused]  # the others do not wait for it
         delayed = False
+        silent = not self._hears(JobSettled)
         for ended, seconds in batch:
-            if ended.job.id not in refused:
+            if silent and ended.is_plain_success and ended.job.id in kept:
+                self._wakeups.job_ended(ended.job.id)
+            elif ended.job.id not in refused:
                 delayed |= self._tell(ended, seconds, kept.get(ended.job.id))
         self._wakeups.slots_freed()
         if delayed:

@@ -25,7 +25,7 @@ from onebeat.engine.sweeper import RetentionAges, Sweeper
 from onebeat.engine.wakeups import Unsubscribe, Wakeups
 from onebeat.errors import DatabaseUnavailable
 from onebeat.model.definition import Definition
-from onebeat.model.events import Event, QueueUnserved, WorkerDraining, WorkerStarted, WorkerStopped, trouble
+from onebeat.model.events import Event, QueueUnserved, WorkerDraining, WorkerStarted, WorkerStopped, is_heard, trouble
 from onebeat.model.protocols import Carrier, Clock, Runner, Tick
 from onebeat.store import workers
 from onebeat.store.connection.database import Database
@@ -73,6 +73,7 @@ class Worker:
         clock: Clock,
         random: Random,
         announce: Callable[[Event], None],
+        hears: Callable[[type[Event]], bool] = is_heard,
         enqueuer: Enqueuer | None = None,
     ) -> None:
         self._options = options
@@ -86,7 +87,9 @@ class Worker:
         self._announce = announce
         self._subscriptions: list[Unsubscribe] = []
         self.identity = identity = WorkerIdentity()
-        self._settler = Settler(database=database, identity=identity, wakeups=wakeups, clock=clock, announce=announce)
+        self._settler = Settler(
+            database=database, identity=identity, wakeups=wakeups, clock=clock, announce=announce, hears=hears
+        )
         self._executor = Executor(
             database=database,
             registry=registry,
@@ -101,6 +104,7 @@ class Worker:
             clock=clock,
             random=random,
             announce=announce,
+            hears=hears,
             enqueuer=enqueuer,
         )
         self._claimer = Claimer(
@@ -203,13 +207,22 @@ class Worker:
         wakeups = self._wakeups
         self._subscriptions += [
             wakeups.jobs_queued.subscribe(self._claims.wake),
-            wakeups.slots_freed.subscribe(self._claims.wake),
+            wakeups.slots_freed.subscribe(self._slots_freed),
             wakeups.jobs_delayed.subscribe(self._promotions.wake),
             wakeups.schedules_changed.subscribe(self._dispatches.wake),
             wakeups.run_started.subscribe(self._reconciling.wake),
-            wakeups.run_ended.subscribe(self._settling.wake),
+            wakeups.run_ended.subscribe(self._run_ended),
             wakeups.cancel_requested.subscribe(self._cancel_requested),
         ]
+
+    def _run_ended(self) -> None:
+        self._settling.wake()
+        if self._claimer.behind:  # the next claim need not wait until the ends are written
+            self._claims.wake()
+
+    def _slots_freed(self) -> None:
+        self._claimer.settled()
+        self._claims.wake()
 
     def _cancel_requested(self, id: UUID) -> None:
         if self._reconciler.cancel_requested(id):

@@ -33,6 +33,15 @@ def word(event: e.Event) -> None:
         wording(event)
 
 
+def is_logged(kind: type[e.Event]) -> bool:
+    """Return whether an event of this class, also its least important kind, would be written now.
+
+    >>> is_logged(e.JobStarted)
+    False
+    """
+    return jobs.isEnabledFor(logging.INFO) if kind is e.JobSettled else kind in _WORDS
+
+
 def _about(event: e.JobEvent) -> dict[str, Any]:
     """The job as the unit of the record, so that its ids stand where they stand on the job's own records.
 

@@ -137,6 +137,9 @@ class Settlement:
         return self.state in FINAL
 
 
+SUCCEEDED = Settlement(state=JobState.SUCCEEDED)  # of a job without a trouble: most are
+
+
 def stored_retry(text: str | None, own: Retry) -> Retry:
     """The numbers on a job's row; `own` where there are none, or none that this version can read."""
     if text is None:
@@ -168,6 +171,8 @@ def settle(
     'exhausted'
     """
     ending = outcome.ending
+    if outcome is SUCCESS and not (errors or crashes or cancel_requested):
+        return SUCCEEDED
     if ending is Ending.SUCCEEDED:
         return Settlement(
             state=JobState.SUCCEEDED,

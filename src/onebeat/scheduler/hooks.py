@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from onebeat.model.events import Event
+from onebeat.model.events import Event, is_heard
 
 E = TypeVar("E", bound=Event)
 log = logging.getLogger("onebeat")
@@ -15,11 +15,12 @@ log = logging.getLogger("onebeat")
 class EventHooks:
     """Calls the hooks of an event's class and of its base classes; a hook that raises is logged and stops nothing.
 
-    `write_log` is called with every event, before the hooks.
+    `write_log` is called with every event, before the hooks; `is_logged` says of a class whether that may write.
     """
 
-    def __init__(self, write_log: Callable[[Event], None]) -> None:
+    def __init__(self, write_log: Callable[[Event], None], is_logged: Callable[[type[Event]], bool] = is_heard) -> None:
         self._write_log = write_log
+        self._is_logged = is_logged
         self._hooks: dict[type[Event], list[Callable[[Any], None]]] = {}
         self._by_class: dict[type[Event], tuple[Callable[[Any], None], ...]] = {}  # base classes included; a cache
 
@@ -28,15 +29,22 @@ class EventHooks:
         self._hooks.setdefault(kind, []).append(hook)
         self._by_class.clear()
 
+    def hears(self, kind: type[Event]) -> bool:
+        """Return whether an event of this class reaches a hook or the log; where not, it need not be made."""
+        return bool(self._hooks_of(kind)) or self._is_logged(kind)
+
     def __call__(self, event: Event) -> None:
         """Announce the event."""
         kind = type(event)
-        hooks = self._by_class.get(kind)
-        if hooks is None:
-            hooks = tuple(hook for base in kind.__mro__ for hook in self._hooks.get(base, ()))
-            self._by_class[kind] = hooks
-        for hook in (self._write_log, *hooks):
+        for hook in (self._write_log, *self._hooks_of(kind)):
             try:
                 hook(event)
             except Exception:
                 log.exception("a hook for %s raised", kind.__name__)
+
+    def _hooks_of(self, kind: type[Event]) -> tuple[Callable[[Any], None], ...]:
+        hooks = self._by_class.get(kind)
+        if hooks is None:
+            hooks = tuple(hook for base in kind.__mro__ for hook in self._hooks.get(base, ()))
+            self._by_class[kind] = hooks
+        return hooks

@@ -15,10 +15,11 @@ from onebeat.engine.sweeper import RetentionAges, prune
 from onebeat.engine.wakeups import Wakeups
 from onebeat.engine.worker import Worker, WorkerOptions
 from onebeat.errors import NotStarted
-from onebeat.model.events import DatabaseCaution, Event
+from onebeat.model.events import DatabaseCaution
 from onebeat.model.protocols import Carrier, Clock
 from onebeat.offload.runners import ProcessRunner, ThreadRunner
 from onebeat.scheduler.definitions import definition_of
+from onebeat.scheduler.hooks import EventHooks
 from onebeat.scheduler.signals import Signals, StartInterrupted
 from onebeat.scheduler.watcher import Watcher
 from onebeat.settings import Settings
@@ -51,7 +52,7 @@ class Runtime:
         wakeups: Wakeups,
         clock: Clock,
         random: Random,
-        announce: Callable[[Event], None],
+        announce: EventHooks,
         enqueuer: Enqueuer,
         close_locks: Callable[[], Awaitable[None]],
     ) -> None:
@@ -143,6 +144,7 @@ class Runtime:
             clock=self._clock,
             random=self._random,
             announce=self._announce,
+            hears=self._announce.hears,
             enqueuer=self._enqueuer,
         )
         await self.worker.start()

@@ -15,7 +15,7 @@ from onebeat.locks.database import DatabaseLocks
 from onebeat.locks.lock import BackendLock
 from onebeat.locks.locked import LockedDecorator
 from onebeat.locks.request import Seconds
-from onebeat.logs.events import word
+from onebeat.logs.events import is_logged, word
 from onebeat.model.events import Event, NoTasks, SchedulerIdle
 from onebeat.model.protocols import Carrier, Clock
 from onebeat.scheduler.database import new_database
@@ -78,7 +78,7 @@ class Scheduler(TaskRouter):
         self._tables = tables.build(self.settings.table_prefix, self.settings.schema_)
         self._clock: Clock = SystemClock()
         self._carrier: Carrier = ContextCarrier()
-        self._announce = EventHooks(word)
+        self._announce = EventHooks(word, is_logged)
         self._wakeups = Wakeups()
         self._runtime: Runtime | None = None
         self._stopping: asyncio.Task[None] | None = None

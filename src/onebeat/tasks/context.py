@@ -46,7 +46,7 @@ class JobContext:
         deadline: float | None = None,
         monotonic: Callable[[], float] = _monotonic,
         owned: Callable[[], Awaitable[bool]] | None = None,
-        report: Reports | None = None,
+        reports: Callable[[], Reports] | None = None,
     ) -> None:
         self.id = id
         self.attempt = attempt
@@ -58,8 +58,8 @@ class JobContext:
         self._deadline = deadline  # on the clock that `monotonic` reads, seconds
         self._monotonic = monotonic
         self._owned = owned
-        self._report = report
-        self._reported: Reports | None = None  # once there was something to report
+        self._make_reports = reports
+        self._reports: Reports | None = None  # once there was something to report
         self._stop = False  # a plain flag: it is only ever set, from any thread
         self._lost = False
         self._left = False  # whether the function learnt that its claim is lost
@@ -95,9 +95,10 @@ class JobContext:
 
     async def progress(self, done: float, total: float | None = None, message: str | None = None) -> None:
         """Store how much is done. At most one report each half second is written, and always the last one."""
-        if self._report is not None:
-            self._reported = self._report
-            await self._report({"done": done, "total": total, "message": message})
+        if self._reports is None and self._make_reports is not None:
+            self._reports = self._make_reports()
+        if self._reports is not None:
+            await self._reports({"done": done, "total": total, "message": message})
 
     @property
     def sync(self) -> SyncContext:
@@ -117,7 +118,7 @@ class JobContext:
         """
         left = facts["deadline"]
         facts = facts | {"deadline": None if left is None else _monotonic() + left}
-        return cls(**facts, owned=_refuse_in_a_child, report=_NoReports())
+        return cls(**facts, owned=_refuse_in_a_child, reports=_NoReports)
 
     def _ask_to_stop(self, *, lost: bool = False) -> None:
         self._lost = self._lost or lost
@@ -140,7 +141,7 @@ class SyncContext:
 
     def _run(self, coroutine: Any) -> None:
         loop = self._context._loop
-        if isinstance(self._context._report, _NoReports):
+        if self._context._make_reports is _NoReports:
             coroutine.close()
             raise _no_database()
         if loop is None or _running_loop() is loop:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import MappingProxyType
+from types import TracebackType
 
 from onebeat.model.protocols import Unit
 from onebeat.tracking import notices, payload
@@ -34,32 +32,43 @@ class ContextCarrier:
         """A fresh tracking id, for a scheduled fire."""
         return new_id()
 
-    @contextmanager
-    def restore(self, tracking_id: str, carried: str | None, unit: Unit) -> Iterator[None]:
+    def restore(self, tracking_id: str, carried: str | None, unit: Unit) -> Restored:
         """Enter the job's own context; both texts come from a database and are checked again."""
+        return Restored(tracking_id, carried, unit)
+
+
+class Restored:
+    """The context of a job, in force for as long as the `with` block runs."""
+
+    __slots__ = ("_carried", "_id", "_token", "_tokens", "_tracking", "_unit")
+
+    def __init__(self, tracking_id: str, carried: str | None, unit: Unit) -> None:
+        self._id = tracking_id
+        self._carried = carried
+        self._unit = unit
+
+    def __enter__(self) -> None:
+        id, unit = self._id, self._unit
         origin: Origin = "job"
-        if not is_valid(tracking_id):
-            notices.refused("the stored tracking id of a job", str(tracking_id))
-            tracking_id, origin = new_id(), "generated"
-        arrived = payload.read_payload(carried)
-        value = Tracking(
-            tracking_id=tracking_id,
+        if not is_valid(id):
+            notices.refused("the stored tracking id of a job", str(id))
+            id, origin = new_id(), "generated"
+        arrived = payload.read_payload(self._carried)
+        self._tracking = Tracking(
+            tracking_id=id,
             kind=unit.kind,
             unit_id=unit.id,
-            cell=Cell.holding(MappingProxyType(dict(arrived.fields))),
+            cell=Cell.holding(arrived.fields),
             parent_id=arrived.parent_id,
             origin=origin,
             trace=arrived.trace,
             job=unit,
         )
-        tokens = payload.set_variables(arrived.variables)
-        token = VARIABLE.set(value)
+        self._tokens = payload.set_variables(arrived.variables)
+        self._token = VARIABLE.set(self._tracking)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         try:
-            yield
-        except BaseException as error:
-            leave(value, token, error)
-            raise
-        else:
-            leave(value, token)
+            leave(self._tracking, self._token, error)
         finally:
-            payload.reset_variables(tokens)
+            payload.reset_variables(self._tokens)

@@ -79,6 +79,9 @@ class Payload:
     own: Mapping[str, Any] = field(default_factory=dict)  # what a child process needs to be in the same unit
 
 
+NOTHING: Final = Payload()
+
+
 def write(unit: Tracking | None, **more: Any) -> str | None:
     """The text for what is in force here; None if there is nothing to carry.
 
@@ -107,6 +110,8 @@ def write(unit: Tracking | None, **more: Any) -> str | None:
 
 def read_payload(text: object) -> Payload:
     """What a text from a database or a pipe says, without what is wrong in it. Never raises."""
+    if text is None:
+        return NOTHING
     if not isinstance(text, str) or len(text) > LIMIT:
         return Payload()
     try:
