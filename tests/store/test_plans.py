@@ -10,18 +10,19 @@ from typing import Any
 import pytest
 from sqlalchemy import select, text
 
-from onebeat.model.ids import uuid7
-from onebeat.model.job import JobState
+from onebeat.model.ids import token, uuid7
+from onebeat.model.job import SUCCEEDED, SUCCESS, JobState
 from onebeat.model.schedule import waits_for
 from onebeat.store.connection.database import Database
-from onebeat.store.jobs import release
+from onebeat.store.jobs import claim, release, settle
 from onebeat.store.jobs.insert import _row
+from onebeat.store.jobs.settle import Ended
 from onebeat.store.schedules import fire, read
 from onebeat.store.schedules.edit import new_row
 from onebeat.store.tx import Tx
 from onebeat.timing.clock import SECOND
 from tests.conftest import MakeDatabase
-from tests.support.builders import a_job
+from tests.support.builders import a_job, registered
 from tests.support.plans import plans_of
 from tests.support.simulated_worker import a_schedule
 from tests.support.virtual import START, VirtualClock
@@ -162,3 +163,28 @@ async def test_a_release_reads_only_the_oldest_that_waits(
     ((_, lost),) = await database.read(partial(_plans, release.lost_releases))
     assert index_of(lost, "waiting", database) == f"{jobs}_waits", lost
     assert index_of(lost, "holder", database) == f"{jobs}_schedule", lost
+
+
+@pytest.mark.parametrize("statistics", ["stale", "fresh"])
+async def test_the_end_of_a_job_is_written_by_its_key(
+    statistics: str, database_url: str, make_database: MakeDatabase
+) -> None:
+    """By the index of a worker's running jobs, PostgreSQL compared each of them with each end."""
+    database = await make_database(database_url)
+    worker = await registered(database)
+    if statistics == "stale":
+        await database.write(analyze)
+    await database.write(
+        lambda tx: tx.execute(
+            tx.tables.jobs.insert(),
+            [_row(a_job()) | {"created_us": 0, "run_at_us": 0, "id": uuid7(START + n)} for n in range(300)],
+        )
+    )
+    claiming = partial(claim.claim, worker_id=worker, token=token(), limit=100, tasks=["work"])
+    ended = [Ended(job, SUCCESS, SUCCEEDED) for job in await database.write(claiming)]
+    assert len(ended) == 100
+    if statistics == "fresh":
+        await database.write(analyze)
+    ((_, plan),) = await database.write(partial(_plans, partial(settle.succeed, ended=ended)))
+    jobs = database.tables.jobs.name
+    assert index_of(plan, jobs, database) == KEY[database.dialect.name].format(table=jobs), plan

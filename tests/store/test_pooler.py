@@ -61,14 +61,14 @@ async def test_limits_and_level_hold_inside_each_transaction(pooler: Pooler, mak
     database = await make_database(pooler.url)
 
     def settings(tx: Tx) -> list[str]:
-        ask = "lock_timeout", "statement_timeout", "idle_in_transaction_session_timeout", "transaction_isolation"
+        ask = "lock_timeout", "statement_timeout", "idle_in_transaction_session_timeout", "transaction_isolation", "jit"
         return [str(tx.execute(text(f"SHOW {name}")).scalar_one()) for name in ask]
 
     def named(tx: Tx) -> int:
         return int(tx.execute(text("SELECT count(*) FROM pg_prepared_statements WHERE name <> ''")).scalar_one())
 
     for verb in (database.write, database.write_one, database.read):
-        assert await verb(settings) == ["5s", "30s", "1min", "read committed"]
+        assert await verb(settings) == ["5s", "30s", "1min", "read committed", "off"]
         assert await verb(named) == 0  # one with a name could meet its namesake on the next connection
 
 

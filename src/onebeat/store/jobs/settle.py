@@ -14,7 +14,7 @@ from onebeat.model.job import Claimed, Ending, JobState, Outcome, Settlement
 from onebeat.store.dialects.base import Dialect
 from onebeat.store.jobs.each import Value, update_each
 from onebeat.store.jobs.finish import FinishedJob, after_end, final_values, releases_others, unless_cancelled
-from onebeat.store.sql import RUNNING, padded
+from onebeat.store.sql import RUNNING, padded, unindexed
 from onebeat.store.tx import Tx
 
 SNOOZES = 100  # of a job that stay in its history, at least; a job may be put off for years
@@ -41,9 +41,9 @@ class Ended:
 
 
 def claim_holds(tx: Tx, token: ColumnElement[str] | str) -> ColumnElement[bool]:
-    """Return the condition that a job is still running under this lease token."""
+    """Return the condition that a job, found by its id, is still running under this lease token."""
     c = tx.tables.jobs.c
-    return and_(c.state == RUNNING, c.lease_token == token)
+    return and_(unindexed(c.state) == RUNNING, c.lease_token == token)
 
 
 def settle(tx: Tx, ended: Sequence[Ended], *, worker_id: str) -> dict[UUID, JobState]:
