@@ -64,6 +64,14 @@ async def flaky(ctx: JobContext, seconds: float) -> int:
     return ctx.fence
 
 
+@router.task(name="unlucky", retry=Retry(base=0.5, jitter=False))
+async def unlucky(ctx: JobContext, seconds: float) -> int:
+    """Is run again a second after its second worker was killed."""
+    with ledger.attempt(ctx):
+        await asyncio.sleep(seconds)
+    return ctx.fence
+
+
 @router.task(name="once", at_most_once=True)
 async def once(ctx: JobContext, seconds: float) -> int:
     """May start once, whatever happens."""

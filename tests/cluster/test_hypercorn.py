@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from onebeat.logs.setup import uvicorn_log_config
 from tests.cluster import app
 from tests.support import rows
 from tests.support.cluster import ROOT, Cluster
@@ -33,6 +35,31 @@ async def test_a_draining_worker_outlives_the_sigterm_after_its_sibling_s_end(sq
         await cluster.terminate()
     [job] = (await rows.read(sqlite_url)).jobs
     assert (job.state, job.attempt, job.crashes) == ("succeeded", 1, 0)
+
+
+@pytest.mark.campaign
+@pytest.mark.parametrize("end", ["a sibling dies", "SIGTERM to the worker"])
+@pytest.mark.parametrize("logs", [False, True], ids=["own logs", "onebeat's log config"])
+async def test_no_worker_dies_with_jobs_before_its_lifespan_ends(
+    end: str, logs: bool, sqlite_url: str, tmp_path: Path
+) -> None:
+    """Hypercorn ends the others at once when a worker died, without waiting for the end of their lifespans."""
+    async with app.build(sqlite_url, role="client"):
+        await app.work.enqueue_many([(5, True)] * 16)
+    config = tmp_path / "log.json"
+    config.write_text(json.dumps(uvicorn_log_config(console="json")))
+    options = ("--log-config", f"json:{config}") if logs else ()
+    with Cluster(sqlite_url, tmp_path, count=1, command=hypercorn("--workers", "2", *options)) as cluster:
+        await cluster.ready(children=2)
+        lines = until(cluster.ledger, lambda lines: sum(line.event == "start" for line in lines) == 16, 30)
+        first, second = {line.pid for line in lines if line.event == "start"}
+        os.kill(first, signal.SIGTERM if end == "SIGTERM to the worker" else signal.SIGKILL)
+        if end == "SIGTERM to the worker":
+            os.kill(second, signal.SIGTERM)
+        await cluster.ended(40)
+    mine = {line.job for line in lines if line.event == "start" and line.pid == second}
+    ended = {(job.state, job.attempt, job.crashes) for job in (await rows.read(sqlite_url)).jobs if job.id in mine}
+    assert ended == {("succeeded", 1, 0)}
 
 
 def test_trio_is_refused_with_what_to_start_instead(sqlite_url: str, tmp_path: Path) -> None:

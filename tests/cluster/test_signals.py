@@ -157,9 +157,16 @@ async def rolled(url: str, folder: Path, *, drain: float, seconds: float) -> Non
 
 @pytest.mark.campaign
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize("drain", [20, 2], ids=["jobs end in the drain", "jobs are given back"])
-async def test_a_rolling_restart_costs_no_job(drain: float, sqlite_url: str, tmp_path: Path) -> None:
-    await rolled(sqlite_url, tmp_path, drain=drain, seconds=40)
+@pytest.mark.parametrize(
+    ("database_kind", "drain"),
+    [
+        pytest.param("sqlite", 20, id="jobs end in the drain, sqlite"),
+        pytest.param("postgresql", 2, id="jobs are given back, postgresql"),
+    ],
+    indirect=["database_kind"],
+)
+async def test_a_rolling_restart_costs_no_job(drain: float, url: str, tmp_path: Path) -> None:
+    await rolled(url, tmp_path, drain=drain, seconds=40)
 
 
 @pytest.mark.soak

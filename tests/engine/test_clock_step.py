@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from random import Random
+from uuid import UUID
 
 import pytest
 from sqlalchemy import update
@@ -13,8 +14,11 @@ from onebeat.engine.wakeups import Wakeups
 from onebeat.errors import DatabaseUnavailable
 from onebeat.logs.events import word
 from onebeat.model.events import ClockStepped, Event
-from onebeat.store import workers
+from onebeat.model.job import Ending, JobState, Outcome
+from onebeat.store import clock_ahead, locks, workers
+from onebeat.store.jobs import insert, settle
 from onebeat.store.schedules import clock_step
+from onebeat.timing.backoff import Retry
 from onebeat.timing.clock import DAY, HOUR, MINUTE, SECOND, SystemClock
 from onebeat.timing.rule import Rule
 from onebeat.timing.triggers import Cron, Every
@@ -22,7 +26,7 @@ from tests.conftest import MakeDatabase
 from tests.engine.conftest import Make
 from tests.guarantees.arrange import added, fired
 from tests.support import rows
-from tests.support.builders import registered
+from tests.support.builders import a_job, claimed, ended, registered
 from tests.support.databases import waits_until
 from tests.support.simulated_worker import SimulatedWorker, a_schedule
 from tests.support.virtual import START, ProcessClock, VirtualClock
@@ -264,11 +268,91 @@ async def test_a_worker_that_dies_after_the_clock_was_set_back_is_found_within_a
     assert await simulated.database.read(workers.any_expired)
 
 
+# ── retries, delayed jobs and leases ──────────────────────────────────────────────────────────────────────────────────
+SOME_TIME = 90.0  # seconds; less than the delays and leases below
+
+
+async def run_at(simulated: SimulatedWorker, id: UUID) -> float:
+    """Seconds from now until this job's start."""
+    (job,) = [job for job in await simulated.jobs() if job.id == id]
+    return (job.run_at_us - simulated.clock.now) / SECOND
+
+
+@pytest.mark.parametrize("step", [TEN_YEARS, SOME_TIME], ids=["ten years", "a minute and a half"])
+async def test_a_retry_stored_while_the_clock_was_ahead_waits_no_longer_than_its_delay(
+    step: float, simulated: SimulatedWorker, watch: Watch, process: VirtualClock
+) -> None:
+    database, another = simulated.database, Watch(simulated, process)
+    moment = simulated.clock.now + 600 * SECOND
+    retried, given = a_job(), a_job(run_at=moment, state=JobState.SCHEDULED)
+    await database.write(insert.add, [retried, given])
+    for seconds in (0, step):
+        simulated.clock.advance(seconds)
+        await watch.look(), await another.look()
+    delayed = a_job(run_at=simulated.clock.now + 600 * SECOND, state=JobState.SCHEDULED)  # delay=600
+    await database.write(insert.add, [delayed])
+    worker = await registered(database)
+    (job,) = [job for job in await claimed(database, worker) if job.id == retried.id]
+    failed = ended(job, Outcome(ending=Ending.ERROR, error="no"), Retry(base=100, jitter=False))
+    await database.write(settle.settle, [failed], worker_id=worker)
+    simulated.clock.advance(-step)
+    await watch.look()
+    (event,) = [event for event in watch.events if isinstance(event, ClockStepped)]
+    assert (event.retries, event.delayed) == (1, 1)
+    assert await run_at(simulated, retried.id) == 100
+    assert await run_at(simulated, delayed.id) == pytest.approx(step + 600 - 15)
+    assert await database.read(clock_ahead.delayed_ahead) == [delayed.id]
+    await another.look()
+    assert await run_at(simulated, retried.id) == 85, "another process that saw the step moves nothing again"
+    assert await run_at(simulated, given.id) == (moment - simulated.clock.now) / SECOND, "a moment stays a moment"
+
+
+@pytest.mark.parametrize("step", [TEN_YEARS, SOME_TIME], ids=["ten years", "a minute and a half"])
+async def test_leases_given_while_the_clock_was_ahead_end_when_they_should(
+    step: float, simulated: SimulatedWorker, watch: Watch, process: VirtualClock
+) -> None:
+    database, another, ttl = simulated.database, Watch(simulated, process), 120 * SECOND
+    for seconds in (0, step):
+        simulated.clock.advance(seconds)
+        await watch.look(), await another.look()
+    for name in ("live", "dead"):
+        assert await database.write(locks.acquire, name, name, ttl, "a host")
+    live, dead = await registered(database, lease=ttl), await registered(database, lease=ttl)
+    simulated.clock.advance(-step)
+    await watch.look(), await another.look()
+    leases = {row.name: (row.expires_us - simulated.clock.now) / SECOND for row in await database.read(locks.held)}
+    assert leases == {"live": 105, "dead": 105}, "no lease ends before its owner stops trusting it"
+    assert await database.write(locks.renew, "live", "live", ttl)
+    assert await database.write(workers.renew, live, ttl)
+    simulated.clock.advance(110)
+    assert [row.name for row in await database.read(locks.held)] == ["live"]
+    assert [worker.id for worker in await database.write(workers.mark_dead)] == [dead]
+
+
+async def test_a_lock_taken_before_the_clock_went_wrong_is_free_within_a_day_of_its_owner_s_death(
+    simulated: SimulatedWorker, watch: Watch
+) -> None:
+    database = simulated.database
+    await watch.look()
+    await database.write(locks.acquire, "name", "owner", 3600 * SECOND, "a host")
+    simulated.clock.advance(TEN_YEARS)
+    await watch.look()
+    far, table = simulated.clock.now + 3600 * SECOND, database.tables.locks
+    await database.write(lambda tx: tx.execute(update(table).values(expires_us=far)) and None)  # renewed meanwhile
+    simulated.clock.advance(-TEN_YEARS)
+    await watch.look()
+    (held,) = await database.read(locks.held)
+    assert held.expires_us == simulated.clock.now + DAY
+
+
 def test_the_log_says_by_how_much_the_clock_was_set(caplog: pytest.LogCaptureFixture) -> None:
     for seconds in (-3600.0, 60.0, None):
         word(ClockStepped(seconds=seconds, moved=2))
-    back, forward, before = (record.getMessage() for record in caplog.records)
+    word(ClockStepped(seconds=-60, moved=0, retries=3, delayed=4))
+    back, forward, before, jobs = (record.getMessage() for record in caplog.records)
     assert "set back by 3600 s; 2 schedules" in back
     assert "set forward by 60 s" in forward
     assert "set back; 2 schedules" in before
+    assert "3 retries start after the delay" in jobs
+    assert "4 jobs were stored while it was ahead" in jobs
     assert {record.levelname for record in caplog.records} == {"WARNING"}

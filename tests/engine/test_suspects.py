@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import pytest
 from sqlalchemy import update
 
-from onebeat.engine.claimer import DRY_LIMIT, SUSPECT_TURN
+from onebeat.engine.claimer import LONGEST_WAY, TURN, Claimer
 from onebeat.engine.executor import SUSPECT_ALONE
 from onebeat.model.job import NewJob
 from onebeat.store import reports, workers
 from onebeat.store.jobs import claim
 from onebeat.store.tx import Tx
+from onebeat.timing.clock import DAY
 from tests.engine.parts import SWEEP, Parts
-from tests.support.builders import SECOND, a_job, claimed, claimed_suspects, registered
+from tests.support.builders import SECOND, a_job, claimed, claimed_suspects, identity_of, registered
 
 
 class Shop:
@@ -76,7 +78,7 @@ async def test_a_suspect_starts_beside_a_long_job_and_a_steady_flow(parts: Parts
     await shop.suspect()
     started = await shop.works(60)
     assert started is not None
-    assert started <= (SWEEP * 1.1 + DRY_LIMIT) / SECOND + 1
+    assert started <= (SWEEP * 1.1 + LONGEST_WAY) / SECOND + 1
     assert long.id in parts.executor.running
     await shop.end()
 
@@ -131,13 +133,40 @@ async def test_one_worker_of_a_fleet_at_a_time_makes_way_for_a_suspect(parts: Pa
             id
             for id in [*fleet, stranger]
             if await parts.database.read(
-                claim.suspect_turn, worker_id=id, tasks=("work",), queues=None, each=SUSPECT_TURN
+                claim.suspect_turn, worker_id=id, tasks=("work",), queues=None, each=TURN * SWEEP
             )
         ]
         assert len(given) == 1
         turns += given
-        parts.clock.advance(SUSPECT_TURN / SECOND)
+        parts.clock.advance(TURN * SWEEP / SECOND)
     assert sorted(turns) == sorted(fleet)
+
+
+@pytest.mark.parametrize("sweep", [15, 1200])
+async def test_each_worker_of_a_fleet_meets_its_turn_however_slow_its_sweeps_are(parts: Parts, sweep: int) -> None:
+    shop = Shop(parts)
+    await shop.busy()
+    await shop.suspect()
+    fleet = [await registered(parts.database, lease=10 * DAY) for _ in range(4)]
+    await parts.database.write(workers.stop, parts.worker_id)
+    made_way = set()
+    for _ in range(TURN * len(fleet)):
+        for id in fleet:
+            claimer = Claimer(
+                database=parts.database,
+                slots=parts.executor,
+                identity=identity_of(id),
+                queues=None,
+                own_slots={},
+                poll=SECOND,
+                sweep=sweep * SECOND,
+            )
+            await claimer.look_for_suspects(parts.clock.now)
+            if claimer._dry_since is not None:
+                made_way.add(id)
+        parts.clock.advance(sweep)
+    assert made_way == set(fleet)
+    await shop.end()
 
 
 async def test_those_that_died_beside_a_suspect_lose_nothing(parts: Parts) -> None:

@@ -27,11 +27,14 @@ Server = tuple[subprocess.Popen[bytes], int]
 
 
 @contextmanager
-def server(directory: Path, *arguments: str, setup: str = "install", orjson: bool = True) -> Iterator[Server]:
+def server(
+    directory: Path, *arguments: str, setup: str = "install", orjson: bool = True, gunicorn: bool = False
+) -> Iterator[Server]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = int(free.getsockname()[1])
-    command = [sys.executable, "-m", "uvicorn", "tests.logs.server_app:app", "--port", str(port), *arguments]
+    options = ("gunicorn", "--bind", f"127.0.0.1:{port}") if gunicorn else ("uvicorn", "--port", str(port))
+    command = [sys.executable, "-m", *options, "tests.logs.server_app:app", *arguments]
     env = {**environment(), "LOGS": str(directory / "logs"), "LOGS_SETUP": setup}
     if not orjson:
         (directory / "orjson.py").write_text("raise ModuleNotFoundError(name=__name__)")
@@ -116,6 +119,19 @@ def test_one_process_writes_every_line_down_to_the_server_s_last(number: int, tm
     assert records[-1]["msg"] == f"Finished server process [{process.pid}]"
     assert "Application shutdown complete." in {record["msg"] for record in records}
     assert code == (-signal.SIGTERM if number == signal.SIGTERM else 0)
+
+
+def test_gunicorn_s_own_asgi_worker_writes_each_request_once(tmp_path: Path) -> None:
+    config = tmp_path / "log.json"
+    config.write_text(json.dumps(uvicorn_log_config(console=None, directory=str(tmp_path / "logs"))))
+    arguments = ("-k", "asgi", "--log-config-json", str(config), "--no-control-socket")
+    with server(tmp_path, *arguments, setup="config", gunicorn=True) as (process, port):
+        answered = requests(port, 8)
+        end(process)
+    records = read(tmp_path / "logs")
+    assert len(answered) == 8
+    check_all_written(records, answered)
+    assert "gunicorn.access" not in {record["logger"] for record in records}
 
 
 @pytest.mark.parametrize(

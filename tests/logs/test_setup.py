@@ -83,6 +83,25 @@ def test_under_gunicorn_with_the_log_config_a_worker_s_first_lines_are_there_onc
     assert said == [(name, when) for when in ("before", "after") for name in ("gunicorn.error", "uvicorn.error")]
 
 
+def test_gunicorn_s_own_access_log_is_off_while_ours_is_there_but_for_its_file(tmp_path: Path) -> None:
+    """With a log config gunicorn's own ASGI worker logs each request, whatever its options of access logs are."""
+    logging.config.dictConfig(uvicorn_log_config(console=None, directory=tmp_path, finish_at_sigterm=False))
+    theirs, file = logging.getLogger("gunicorn.access"), logging.FileHandler(tmp_path / "access.txt")
+    theirs.addHandler(file)
+    for moment in ("within", "after"):
+        if moment == "within":
+            open_logs(access_layer=True)
+        else:
+            close_logs()
+            reset_logging()
+            setup_logging(console=None, directory=tmp_path)
+        theirs.info(moment)
+    assert flush_logs(10)
+    file.close()
+    assert (tmp_path / "access.txt").read_text() == "within\nafter\n"
+    assert [record["msg"] for record in read(tmp_path) if record["logger"] == "gunicorn.access"] == ["after"]
+
+
 def test_what_somebody_silenced_or_sent_to_a_file_of_theirs_stays_so(tmp_path: Path) -> None:
     silent, filed = logging.getLogger("uvicorn.access"), logging.getLogger("gunicorn.access")
     silent.handlers, silent.propagate = [], False  # `--no-access-log`

@@ -14,8 +14,8 @@ from onebeat.store.jobs import claim, rescue
 from onebeat.store.jobs.kinds import KnownKinds
 
 SECOND = 1_000_000
-SUSPECT_TURN = 30 * SECOND  # two sweeps: for so long one worker of the fleet may make way for a suspect
-DRY_LIMIT = 5 * SECOND  # how long it claims nothing else before the suspect starts beside the jobs that still run
+TURN = 2  # sweeps: for so long one worker of the fleet may make way for a suspect, so that it looks once at least
+LONGEST_WAY = 5 * SECOND  # how long it claims nothing else before the suspect starts beside the jobs that still run
 CONTENDED = 10_000  # microseconds: something is queued, but another worker looked at it under a lock; look again soon
 
 
@@ -49,7 +49,10 @@ class Slots(Protocol):
 
 
 class Claimer:
-    """Takes as many jobs as can start at once, in one statement under one lease token; nothing is prefetched."""
+    """Takes as many jobs as can start at once, in one statement under one lease token; nothing is prefetched.
+
+    `poll` and `sweep` are microseconds: between two looks for jobs, and between two calls of `look_for_suspects`.
+    """
 
     def __init__(
         self,
@@ -60,6 +63,7 @@ class Claimer:
         queues: Sequence[str] | None,
         own_slots: Mapping[str, int],
         poll: int,
+        sweep: int,
     ) -> None:
         self._database = database
         self._slots = slots
@@ -67,6 +71,8 @@ class Claimer:
         self._queues = queues
         self._own = list(own_slots)
         self._poll = poll
+        self._suspect_turn = TURN * sweep
+        self._dry_limit = min(LONGEST_WAY, sweep // 3)  # so that it has started before the next worker's turn
         self.in_flight: set[str] = set()  # tokens of claims whose answers have not been started yet
         self._known = KnownKinds()
         self._turn = 0
@@ -82,7 +88,7 @@ class Claimer:
         if worker_id is None:
             return now + self._poll
         if self._dry_since is not None:
-            if now - self._dry_since < DRY_LIMIT and not self._slots.idle:
+            if now - self._dry_since < self._dry_limit and not self._slots.idle:
                 return now + SECOND // 20
             self._dry_since = None
             if self._slots.accepts_suspect:
@@ -175,17 +181,17 @@ class Claimer:
         return False
 
     async def look_for_suspects(self, now: int) -> None:
-        """Claim nothing else for at most `DRY_LIMIT` when a suspect waits and it is this worker's turn to run it."""
+        """Claim nothing else for at most `LONGEST_WAY` when a suspect waits and it is this worker's turn to run it."""
         worker_id = self._identity.claimant
         if worker_id is None or now < self._not_dry_before or not self._slots.accepts_suspect:
             return
         for tasks, _ in self._slots.startable(1):
             look = claim.suspect_turn
             if await self._database.read(
-                look, worker_id=worker_id, tasks=tasks, queues=self._queues, each=SUSPECT_TURN
+                look, worker_id=worker_id, tasks=tasks, queues=self._queues, each=self._suspect_turn
             ):
                 self._dry_since = now
-                self._not_dry_before = now + SUSPECT_TURN
+                self._not_dry_before = now + self._suspect_turn
                 return
 
 

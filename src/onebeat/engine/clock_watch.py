@@ -1,4 +1,4 @@
-"""Compares the database's clock with this process's monotonic clock, and mends the schedules after it was set back."""
+"""Compares the database's clock with this process's monotonic clock, and mends what one that was ahead left behind."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from random import Random
 from onebeat.engine.wakeups import Wakeups
 from onebeat.model.events import ClockStepped, Event
 from onebeat.model.protocols import Clock
+from onebeat.store import clock_ahead
 from onebeat.store.connection.database import Database
 from onebeat.store.schedules import clock_step
 
@@ -20,8 +21,8 @@ class ClockWatch:
     """Measures the offset of the database's clock again and again; a step of that clock is announced.
 
     A step back leaves next fires that lie further ahead than their triggers say: schedules would stand still until the
-    clock has caught up. So they are computed anew. The same is done once at start where the tables say that the clock
-    was ahead: a step that no running process saw.
+    clock has caught up. So they are computed anew, and so are the starts of retries and the ends of leases. The same is
+    done once at start where the tables say that the clock was ahead: a step that no running process saw.
     """
 
     def __init__(
@@ -48,13 +49,13 @@ class ClockWatch:
         """Measure once; return when to measure again, with jitter."""
         await self._measure()
         if self._stepped:
-            moved = await self._mend() if self._stepped < 0 else 0
-            self._announce(ClockStepped(seconds=self._stepped / SECOND, moved=moved))
+            seconds = self._stepped / SECOND
+            self._announce(await self._mended(seconds) if seconds < 0 else ClockStepped(seconds=seconds, moved=0))
             self._stepped = 0
-        elif not self._looked_back:
-            moved = await self._mend() if await self._database.read(clock_step.was_ahead) else 0
-            if moved:
-                self._announce(ClockStepped(seconds=None, moved=moved))
+        elif not self._looked_back and await self._database.read(clock_ahead.was_ahead):
+            event = await self._mended(None)
+            if event.moved or event.retries or event.delayed:
+                self._announce(event)
         self._looked_back = True
         return now + int(self._interval * (0.9 + 0.2 * self._random.random()))
 
@@ -69,9 +70,23 @@ class ClockWatch:
             self._stepped += ahead - self._ahead_of_boot
         self._ahead_of_boot = ahead
 
-    async def _mend(self) -> int:
+    async def _mended(self, seconds: float | None) -> ClockStepped:
+        """Mend what a clock that was ahead left behind, and return what was done."""
+        await self._database.write(clock_ahead.shorten_leases)
+        moved, retries = await self._bring_schedules_forward(), await self._bring_retries_forward()
+        delayed = len(await self._database.read(clock_ahead.delayed_ahead))
+        return ClockStepped(seconds=seconds, moved=moved, retries=retries, delayed=delayed)
+
+    async def _bring_retries_forward(self) -> int:
+        retries = 0
+        while count := await self._database.write(clock_ahead.bring_retries_forward):
+            retries += count
+        if retries:
+            self._wakeups.jobs_delayed()
+        return retries
+
+    async def _bring_schedules_forward(self) -> int:
         """Compute the next fires anew, in short transactions; return how many were moved."""
-        await self._database.write(clock_step.shorten_leases)
         moved, behind = 0, ""
         while True:
             count, last = await self._database.write(clock_step.bring_forward, behind)

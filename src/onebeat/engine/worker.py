@@ -114,6 +114,7 @@ class Worker:
             queues=options.queues,
             own_slots=options.own_slots,
             poll=options.poll,
+            sweep=options.heartbeat,
         )
         self._reconciler = Reconciler(
             database=database,

@@ -16,7 +16,8 @@ Send = Callable[[Message], Awaitable[None]]
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 LOGGER: Final = "onebeat.access"
-SERVERS_ACCESS: Final = "uvicorn.access"
+UVICORNS: Final = "uvicorn.access"
+OF_SERVERS: Final = (UVICORNS, "gunicorn.access")  # hypercorn makes its own after the lifespan has begun
 _log = logging.getLogger(LOGGER)
 _SEEN: Final = "onebeat.access"  # the key in the ASGI scope; a mounted application has nothing to add
 _wanted = False

@@ -144,10 +144,18 @@ def _stepped(event: e.ClockStepped) -> str:
     if event.seconds is not None and event.seconds > 0:
         return f"the database's clock was set forward by {event.seconds:.0f} s; what is due by it now fires as late"
     back = "" if event.seconds is None else f" by {-event.seconds:.0f} s"
-    return (
+    said = (
         f"the database's clock was set back{back}; {event.moved} schedules were given an earlier next fire, "
         "and what has made a job already does not fire again"
     )
+    if event.retries:
+        said += f"; {event.retries} retries start after the delay they were given"
+    if event.delayed:
+        said += (
+            f"; {event.delayed} jobs were stored while it was ahead and start when their rows say: too late where they "
+            "were given delay=, so cancel those and enqueue them anew"
+        )
+    return said
 
 
 _DROPPED, _DROPPED_AGAIN = _said(jobs, logging.WARNING, _dropped), _said(jobs, logging.DEBUG, _dropped)

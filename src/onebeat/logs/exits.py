@@ -70,6 +70,11 @@ def finish_at_sigterm() -> bool:
     return True
 
 
+def is_end_at_sigterm(handler: object) -> bool:
+    """Return whether this is the handler of `finish_at_sigterm`, which ends the process as the default action does."""
+    return handler is _at_sigterm
+
+
 def _at_sigterm(number: int, frame: FrameType | None) -> None:
     """End the process from a thread: what the signal came into may hold the very lock that the writer needs."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from operator import itemgetter
 from typing import Any, Final
 
-from onebeat.logs.access import SERVERS_ACCESS, recognised
+from onebeat.logs.access import UVICORNS, recognised
 from onebeat.logs.encoder import decode, encode, quote, to_json, to_line
 from onebeat.logs.factory import Record
 from onebeat.logs.failure import Failure, captured
@@ -85,7 +85,7 @@ class RecordEncoder:
             place = _place(attributes)
             site = self._sites.get(place)
             if site is None:
-                if place[0] == SERVERS_ACCESS:
+                if place[0] == UVICORNS:
                     record = recognised(record)
                     attributes = record.__dict__
                 site = self._site(place)
@@ -184,7 +184,7 @@ class RecordEncoder:
         Those of a server's access log stand under another key, so that none of its records passes without `recognised`.
         """
         logger, level, path, line, function, pid, process, thread = place
-        key = (*place, "recognised") if logger == SERVERS_ACCESS else place
+        key = (*place, "recognised") if logger == UVICORNS else place
         site = self._sites.get(key)
         if site is None:
             if len(self._sites) > _REMEMBERED:

@@ -46,7 +46,7 @@ class _Active:
 
 _active: _Active | None = None
 _open = 0  # lifespans that are running
-_silenced: list[logging.Handler] | None = None  # what uvicorn's access log had, while ours stands in its place
+_silenced: dict[str, tuple[list[logging.Handler], bool]] = {}  # access logs of servers, while ours replaces them
 _layered = False  # whether one of them has our access log in its application
 
 
@@ -239,7 +239,7 @@ def reset_logging() -> None:
         _put_away()
         _active = None
         access_log.want(False)
-        _unsilence_server()
+        _unsilence_servers()
         factory.leave()
 
 
@@ -260,26 +260,29 @@ def _take_over() -> None:
     access_log.leave_to_sentry()
     adopt_server_loggers()
     ours = _layered and access_log.is_wanted()
-    _silence_server() if ours else _unsilence_server()
+    _silence_servers() if ours else _unsilence_servers()
     access = "by onebeat, the server's is off" if ours else "the server's own"
     logging.getLogger("onebeat.logs").info("logs go to %s; access log: %s", _active.words, access)
 
 
-def _silence_server() -> None:
-    global _silenced
-    server = logging.getLogger(access_log.SERVERS_ACCESS)
-    if _silenced is None:
-        _silenced = server.handlers
-    server.handlers = []  # not cleared: the list may be another logger's as well
-    server.propagate = False
+def _silence_servers() -> None:
+    """Take the access logs of servers away; a file that gunicorn was told to write is written still."""
+    for name in access_log.OF_SERVERS:
+        uvicorns = name == access_log.UVICORNS
+        if not (uvicorns or isinstance(logging.root.manager.loggerDict.get(name), logging.Logger)):
+            continue
+        server = logging.getLogger(name)
+        _silenced.setdefault(name, (server.handlers, uvicorns or server.propagate))
+        # Not cleared: the list may be another logger's as well.
+        server.handlers = [] if uvicorns else [one for one in server.handlers if not _is_replaced(one)]
+        server.propagate = False
 
 
-def _unsilence_server() -> None:
-    global _silenced
-    if _silenced is not None:
-        server = logging.getLogger(access_log.SERVERS_ACCESS)
-        server.handlers, _silenced = _silenced, None
-        server.propagate = True
+def _unsilence_servers() -> None:
+    for name, (handlers, propagate) in _silenced.items():
+        server = logging.getLogger(name)
+        server.handlers, server.propagate = handlers, propagate
+    _silenced.clear()
 
 
 def close_logs(timeout: float = exits.DEADLINE) -> None:

@@ -245,6 +245,8 @@ class ClockStepped(Event):
 
     seconds: float | None  # forward, or back where negative; None: it was set back before this process started
     moved: int  # schedules that were given an earlier next fire, so that they do not stand still
+    retries: int = 0  # jobs whose retry was given an earlier start
+    delayed: int = 0  # jobs stored while the clock was ahead whose first start may be too late: `delay`, not `run_at`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

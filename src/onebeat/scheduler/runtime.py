@@ -18,6 +18,7 @@ from onebeat.errors import NotStarted
 from onebeat.model.events import DatabaseCaution
 from onebeat.model.protocols import Carrier, Clock
 from onebeat.offload.runners import ProcessRunner, ThreadRunner
+from onebeat.scheduler import deferred_sigterm
 from onebeat.scheduler.definitions import definition_of
 from onebeat.scheduler.hooks import EventHooks
 from onebeat.scheduler.signals import Signals, StartInterrupted
@@ -31,6 +32,7 @@ from onebeat.tasks.declared_schedule import DeclaredSchedule
 from onebeat.tasks.registry import Registry
 from onebeat.timing.clock import seconds_us
 
+STOPPED_BY_SERVER = 3.0  # seconds from a SIGTERM that nobody handles; a server that ends stops its app by then
 SIGNALLED_START = 3.0  # seconds from a signal until a start is given up; one that reaches its database takes less
 
 
@@ -38,7 +40,8 @@ class Runtime:
     """A scheduler's database, watcher, heartbeat and worker, in the event loop that started them.
 
     It is started once and stopped once; a scheduler that starts again builds another one. `worker` is None in the role
-    `client`. `close_locks` is awaited before the heartbeat and the database close.
+    `client`. `close_locks` is awaited before the heartbeat and the database close. `stop` stops the whole scheduler:
+    it is called after a SIGTERM that nobody else handles.
     """
 
     def __init__(
@@ -55,6 +58,7 @@ class Runtime:
         announce: EventHooks,
         enqueuer: Enqueuer,
         close_locks: Callable[[], Awaitable[None]],
+        stop: Callable[[], Awaitable[None]],
     ) -> None:
         self.database = database
         self.users = database.for_users()  # for the calls of users, which the engine's own go ahead of
@@ -65,6 +69,7 @@ class Runtime:
         )
         self.worker: Worker | None = None
         self.is_open = False
+        self.is_asked_to_stop = False  # by the server or the application
         self._process = os.getpid()
         self._settings = settings
         self._registry = registry
@@ -76,7 +81,10 @@ class Runtime:
         self._announce = announce
         self._enqueuer = enqueuer
         self._close_locks = close_locks
+        self._stop = stop
         self._signals = Signals(self._signalled)
+        self._unhandled: asyncio.TimerHandle | None = None  # a SIGTERM came that nobody else handles
+        self._ending: asyncio.Task[None] | None = None
         self._starting: asyncio.Timeout | None = None
 
     # ── life ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -100,6 +108,8 @@ class Runtime:
             self._starting = None
         if self.worker is None:
             self._signals.leave()
+        else:
+            deferred_sigterm.defer(self._on_unhandled_sigterm)
 
     async def _start(self) -> None:
         await self._open_database()
@@ -155,12 +165,17 @@ class Runtime:
         It ends within `drain` + `AFTER_DRAIN` seconds, whatever the database does; a client has no `drain`.
         """
         self._signals.leave()
+        if self._unhandled is not None:
+            self._unhandled.cancel()
         plan = plan_stop(self._clock.monotonic(), 0 if self.worker is None else self._settings.drain)
         try:
             if self.worker is not None:
                 await self.worker.drain(plan)
         finally:
-            await self._close(plan)
+            try:
+                await self._close(plan)
+            finally:
+                deferred_sigterm.release(self._on_unhandled_sigterm)
 
     async def _close(self, plan: StopPlan) -> None:
         if not self.is_open:  # stopped while it started
@@ -208,6 +223,27 @@ class Runtime:
         if self._starting is not None and not self._starting.expired():
             self._starting.reschedule(self.loop.time() + SIGNALLED_START)
         self.stop_claiming()
+
+    def _on_unhandled_sigterm(self) -> None:
+        """The signal's handler: begin the drain on the event loop; where that is gone, nothing is left to drain."""
+        if self.loop.is_running():
+            self.loop.call_soon_threadsafe(self._begin_end)
+        else:
+            deferred_sigterm.release(self._on_unhandled_sigterm)
+            deferred_sigterm.end_process()
+
+    def _begin_end(self) -> None:
+        self.stop_claiming()
+        if self._unhandled is None and not self.is_asked_to_stop:
+            self._unhandled = self.loop.call_later(STOPPED_BY_SERVER, self._end_by_itself)
+
+    def _end_by_itself(self) -> None:
+        self._ending = asyncio.create_task(self._stop_and_end_process())
+
+    async def _stop_and_end_process(self) -> None:
+        await self._stop()
+        if not self.is_asked_to_stop:  # else whoever asked ends the process when it is ready
+            deferred_sigterm.end_process()
 
     def stop_claiming(self) -> None:
         """Let this process's worker start nothing more. Safe on the event loop only."""

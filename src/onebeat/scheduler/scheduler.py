@@ -29,7 +29,7 @@ from onebeat.scheduler.not_started import Life, why_not_started
 from onebeat.scheduler.queues import Queues
 from onebeat.scheduler.runtime import Runtime
 from onebeat.scheduler.schedules import Schedules
-from onebeat.scheduler.signals import StartInterrupted, await_signal, default_sigterm_ignored
+from onebeat.scheduler.signals import StartInterrupted, await_signal
 from onebeat.scheduler.sync_client import SyncClient
 from onebeat.scheduler.workers import Workers
 from onebeat.settings import Overrides, Settings, resolve
@@ -175,6 +175,7 @@ class Scheduler(TaskRouter):
             announce=self._announce,
             enqueuer=self._enqueuer,
             close_locks=self.locks.close,
+            stop=self._stop_once,
         )
 
     async def stop(self) -> None:
@@ -182,6 +183,11 @@ class Scheduler(TaskRouter):
 
         A call that is cancelled leaves the drain to its end.
         """
+        if self._runtime is not None:
+            self._runtime.is_asked_to_stop = True
+        await self._stop_once()
+
+    async def _stop_once(self) -> None:
         if self._stopping is None and self._runtime is not None and self._runtime.is_open:
             self._stopping = asyncio.create_task(self._stop(self._runtime), name="onebeat-stop")
         if self._stopping is not None:
@@ -189,8 +195,7 @@ class Scheduler(TaskRouter):
 
     async def _stop(self, runtime: Runtime) -> None:
         try:
-            with default_sigterm_ignored():
-                await runtime.stop()
+            await runtime.stop()
         finally:
             self._runtime = self._stopping = None
             self.registry.in_use = False

@@ -6,13 +6,14 @@ import asyncio
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from types import FrameType
 from typing import Any
 
 from onebeat.errors import DatabaseUnavailable
+from onebeat.logs import exits
+from onebeat.scheduler import deferred_sigterm
 
 STOPPING = (signal.SIGTERM, signal.SIGINT)
 
@@ -36,7 +37,7 @@ class Signals:
         self._loop = asyncio.get_running_loop()
         for number in STOPPING:
             before = signal.getsignal(number)
-            if callable(before) and before is not signal.default_int_handler:
+            if callable(before) and not _only_ends(before):
                 self._before[number] = before
                 signal.signal(number, partial(self._on_signal, before))
 
@@ -55,26 +56,13 @@ class Signals:
         before(number, frame)
 
 
-@contextmanager
-def default_sigterm_ignored() -> Iterator[None]:
-    """Let SIGTERM do nothing where it would end the process at once; handlers of a server or of a user stay.
-
-    A worker of Hypercorn has no handler, and its parent sends SIGTERM to all once the first of them has ended.
-    """
-    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
-        yield
-        return
-    ignore = partial(_ignore)
-    signal.signal(signal.SIGTERM, ignore)  # not SIG_IGN, which child processes would inherit
-    try:
-        yield
-    finally:
-        if signal.getsignal(signal.SIGTERM) is ignore:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
-def _ignore(number: int, frame: FrameType | None) -> None:
-    """Do nothing."""
+def _only_ends(handler: object) -> bool:
+    """Whether it does what the process would do by itself: Python's SIGINT, or an end once the logs are written."""
+    return (
+        handler is signal.default_int_handler
+        or exits.is_end_at_sigterm(handler)
+        or deferred_sigterm.is_deferring(handler)
+    )
 
 
 def await_signal(stop_claiming: Callable[[], None]) -> asyncio.Event:

@@ -13,35 +13,10 @@ from onebeat.model.schedule import Schedule
 from onebeat.store.schedules.rows import as_schedule
 from onebeat.store.sql import word
 from onebeat.store.tx import Tx
-from onebeat.timing.clock import HOUR, SECOND
 
-AHEAD = 30 * SECOND  # what was written at a moment so far ahead was written before the clock was set back
 BATCH = 20  # schedules in one transaction; each may have a thousand records to take back
-LONGEST_LEASE = HOUR  # no worker has a longer one
 MOST_KEYS = 10_000  # records of one schedule to look at; the unique index refuses what lies beyond them
 FINISHED = word("finished")
-
-
-def was_ahead(tx: Tx) -> bool:
-    """Return whether a worker was seen, or a fire was decided, at a moment that still lies ahead."""
-    fires, workers = tx.tables.fires, tx.tables.workers
-    ahead = tx.now() + AHEAD
-    latest = tx.execute(select(func.max(fires.c.decided_us))).scalar()
-    if latest is not None and latest > ahead:
-        return True
-    seen = select(workers.c.id).where(workers.c.heartbeat_us > ahead).limit(1)
-    return tx.execute(seen).first() is not None
-
-
-def shorten_leases(tx: Tx) -> int:
-    """End the leases of workers within an hour, so that a worker that dies is not thought alive for years."""
-    c = tx.tables.workers.c
-    latest = tx.now() + LONGEST_LEASE
-    present = c.state.in_([word("alive"), word("leaving")])
-    result = tx.execute(
-        update(tx.tables.workers).where(present, c.lease_until_us > latest).values(lease_until_us=latest)
-    )
-    return int(result.rowcount)
 
 
 def bring_forward(tx: Tx, after: str = "") -> tuple[int, str | None]:
