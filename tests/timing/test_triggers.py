@@ -194,6 +194,16 @@ def test_the_end_of_time_is_none_and_no_error() -> None:
         assert rule.previous_before(edge) is not None
 
 
+@PROPERTY
+@given(triggers(), MOMENTS)
+def test_a_trigger_matches_its_fires_and_nothing_beside_them(trigger: Rule, moment: datetime) -> None:
+    following = trigger.next_after(moment)
+    assert trigger.matches(moment) == (trigger.previous_before(moment + timedelta(microseconds=1)) == moment)
+    if following is not None:
+        assert trigger.matches(following)
+        assert not trigger.matches(following + timedelta(microseconds=1))
+
+
 def test_naive_moments_are_refused() -> None:
     with pytest.raises(ValueError, match="no time zone"):
         Cron("* * * * *").next_after(datetime(2026, 1, 1))

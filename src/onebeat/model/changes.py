@@ -26,7 +26,7 @@ def first_fire(trigger: Rule, now_us: int) -> int:
         return trigger.at_us
     following = trigger.next_fire(now_us)
     if following is None:
-        raise InvalidTrigger(f"{trigger.summary()} lies in the past: it would never fire; give a time after now")
+        raise InvalidTrigger(trigger.over(now_us))
     return following.at
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import calendar
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import date, time, tzinfo
 from typing import Any, Literal
@@ -10,7 +11,7 @@ from typing import Any, Literal
 from onebeat.errors import InvalidTrigger
 from onebeat.timing.calendars import join_with_and, time_of_day, weekday, weekday_name
 from onebeat.timing.clock import SECOND
-from onebeat.timing.describe import change_notes
+from onebeat.timing.describe import Note, change_notes, only_skipped_times
 from onebeat.timing.dst import Dst, next_occurrence, previous_occurrence
 from onebeat.timing.rule import DueFire, Rule, dst_mode, fire_of
 from onebeat.timing.zones import zone_name
@@ -36,8 +37,13 @@ class _AtWallTime(Rule):
         occurrence = previous_occurrence(self, self.zone, self.dst, -(-before // SECOND))
         return None if occurrence is None else fire_of(occurrence, True, self.zone.name)
 
-    def lint(self) -> tuple[str, ...]:
-        return tuple(change_notes(self, self.zone, self.dst))
+    def notes(self, after: int | None = None) -> Iterable[Note]:
+        return change_notes(self, self.zone, self.dst, after)
+
+    def over(self, now: int) -> str:
+        if self.next_wall(now // SECOND) is None:
+            return super().over(now)
+        return f"{self.summary()}: {only_skipped_times(self, self.zone)}"
 
     def next_wall(self, wall: int) -> int | None:
         """The first matching wall time at or after `wall`."""
