@@ -41,6 +41,11 @@ class Rule:
         return None
 
     @property
+    def zones(self) -> tuple[str, ...]:
+        """Every zone that the rule's fires depend on, by name."""
+        return () if self.timezone is None else (self.timezone,)
+
+    @property
     def zone(self) -> Zone:
         """The zone in force."""
         return zone(self.timezone or "UTC")
@@ -225,6 +230,10 @@ class Between(Rule):
     def timezone(self) -> str | None:
         return self.rule.timezone
 
+    @property
+    def zones(self) -> tuple[str, ...]:
+        return self.rule.zones
+
     def next_fire(self, after: int) -> DueFire | None:
         if self.start_us is not None and after < self.start_us:
             after = self.start_us - 1
@@ -300,7 +309,8 @@ class Excluding(Rule):
         read = rule if own is None else rule.with_timezone(own)  # one wall clock for the rule and what it leaves out
         object.__setattr__(self, "rule", read)
         object.__setattr__(self, "calendar", calendar)
-        object.__setattr__(self, "timezone", read.timezone if read.timezone is not None else own)
+        mixed = len(read.zones) > 1  # then the calendar's own zone is the wall it is read on
+        object.__setattr__(self, "timezone", own if mixed or read.timezone is None else read.timezone)
 
     def next_fire(self, after: int) -> DueFire | None:
         fire = self.rule.next_fire(after)
@@ -324,10 +334,15 @@ class Excluding(Rule):
             fire = self.rule.previous_fire(min(fire.at, out[0]))
         return None
 
+    @property
+    def zones(self) -> tuple[str, ...]:
+        return tuple(sorted({*self.rule.zones, *(() if self.timezone is None else (self.timezone,))}))
+
     def with_timezone(self, name: str | tzinfo) -> Excluding:
-        if self.timezone is not None:
+        rule = self.rule.with_timezone(name)
+        if self.timezone is not None and rule == self.rule:
             return self
-        return Excluding(self.rule.with_timezone(name), self.calendar, name)
+        return Excluding(rule, self.calendar, self.timezone or name)
 
     def bind(self, seed: str) -> Excluding:
         rule = self.rule.bind(seed)
