@@ -79,12 +79,14 @@ if TYPE_CHECKING:
     from onebeat.tasks.context import JobContext as JobContext, current_job as current_job
     from onebeat.tasks.router import TaskRouter as TaskRouter
     from onebeat.tasks.task import Call as Call, Task as Task
+    from onebeat.timing.any_of import AnyOf as AnyOf
     from onebeat.timing.backoff import Cancel as Cancel, Retry as Retry, Snooze as Snooze
     from onebeat.timing.calendars import Daily as Daily, Dates as Dates, Weekdays as Weekdays
-    from onebeat.timing.periods import Months as Months, Weeks as Weeks
+    from onebeat.timing.periods import Days as Days, Months as Months, Weeks as Weeks
     from onebeat.timing.triggers import At as At, Cron as Cron, Every as Every
 
 _HOME = {
+    "AnyOf": "timing.any_of",
     "At": "timing.triggers",
     "AttemptInfo": "model.info",
     "Busy": "errors",
@@ -100,6 +102,7 @@ _HOME = {
     "DatabaseTrouble": "model.events",
     "DatabaseUnavailable": "errors",
     "Dates": "timing.calendars",
+    "Days": "timing.periods",
     "DuplicateTask": "errors",
     "Event": "model.events",
     "Every": "timing.triggers",

@@ -158,14 +158,19 @@ def column(
 
 def day_of_month(rng: random.Random) -> tuple[str, Callable[[date], bool] | None]:
     kind = rng.random()
+    if kind < 0.05:
+        return "1-31", lambda _: True
     if kind < 0.5:
         text, values = column(rng, 1, 31)
         return text, (None if text == "*" else lambda when: when.day in values)
     if kind < 0.6:
         return "L", lambda when: when.day == length(when)
     if kind < 0.7:
-        back = rng.randint(1, 27)
+        back = rng.randint(1, 30)
         return f"L-{back}", lambda when: when.day == length(when) - back
+    if kind < 0.75:
+        back = rng.randint(1, 30)
+        return f"L-{back}W", lambda when: back < length(when) and when == nearest(when, length(when) - back)
     if kind < 0.8:
         return "LW", lambda when: when == nearest(when, length(when))
     target = rng.randint(1, 31)
@@ -176,6 +181,8 @@ def day_of_week(rng: random.Random) -> tuple[str, Callable[[date], bool] | None]
     weekday = rng.randint(0, 6)
     shown = rng.choice([str(weekday), DAYS[weekday], "7" if weekday == 0 else str(weekday)])
     kind = rng.random()
+    if kind < 0.05:
+        return rng.choice(["1-7", "0-6", "SUN-SAT"]), lambda _: True
     if kind < 0.5:
         text, values = column(rng, 0, 6, names=DAYS)
         return text, (None if text == "*" else lambda when: sunday_first(when) in values)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from functools import lru_cache
 from zoneinfo import ZoneInfo
 
 from onebeat.errors import InvalidCron
+from onebeat.timing.any_of import AnyOf
 from onebeat.timing.calendars import Weekdays
-from onebeat.timing.periods import Months, Weeks
+from onebeat.timing.periods import Days, Months, Weeks
 from onebeat.timing.rule import Rule
 from onebeat.timing.triggers import Cron, Every
 from tests.timing.oracle import WEEK, OracleRule, column, day_of_month, day_of_week, length
@@ -36,6 +37,7 @@ class Plan:
     rule: OracleRule | None = None
     dst: str = "vixie"
     anchored: tuple[datetime, timedelta] | None = None
+    others: tuple[Plan, ...] = ()  # a union: what else it fires at
     no_weekends: bool = False
 
 
@@ -45,11 +47,14 @@ def plans(count: int, seed: int) -> list[Plan]:
     found: list[Plan] = []
     while len(found) < count:
         zone = ZONES[len(found) % len(ZONES)]
-        make = rng.choice([*[a_cron] * 7, some_months, some_weeks, an_interval])
+        make = rng.choice([*[a_cron] * 7, some_months, some_weeks, some_days, an_interval])
         plan = make(rng, zone)
+        if plan is not None and rng.random() < 0.1:
+            other = rng.choice([some_months, some_weeks, some_days])(rng, rng.choice(ZONES))
+            plan = replace(plan, trigger=AnyOf(plan.trigger, other.trigger), others=(other,))
         if plan is not None and rng.random() < 0.2:
             without = plan.trigger.excluding(Weekdays("sat", "sun"), zone)
-            plan = Plan(without, zone, plan.rule, plan.dst, plan.anchored, no_weekends=True)
+            plan = replace(plan, trigger=without, no_weekends=True)
         if plan is not None:
             found.append(plan)
     return found
@@ -103,6 +108,17 @@ def some_weeks(rng: random.Random, zone: str) -> Plan:
     return Plan(trigger, zone, at("weeks", minute, frozenset({hour}), matches, True), dst)
 
 
+def some_days(rng: random.Random, zone: str) -> Plan:
+    n, first = rng.randint(1, 9), date(rng.randint(1960, 2030), rng.randint(1, 12), rng.randint(1, 28))
+    hour, minute, dst = rng.choice([0, 1, 2, 3, 23]), rng.randint(0, 59), some_dst(rng)
+    trigger = Days(n, at=f"{hour:02d}:{minute:02d}", timezone=zone, first=first, dst=dst)
+
+    def matches(when: date) -> bool:
+        return (when - first).days % n == 0
+
+    return Plan(trigger, zone, at("days", minute, frozenset({hour}), matches, True), dst)
+
+
 def an_interval(rng: random.Random, zone: str) -> Plan:
     every = timedelta(minutes=rng.choice([60, 90, 360, 1440, rng.randint(60, 5_000)]))
     anchor = datetime(rng.randint(1990, 2040), rng.randint(1, 12), 3, rng.randint(0, 23), 7, tzinfo=UTC)
@@ -121,6 +137,8 @@ def instants(plan: Plan, start: datetime, end: datetime) -> Iterator[datetime]:
     """The fires of the trigger with `start` < fire ≤ `end`, in order of time."""
     tz = ZoneInfo(plan.zone)
     found = set(_by_wall(plan, tz, start, end) if plan.anchored is None else _by_interval(*plan.anchored, start, end))
+    for other in plan.others:
+        found |= set(_by_wall(other, ZoneInfo(other.zone), start, end))
     if plan.no_weekends:
         found = {moment for moment in found if moment.astimezone(tz).weekday() < 5}
     return iter(sorted(moment for moment in found if start < moment <= end))

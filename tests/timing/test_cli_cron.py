@@ -60,6 +60,14 @@ def test_ten_fires_from_now_in_utc_unless_told_otherwise() -> None:
     assert len(done.stdout.splitlines()) == 11
 
 
+def test_clock_changes_that_are_past_are_not_noted() -> None:
+    done = run("30 2 * * *", "--tz", "Europe/Berlin", "-n", "1", "--after", "2026-11-28T12:00")
+    assert [line[:45] for line in done.stdout.splitlines()[1:3]] == [
+        "note: 02:30 does not exist on 2027-03-28, whe",
+        "note: 02:30 comes twice on 2027-10-31, when c",
+    ]
+
+
 def test_a_fault_is_one_line_with_its_position() -> None:
     done = run("60 * * * *")
     assert (done.returncode, done.stdout) == (1, "")

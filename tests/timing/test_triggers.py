@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -12,9 +13,11 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings, strategies as st
 
 from onebeat.errors import InvalidCron, InvalidTrigger
-from onebeat.timing.calendars import AnyOf, Calendar, Daily, Dates, Weekdays
+from onebeat.model.changes import first_fire
+from onebeat.timing.any_of import AnyOf
+from onebeat.timing.calendars import Calendar, Combined, Daily, Dates, Weekdays
 from onebeat.timing.clock import DAY, SECOND, from_us, to_us
-from onebeat.timing.periods import Months, Weeks
+from onebeat.timing.periods import Days, Months, Weeks
 from onebeat.timing.rule import Between, Excluding, Rule
 from onebeat.timing.triggers import At, Cron, Every, load
 from tests.timing.oracle import random_rule
@@ -56,7 +59,7 @@ CALENDARS: st.SearchStrategy[Calendar] = st.sampled_from(
 
 @st.composite
 def plain(draw: st.DrawFn) -> Rule:
-    kind = draw(st.integers(0, 4))
+    kind = draw(st.integers(0, 5))
     zone = draw(st.sampled_from(ZONES))
     at = draw(st.sampled_from(["00:00", "02:30", "09:00:30", "23:59"]))
     if kind == 0:
@@ -66,17 +69,23 @@ def plain(draw: st.DrawFn) -> Rule:
     if kind == 2:
         day: Any = draw(st.sampled_from([1, 15, 29, 30, 31, "last"]))
         n = draw(st.sampled_from([1, 2, 3, 5, 6, 12, 18]))
-        return Months(n, day=day, at=at, timezone=zone, first=draw(st.integers(1, 12)), dst=draw(DSTS))
+        month = draw(st.integers(1, 12) | st.dates(date(1960, 1, 1), date(2040, 1, 1)))
+        return Months(n, day=day, at=at, timezone=zone, first=month, dst=draw(DSTS))
     if kind == 3:
         on = draw(st.sampled_from([("mon",), ("fri", "tue"), ("sat", "sun", "wed")]))
         first = draw(st.none() | st.dates(date(1960, 1, 1), date(2040, 1, 1)))
         return Weeks(draw(st.integers(1, 9)), on=on, at=at, timezone=zone, first=first, dst=draw(DSTS))
+    if kind == 4:
+        day_one = draw(st.none() | st.dates(date(1960, 1, 1), date(2040, 1, 1)))
+        return Days(draw(st.integers(1, 40)), at=at, timezone=zone, first=day_one, dst=draw(DSTS))
     return draw(crons())
 
 
 @st.composite
 def triggers(draw: st.DrawFn) -> Rule:
     rule = draw(plain())
+    if draw(st.integers(0, 2)) == 0:
+        rule = AnyOf(rule, *draw(st.lists(plain(), min_size=1, max_size=3)))
     if draw(st.booleans()):
         a, b = sorted([draw(MOMENTS), draw(MOMENTS)])
         rule = rule.between(a, b) if draw(st.booleans()) else rule.between(end=b)
@@ -147,6 +156,28 @@ def test_json_brings_back_an_equal_trigger(trigger: Rule, moment: datetime) -> N
 
 
 @PROPERTY
+@given(st.lists(triggers(), min_size=1, max_size=4), MOMENTS)
+def test_a_union_has_each_fire_of_its_parts_once(parts: list[Rule], moment: datetime) -> None:
+    at, until = to_us(moment), to_us(moment) + 300 * DAY
+    union = AnyOf(*parts)
+    ends = [fires[-1].at for part in parts if len(fires := part.upcoming_fires(30, after=at)) == 30]
+    until = min([*ends, until])
+    keys: dict[int, list[str]] = {}
+    for part in union.parts:
+        for fire in part.fires_after(at, until):
+            keys.setdefault(fire.at, []).append(fire.key)
+    expected = [(instant, min(found)) for instant, found in sorted(keys.items())]
+    assert [fire[:2] for fire in union.fires_after(at, until)] == expected
+    assert [fire[:2] for fire in union.upcoming_fires(len(expected), after=at)] == expected
+    assert union.count(at, until) == len(expected)
+    back, found = until + 1, []
+    while (last := union.previous_fire(back)) is not None and last.at > at:
+        found.append(last[:2])
+        back = last.at
+    assert found[::-1] == expected
+
+
+@PROPERTY
 @given(plain(), MOMENTS, st.integers(0, 40 * 86_400))
 def test_counting_agrees_with_visiting_each(trigger: Rule, moment: datetime, seconds: int) -> None:
     at = to_us(moment)
@@ -194,6 +225,16 @@ def test_the_end_of_time_is_none_and_no_error() -> None:
         assert rule.previous_before(edge) is not None
 
 
+@PROPERTY
+@given(triggers(), MOMENTS)
+def test_a_trigger_matches_its_fires_and_nothing_beside_them(trigger: Rule, moment: datetime) -> None:
+    following = trigger.next_after(moment)
+    assert trigger.matches(moment) == (trigger.previous_before(moment + timedelta(microseconds=1)) == moment)
+    if following is not None:
+        assert trigger.matches(following)
+        assert not trigger.matches(following + timedelta(microseconds=1))
+
+
 def test_naive_moments_are_refused() -> None:
     with pytest.raises(ValueError, match="no time zone"):
         Cron("* * * * *").next_after(datetime(2026, 1, 1))
@@ -212,6 +253,64 @@ def test_months_are_counted_from_january_or_from_the_month_named() -> None:
     assert [m.month for m in Months(3).upcoming(4, after=start)] == [4, 7, 10, 1]
     assert [m.month for m in Months(3, first=2).upcoming(4, after=start)] == [2, 5, 8, 11]
     assert Months(3, first=2) == Months(3, first=11)
+
+
+def test_months_count_from_the_year_named_and_say_so() -> None:
+    start = datetime(2026, 1, 1, 12, tzinfo=UTC)
+    rule = Months(24, first=date(2027, 4, 9))
+    assert [f"{m:%Y-%m}" for m in rule.upcoming(2, after=start)] == ["2027-04", "2029-04"]
+    assert rule.previous_before(start) == datetime(2025, 4, 1, tzinfo=UTC)
+    assert rule == Months(24, first=date(2001, 4, 1)) != Months(24, first=date(2028, 4, 1))
+    for n in (1, 2, 3, 5, 7, 18, 24):
+        rule = Months(n, first=date(2027, 4, 1), day=3)
+        named = re.search(r"counted from (\w+ \d{4})", rule.summary())
+        assert (named is None) == (12 % n == 0)
+        if named is not None:
+            assert rule.matches(datetime.strptime(f"3 {named[1]}", "%d %B %Y").replace(tzinfo=UTC))
+        assert rule.matches(datetime(2027, 4, 3, tzinfo=UTC))
+        assert rule.with_timezone("Asia/Tokyo").with_timezone("UTC").summary() == rule.summary().replace(
+            "UTC", "Asia/Tokyo"
+        )
+
+
+def test_a_month_with_its_year_is_not_misread_by_a_version_that_knows_only_months() -> None:
+    stored = Months(24, first=date(2027, 4, 1)).to_json()
+    assert stored["first"] > 12  # which such a version refuses
+    assert Months(24, first=date(2028, 4, 1)).to_json()["first"] == 4  # and this it reads as it is meant
+    with pytest.raises(InvalidTrigger, match="not 1 to 24"):
+        load(stored | {"first": 25})
+
+
+def test_days_are_counted_from_the_date_named_on_the_wall() -> None:
+    start = datetime(2026, 3, 27, 12, tzinfo=UTC)
+    rule = Days(2, at="02:30", timezone="Europe/Berlin", first=date(2026, 3, 29))
+    found = [m.isoformat(timespec="minutes") for m in rule.upcoming(2, after=start)]
+    assert found == ["2026-03-29T03:00+02:00", "2026-03-31T02:30+02:00"]
+    assert rule.next_fire(to_us(start)).key == "2026-03-29T02:30[Europe/Berlin]"  # type: ignore[union-attr]  # it has one
+    assert rule == Days(2, at=time(2, 30), timezone="Europe/Berlin", first=date(2026, 4, 2))
+    named = re.search(r"counted from (\S+), at 02:30", rule.summary())
+    assert named is not None
+    assert (date.fromisoformat(named[1]) - date(2026, 3, 29)).days % 2 == 0
+    assert Days(at="09:00").summary() == "every day at 09:00 in UTC"
+    assert Days(at="09:00").upcoming_fires(9, after=0) == Cron("0 9 * * *").upcoming_fires(9, after=0)
+
+
+def test_a_union_is_a_value_of_parts_each_with_its_own_zone() -> None:
+    berlin, york = Cron("30 2 * * *", "Europe/Berlin"), Cron("30 2 * * *", "America/New_York", dst="run_both")
+    both = AnyOf(berlin, york)
+    assert AnyOf(berlin, AnyOf(york, berlin)) == both
+    assert (both.timezone, AnyOf(berlin, Every(60)).timezone) == (None, "Europe/Berlin")
+    notes = both.lint(after=datetime(2026, 3, 1, tzinfo=UTC))
+    assert [note.split(", in ")[1].split(":")[0] for note in notes] == ["Europe/Berlin", "Europe/Berlin", york.timezone]
+    open_part = AnyOf(berlin, Cron("H 9 * * *")).excluding(Weekdays("sun"))
+    settled = open_part.with_timezone("Asia/Tokyo").bind("report")
+    assert settled.with_timezone("UTC") == settled
+    assert isinstance(settled, Excluding)
+    assert settled.rule == AnyOf(berlin, Cron("H 9 * * *", "Asia/Tokyo", seed="report"))
+    assert settled.zones == ("Asia/Tokyo", "Europe/Berlin")
+    with pytest.raises(InvalidTrigger, match=r"lies in the past.*lies in the past"):
+        first_fire(AnyOf(At(from_us(0)), At(from_us(1))), 100 * DAY)
+    assert first_fire(AnyOf(Every(3600), At(from_us(90 * SECOND))), 100 * SECOND) == 90 * SECOND
 
 
 def test_weeks_are_counted_from_the_week_named() -> None:
@@ -237,6 +336,14 @@ def test_wall_times_of_months_and_weeks_meet_clock_changes_as_cron_does() -> Non
         lambda: Months(at="25:00"),
         lambda: Months(at="09:00+02:00"),
         lambda: Months(first=13),
+        lambda: Months(first=True),
+        lambda: Months(first="2027"),  # type: ignore[arg-type]
+        lambda: Days(0),
+        lambda: Days(first=3),  # type: ignore[arg-type]
+        lambda: Days(at="24:00"),
+        lambda: AnyOf(),
+        lambda: AnyOf("0 9 * * *"),  # type: ignore[arg-type]
+        lambda: AnyOf(*(Every(n) for n in range(1, 66))),
         lambda: Weeks(1, on="someday"),
         lambda: Weeks(1, on="m"),
         lambda: Weeks(1, on=()),
@@ -271,6 +378,11 @@ def test_rules_that_cannot_work_are_refused(make: Any) -> None:
         {"kind": "every", "interval_us": "x", "anchor_us": 0},
         {"kind": "at", "at_us": 10**30},
         {"kind": "months", "n": 1},
+        {"kind": "any_of", "parts": []},
+        {"kind": "any_of", "parts": [{"kind": "moon"}]},
+        {"kind": "any_of"},
+        Days(2).to_json() | {"phase": -1},
+        Days(2).to_json() | {"phase": "1"},
         {"kind": "weeks", "n": 1, "on": [9], "at": "00:00", "timezone": None, "phase": 0, "dst": "vixie"},
         {"kind": "between", "rule": {"kind": "x"}, "start_us": None, "end_us": None},
         {"kind": "excluding", "rule": Every(5).to_json(), "calendar": {"kind": "dates", "ranges": 5}, "timezone": None},
@@ -388,7 +500,7 @@ def test_a_calendar_that_leaves_out_everything_ends_the_rule() -> None:
     nothing = Cron("0 12 * * *").excluding(Daily("11:00", "13:00"))
     assert nothing.next_after(datetime(2026, 1, 1, tzinfo=UTC)) is None
     assert nothing.previous_before(datetime(2026, 1, 1, tzinfo=UTC)) is None
-    assert isinstance(Weekdays("sat") | Weekdays("sun") | Daily("1:00".zfill(5), "02:00"), AnyOf)
+    assert isinstance(Weekdays("sat") | Weekdays("sun") | Daily("1:00".zfill(5), "02:00"), Combined)
 
 
 def test_zones_and_seeds_reach_through_to_the_inner_rule() -> None:

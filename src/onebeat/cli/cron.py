@@ -43,7 +43,7 @@ def cron(
     fires = rule.upcoming_fires(n, after=start)
     console = Console(soft_wrap=True, highlight=False)
     console.print(Text(rule.summary()))
-    for note in rule.lint():
+    for note in rule.lint(after=from_us(start)):
         console.print(Text(f"note: {note}", style="yellow"))
     for fire in fires:
         console.print(_line(fire, rule.zone))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from onebeat.errors import InvalidArguments, InvalidTrigger
 from onebeat.model.policies import Origin, Overlap
 from onebeat.model.schedule import PlannedFire, Schedule, Unfinished, gap_row, meet, started, waits_for
+from onebeat.timing.any_of import AnyOf
 from onebeat.timing.clock import MINUTE
 from onebeat.timing.rule import DueFire, Rule
 from onebeat.timing.triggers import At
@@ -22,12 +23,14 @@ def first_fire(trigger: Rule, now_us: int) -> int:
 
     Raises `InvalidTrigger` when the trigger will never fire.
     """
-    if isinstance(trigger, At) and now_us - AT_GRACE <= trigger.at_us:
-        return trigger.at_us
+    parts = trigger.parts if isinstance(trigger, AnyOf) else (trigger,)
+    fires = [each.at_us for each in parts if isinstance(each, At) and now_us - AT_GRACE <= each.at_us]
     following = trigger.next_fire(now_us)
-    if following is None:
-        raise InvalidTrigger(f"{trigger.summary()} lies in the past: it would never fire; give a time after now")
-    return following.at
+    if following is not None:
+        fires.append(following.at)
+    if not fires:
+        raise InvalidTrigger(trigger.over(now_us))
+    return min(fires)
 
 
 def edited(
@@ -74,13 +77,16 @@ class Rezoning:
     next_fire_us: int | None
 
 
-def rezoned(schedule: Schedule, stored: str | None, now_us: int, *, since_us: int) -> Rezoning | None:
+def rezoned(
+    schedule: Schedule, stored: str | None, now_us: int, *, since_us: int, name: str | None = None
+) -> Rezoning | None:
     """Compare the zone's data with the stored fingerprint; None: nothing to write.
 
     `since_us`: all before this instant is decided (the latest of creation, edit and resume). An overdue schedule keeps
-    its due fires: the new next fire is the first after its last one.
+    its due fires: the new next fire is the first after its last one. `name` is the zone that the schedule's row names,
+    which a trigger without wall times has none of.
     """
-    name = schedule.trigger.timezone or "UTC"
+    name = name or schedule.trigger.timezone or "UTC"
     if stored is not None and not changed(name, stored):
         if not stale(stored, now_us):
             return None

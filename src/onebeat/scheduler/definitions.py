@@ -12,8 +12,7 @@ def definition_of(item: DeclaredSchedule, default_zone: str) -> Definition:
 
     Raises `InvalidArguments` when the arguments do not fit the task's function.
     """
-    trigger = item.trigger if item.trigger.timezone else item.trigger.with_timezone(default_zone)
-    trigger = trigger.bind(item.id)
+    trigger = item.trigger.with_timezone(default_zone).bind(item.id)
     zone = trigger.timezone or default_zone
     task = item.task
     settings = task.settings

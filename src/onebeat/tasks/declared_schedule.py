@@ -69,7 +69,9 @@ def declared_schedule(id: str, task: Task[Any, Any], trigger: Trigger, options: 
 def _check_trigger(id: str, trigger: object) -> None:
     if not isinstance(trigger, Trigger):
         hint = (
-            f"Cron({trigger!r:.60})" if isinstance(trigger, str) else "Cron(…), Every(…), At(…), Months(…) or Weeks(…)"
+            f"Cron({trigger!r:.60})"
+            if isinstance(trigger, str)
+            else "Cron(…), Every(…), At(…), Days(…), Weeks(…), Months(…) or AnyOf(…)"
         )
         raise InvalidTrigger(f"schedule {id!r} needs a trigger, not {trigger!r:.60}; write {hint}")
 

@@ -38,10 +38,10 @@ class Calendar(Protocol):
 class _Combinable:
     """The operator `a | b`: a calendar that excludes what either excludes."""
 
-    def __or__(self, other: Calendar) -> AnyOf:
-        mine = self.parts if isinstance(self, AnyOf) else (self,)
-        theirs = other.parts if isinstance(other, AnyOf) else (other,)
-        return AnyOf((*mine, *theirs))
+    def __or__(self, other: Calendar) -> Combined:
+        mine = self.parts if isinstance(self, Combined) else (self,)
+        theirs = other.parts if isinstance(other, Combined) else (other,)
+        return Combined((*mine, *theirs))
 
 
 @dataclass(frozen=True, init=False)
@@ -157,7 +157,7 @@ class Daily(_Combinable):
 
 
 @dataclass(frozen=True)
-class AnyOf(_Combinable):
+class Combined(_Combinable):
     """Leaves out what any of its parts leaves out; written `a | b`."""
 
     parts: tuple[Calendar, ...]
@@ -250,5 +250,5 @@ _KINDS: dict[str, Callable[[dict[str, Any]], Calendar]] = {
     "weekdays": lambda value: Weekdays(*value["days"]),
     "dates": _load_dates,
     "daily": lambda value: Daily(value["start"], value["end"]),
-    "any": lambda value: AnyOf(tuple(load_calendar(part) for part in value["parts"])),
+    "any": lambda value: Combined(tuple(load_calendar(part) for part in value["parts"])),
 }

@@ -238,8 +238,11 @@ def _satisfiable(made: Expression) -> bool:
 
 
 def unrestricted(columns: Columns) -> bool:
-    """Whether every day of a matching month matches."""
-    return columns.days == _DAYS and columns.weekdays == _WEEKDAYS
+    """Whether every day of a matching month matches: one day field is enough where either of the two decides."""
+    of_month, of_week = columns.days == _DAYS, columns.weekdays == _WEEKDAYS
+    if columns.day_star or columns.weekday_star:
+        return of_month and of_week
+    return of_month or of_week
 
 
 def _month(columns: Columns, weekday: int, length: int) -> int:
@@ -265,8 +268,8 @@ def _special(special: Special, weekday: int, length: int) -> int:
         first = 1 + (a - weekday) % 7
         day = first + 7 * (b - 1) if b > 0 else first + 7 * ((length - first) // 7)
         return 1 << day if day <= length else 0
-    day = length if kind == "LW" else a  # LW is the nearest working day to the last
-    if day > length:
+    day = length - a if kind == "LW" else a
+    if not 1 <= day <= length:
         return 0
     falls = (weekday + day - 1) % 7
     if falls == 6:
@@ -274,6 +277,11 @@ def _special(special: Special, weekday: int, length: int) -> int:
     elif falls == 0:
         day += 1 if day < length else -2
     return 1 << day
+
+
+def shortest_month(month: int) -> int:
+    """How many days the month (1 to 12) has at least."""
+    return _LENGTHS[month]
 
 
 def _lengths(month: int) -> tuple[int, ...]:

@@ -52,7 +52,7 @@ _ITEM = re.compile(
     rf"(?:(?P<all>\*|\?)|(?P<hash>H)(?:\((?P<hlow>{_VALUE})-(?P<hhigh>{_VALUE})\))?|(?P<low>{_VALUE})(?:-(?P<high>{_VALUE}))?)"
     r"(?:/(?P<step>[0-9]{1,4}))?"
 )
-_SPECIAL = re.compile(rf"(?P<last>L)(?:-(?P<back>[0-9]{{1,4}}))?|(?P<lastwork>LW)|(?P<work>[0-9]{{1,4}})W"
+_SPECIAL = re.compile(rf"(?P<last>L)(?:-(?P<back>[0-9]{{1,4}}))?(?P<nearest>W)?|(?P<work>[0-9]{{1,4}})W"
                       rf"|(?P<lastday>{_VALUE})L|(?P<day>{_VALUE})\#(?P<nth>[0-9]{{1,4}})")  # fmt: skip
 
 
@@ -80,7 +80,11 @@ SECOND, MINUTE, HOUR, DAY, MONTH, WEEKDAY = FIELDS
 
 
 class Special(NamedTuple):
-    """A day that depends on the month: `L` (n before the last), `W`, `LW`, `#` (weekday, nth; -1: the last)."""
+    """A day that depends on the month.
+
+    `L`: `a` days before the last. `LW`: the working day nearest to that. `W`: the one nearest to day `a`.
+    `#`: the `b`th weekday `a` (0: Sunday), the last one for -1.
+    """
 
     kind: str
     a: int = 0
@@ -155,6 +159,7 @@ def _tokens(text: str) -> list[tuple[int, str]]:
         raise InvalidCron(f"a cron expression is text, not {type(text).__name__}", position=0)
     if len(text) > MAX_LENGTH:
         refuse(text, MAX_LENGTH, f"over {MAX_LENGTH} characters ({len(text)})")
+    text = text.rstrip("\r\n")  # as a line of a file or of an environment variable ends
     allowed = _ALLOWED.match(text)
     if allowed is None or allowed.end() < len(text):
         at = allowed.end() if allowed else 0
@@ -201,7 +206,7 @@ class _FieldReader:
         match = _SPECIAL.fullmatch(item)
         if match is None:
             return None
-        of_month = bool(match["last"] or match["lastwork"] or match["work"])
+        of_month = bool(match["last"] or match["work"])
         if of_month and field is WEEKDAY:
             refuse(self.text, at, "L and W belong to the day of the month; the last Friday is 5L or FRIL")
         if not of_month and field is DAY:
@@ -210,9 +215,7 @@ class _FieldReader:
             back = int(match["back"] or 0)
             if back > 30:
                 refuse(self.text, at, "L-n counts back from the last day; n is at most 30")
-            return Special("L", back)
-        if match["lastwork"]:
-            return Special("LW")
+            return Special("LW" if match["nearest"] else "L", back)
         if match["work"]:
             return Special("W", self.value(field, match["work"], at))
         weekday = self.value(field, match["lastday"] or match["day"], at) % 7
@@ -236,15 +239,16 @@ class _FieldReader:
             low = self.value(field, match["low"], at)
             high = self.value(field, match["high"], at) if match["high"] else low
             if match["step"] and not match["high"]:
-                refuse(self.text, at, f"a step needs a range: */{match['step']}, or {low}-{field.high}/{match['step']}")
+                refuse(self.text, at, _step_of_one_value(field, low, int(match["step"])))
         if high < low:
-            high = self.wrapped(field, low, high, at)
+            high = self.wrapped(field, low, high, at, stepped=match["step"] is not None)
         step = self.step(match["step"], high - low, field, at)
         return self.mask(field, low, high, step)
 
-    def wrapped(self, field: Field, low: int, high: int, at: int) -> int:
+    def wrapped(self, field: Field, low: int, high: int, at: int, *, stepped: bool) -> int:
         if not field.wraps:
-            refuse(self.text, at, f"the range {low}-{high} runs backward; in the {field.name} it must ascend")
+            instead = "" if stepped else f"; write `{low}-{field.top},{field.low}-{high}`"
+            refuse(self.text, at, f"the range {low}-{high} runs backward; in the {field.name} it must ascend{instead}")
         if field is WEEKDAY and low == 7:
             return high + 7
         return high + field.top - field.low + 1
@@ -302,4 +306,14 @@ class _FieldReader:
             return "the last Friday is written 5L or FRIL"
         if re.search(r"[0-9]{5}", item):
             return "a number has at most four digits"
-        return f"{item[:20]!r} is nothing a {field.name} can be"
+        short = f"; write `{item[:3]}`" if item.isalpha() and item[:3] in field.names else ""
+        return f"{item[:20]!r} is nothing a {field.name} can be{short}"
+
+
+def _step_of_one_value(field: Field, low: int, step: int) -> str:
+    """Say what to write for `7/15`: a range, or the one value when the step leads out of the field."""
+    if step == 0:
+        return "a step of 0 goes nowhere"
+    if low + step > field.top:
+        return f"a step needs a range, and no {field.name} comes {step} after {low}; write `{low}`"
+    return f"a step needs a range: `{low}-{field.top}/{step}` counts from {low}, `*/{step}` from {field.low}"

@@ -7,6 +7,7 @@ from typing import NamedTuple, Protocol
 
 from onebeat.timing.zones import FIRST, LAST, OffsetPeriod, Zone
 
+_LOOKS = 300  # stretches of time in a row without a fire: 80 years of a rule that meets one clock change a year
 _SAFE = 2 * 86_400  # seconds; offsets differ by at most 26 h, so a wall time this far away lies in no nearer period
 
 
@@ -53,11 +54,17 @@ class Occurrence(NamedTuple):
 
 
 def next_occurrence(rule: WallRule, zone: Zone, dst: Dst, after: int) -> Occurrence | None:
-    """Return the first occurrence strictly after `after` (UTC seconds)."""
+    """Return the first occurrence strictly after `after` (UTC seconds).
+
+    None, where every wall time of many decades is skipped or was shown before: weekdays and leap years come round
+    within 40 years, so there is none later either.
+    """
     at = max(after + 1, FIRST)
     fixed = rule.fixed
     once = fixed and dst is not Dst.RUN_BOTH
-    while at <= LAST:
+    for _ in range(_LOOKS):
+        if at > LAST:
+            return None
         period = zone.period(at)
         start, end, offset, wall_before, _ = period
         if fixed and at <= start:
@@ -78,11 +85,13 @@ def next_occurrence(rule: WallRule, zone: Zone, dst: Dst, after: int) -> Occurre
 
 
 def previous_occurrence(rule: WallRule, zone: Zone, dst: Dst, before: int) -> Occurrence | None:
-    """Return the last occurrence strictly before `before` (UTC seconds)."""
+    """Return the last occurrence strictly before `before` (UTC seconds); None as `next_occurrence` says."""
     at = min(before - 1, LAST)
     fixed = rule.fixed
     once = fixed and dst is not Dst.RUN_BOTH
-    while at >= FIRST:
+    for _ in range(_LOOKS):
+        if at < FIRST:
+            return None
         period = zone.period(at)
         start, end, offset, wall_before, _ = period
         low = start + offset

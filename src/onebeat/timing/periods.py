@@ -1,8 +1,9 @@
-"""The triggers `Months` and `Weeks`: every n months or weeks, on a day, at a wall time."""
+"""The triggers `Days`, `Weeks` and `Months`: every n days, weeks or months, at a wall time."""
 
 from __future__ import annotations
 
 import calendar
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import date, time, tzinfo
 from typing import Any, Literal
@@ -10,10 +11,10 @@ from typing import Any, Literal
 from onebeat.errors import InvalidTrigger
 from onebeat.timing.calendars import join_with_and, time_of_day, weekday, weekday_name
 from onebeat.timing.clock import SECOND
-from onebeat.timing.describe import change_notes
+from onebeat.timing.describe import Note, change_notes, only_skipped_times
 from onebeat.timing.dst import Dst, next_occurrence, previous_occurrence
 from onebeat.timing.rule import DueFire, Rule, dst_mode, fire_of
-from onebeat.timing.zones import zone_name
+from onebeat.timing.zones import data_year, zone_name
 
 _EPOCH = date(1970, 1, 1).toordinal()
 _MONDAY = date(1970, 1, 5).toordinal() - _EPOCH  # weeks are counted from the first Monday of 1970
@@ -36,8 +37,13 @@ class _AtWallTime(Rule):
         occurrence = previous_occurrence(self, self.zone, self.dst, -(-before // SECOND))
         return None if occurrence is None else fire_of(occurrence, True, self.zone.name)
 
-    def lint(self) -> tuple[str, ...]:
-        return tuple(change_notes(self, self.zone, self.dst))
+    def notes(self, after: int | None = None) -> Iterable[Note]:
+        return change_notes(self, self.zone, self.dst, after)
+
+    def over(self, now: int) -> str:
+        if self.next_wall(now // SECOND) is None:
+            return super().over(now)
+        return f"{self.summary()}: {only_skipped_times(self, self.zone)}"
 
     def next_wall(self, wall: int) -> int | None:
         """The first matching wall time at or after `wall`."""
@@ -59,11 +65,76 @@ class _AtWallTime(Rule):
 
 
 @dataclass(frozen=True, init=False)
+class Days(_AtWallTime):
+    """Every `n` days at a wall time, whatever clocks do: `Every(days=1)` counts 24 hours instead.
+
+    Days are counted from 1 January 1970, or from the date `first`. Raises `InvalidTrigger`.
+
+    >>> print(Days(at="09:00", timezone="Europe/Berlin").describe())
+    every day at 09:00 in Europe/Berlin
+    """
+
+    n: int
+    at: time
+    phase: int
+    dst: Dst
+    timezone: str | None = None
+
+    def __init__(
+        self,
+        n: int = 1,
+        *,
+        at: str | time = "00:00",
+        timezone: str | tzinfo | None = None,
+        first: date | None = None,
+        dst: str = "vixie",
+    ) -> None:
+        if first is not None and not isinstance(first, date):
+            raise InvalidTrigger(f"Days(first={first!r:.40}) is the date to count from")
+        period = _period("Days", n)
+        put = object.__setattr__
+        put(self, "n", period)
+        put(self, "at", time_of_day(at))
+        put(self, "timezone", None if timezone is None else zone_name(timezone))
+        put(self, "phase", 0 if first is None else (first.toordinal() - _EPOCH) % period)
+        put(self, "dst", dst_mode(dst))
+
+    def with_timezone(self, name: str | tzinfo) -> Days:
+        if self.timezone is not None:
+            return self
+        first = date.fromordinal(_EPOCH + self.phase)
+        return Days(self.n, at=self.at, timezone=name, first=first, dst=self.dst)
+
+    def summary(self) -> str:
+        year = date(data_year(), 1, 1).toordinal() - _EPOCH
+        day = date.fromordinal(_EPOCH + self._next_day(year))
+        since = f", counted from {day}," if self.n > 1 else ""
+        return f"every {_number(self.n, 'day')}{since} at {_clock(self.at)} in {self.zone.name}"
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "kind": "days",
+            "n": self.n,
+            "at": self.at.isoformat(),
+            "timezone": self.timezone,
+            "phase": self.phase,
+            "dst": str(self.dst),
+        }
+
+    def _next_day(self, day: int) -> int:
+        return day + (self.phase - day) % self.n
+
+    def _previous_day(self, day: int) -> int:
+        return day - (day - self.phase) % self.n
+
+
+@dataclass(frozen=True, init=False)
 class Months(_AtWallTime):
     """Every `n` months on a `day` ("last", or 1 to 31) at a wall time.
 
     A month without that day fires on its last one. Months are counted from January: `Months(3)` is January, April,
-    July, October; `first` names another month to count from. Raises `InvalidTrigger`.
+    July, October; `first` names another month to count from, or a date in it where the year matters:
+    `Months(24, first=date(2027, 4, 1))` is April of 2027, 2029 and, backward, 2025. Raises `InvalidTrigger`.
 
     >>> print(Months(day=31, at="09:00", timezone="Europe/Berlin").describe())
     every month on day 31 (or the month's last day) at 09:00 in Europe/Berlin
@@ -72,7 +143,7 @@ class Months(_AtWallTime):
     n: int
     day: int | Literal["last"]
     at: time
-    first: int
+    first: int  # 1: January of the year 0, to n
     dst: Dst
     timezone: str | None = None
 
@@ -83,31 +154,35 @@ class Months(_AtWallTime):
         day: int | Literal["last"] = 1,
         at: str | time = "00:00",
         timezone: str | tzinfo | None = None,
-        first: int = 1,
+        first: int | date = 1,
         dst: str = "vixie",
     ) -> None:
         if day != "last" and (isinstance(day, bool) or not isinstance(day, int) or not 1 <= day <= 31):
             raise InvalidTrigger(f"Months(day={day!r:.40}) is a day from 1 to 31, or 'last'")
-        if isinstance(first, bool) or not isinstance(first, int) or not 1 <= first <= 12:
-            raise InvalidTrigger(f"Months(first={first!r:.40}) is the month to count from, 1 to 12")
+        month = first.year * 12 + first.month if isinstance(first, date) else first
+        if isinstance(first, bool) or not isinstance(month, int) or not (isinstance(first, date) or 1 <= month <= 12):
+            raise InvalidTrigger(f"Months(first={first!r:.40}) is the month to count from, 1 to 12, or a date in it")
         period = _period("Months", n)
         put = object.__setattr__
         put(self, "n", period)
         put(self, "day", day)
         put(self, "at", time_of_day(at))
         put(self, "timezone", None if timezone is None else zone_name(timezone))
-        put(self, "first", (first - 1) % min(period, 12) + 1)
+        put(self, "first", (month - 1) % period + 1)
         put(self, "dst", dst_mode(dst))
 
     def with_timezone(self, name: str | tzinfo) -> Months:
         if self.timezone is not None:
             return self
-        return Months(self.n, day=self.day, at=self.at, timezone=name, first=self.first, dst=self.dst)
+        first = _month(self.first, self.n)
+        return Months(self.n, day=self.day, at=self.at, timezone=name, first=first, dst=self.dst)
 
     def summary(self) -> str:
         on = {"last": "the last day"}.get(str(self.day), f"day {self.day}")
         short = " (or the month's last day)" if isinstance(self.day, int) and self.day > 28 else ""
-        since = f", counted from {calendar.month_name[self.first]}," if self.n > 1 else ""
+        month = _month(self.first, self.n, data_year())
+        year = "" if 12 % self.n == 0 else f" {month.year}"
+        since = f", counted from {calendar.month_name[month.month]}{year}," if self.n > 1 else ""
         return f"every {_number(self.n, 'month')}{since} on {on}{short} at {_clock(self.at)} in {self.zone.name}"
 
     def to_json(self) -> dict[str, Any]:
@@ -233,9 +308,15 @@ def load_months(value: dict[str, Any]) -> Rule:
         day=value["day"],
         at=value["at"],
         timezone=value["timezone"],
-        first=value["first"],
+        first=_month(value["first"], _period("Months", value["n"])),
         dst=value["dst"],
     )
+
+
+def load_days(value: dict[str, Any]) -> Rule:
+    """The `Days` of a stored JSON object."""
+    first = date.fromordinal(_EPOCH + _period("Days", value["phase"] + 1) - 1)
+    return Days(value["n"], at=value["at"], timezone=value["timezone"], first=first, dst=value["dst"])
 
 
 def load_weeks(value: dict[str, Any]) -> Rule:
@@ -250,6 +331,14 @@ def _weeks(n: int, on: tuple[int, ...], at: time, timezone: str | None, phase: i
     week = date.fromordinal(_EPOCH + _MONDAY + 7 * phase)
     names = tuple(weekday_name(day) for day in on)
     return Weeks(n, on=names, at=at, timezone=timezone, first=week, dst=dst)
+
+
+def _month(first: int, n: int, year: int = 1) -> date:
+    """The first day of the first month from `year` on that `Months(n)` with this `first` counts."""
+    if isinstance(first, bool) or not isinstance(first, int) or not 1 <= first <= max(n, 12):
+        raise InvalidTrigger(f"the stored month to count from is {first!r:.40}, not 1 to {max(n, 12)}")
+    month = year * 12 + (first - 1 - year * 12) % n
+    return date(month // 12, month % 12 + 1, 1)
 
 
 def _period(kind: str, n: int) -> int:

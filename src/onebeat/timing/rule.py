@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, tzinfo
 from typing import Any, NamedTuple, TypeVar
@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 from onebeat.errors import InvalidTrigger
 from onebeat.timing.calendars import Calendar
 from onebeat.timing.clock import DAY, SECOND, from_us, kept_us, to_us
+from onebeat.timing.describe import Note
 from onebeat.timing.dst import Dst, Occurrence
 from onebeat.timing.zones import Zone, zone, zone_name
 
@@ -40,6 +41,11 @@ class Rule:
         return None
 
     @property
+    def zones(self) -> tuple[str, ...]:
+        """Every zone that the rule's fires depend on, by name."""
+        return () if self.timezone is None else (self.timezone,)
+
+    @property
     def zone(self) -> Zone:
         """The zone in force."""
         return zone(self.timezone or "UTC")
@@ -65,9 +71,13 @@ class Rule:
         """Return the rule as a phrase in English, without notes."""
         raise NotImplementedError
 
-    def lint(self) -> tuple[str, ...]:
-        """Return notes on what may surprise about the rule, one sentence each."""
+    def notes(self, after: int | None = None) -> Iterable[Note]:
+        """Return what may surprise about the rule; of clock changes those after `after` (UTC microseconds)."""
         return ()
+
+    def over(self, now: int) -> str:
+        """Return why a rule without a fire after `now` (UTC microseconds) has none, and what to do."""
+        return f"{self.summary()} lies in the past: it would never fire; give a time after now"
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object from which `load` makes an equal trigger."""
@@ -107,9 +117,29 @@ class Rule:
             yield fire
             fire = self.next_fire(fire.at)
 
-    def describe(self) -> str:
-        """Return the rule as a phrase in English, then a line for each note about it."""
-        return "\n".join([self.summary(), *(f"note: {note}" for note in self.lint())])
+    def matches(self, moment: datetime) -> bool:
+        """Whether the rule fires at exactly `moment` (aware); a microsecond beside it is no match.
+
+        >>> from datetime import UTC
+        >>> from onebeat.timing.triggers import Cron
+        >>> Cron("0 9 * * mon-fri").matches(datetime(2027, 1, 1, 9, tzinfo=UTC))
+        True
+        """
+        at = to_us(moment)
+        fire = self.next_fire(at - 1)
+        return fire is not None and fire.at == at
+
+    def lint(self, *, after: datetime | None = None) -> tuple[str, ...]:
+        """Return notes on what may surprise about the rule, one sentence each.
+
+        The clock changes are those of the two years after `after` (aware); without it, from the year of the
+        installed zone data on.
+        """
+        return tuple(note.text for note in self.notes(None if after is None else to_us(after)))
+
+    def describe(self, *, after: datetime | None = None) -> str:
+        """Return the rule as a phrase in English, then a line for each note about it; `after` as for `lint`."""
+        return "\n".join([self.summary(), *(f"note: {note}" for note in self.lint(after=after))])
 
     def between(self, start: datetime | None = None, end: datetime | None = None) -> Rule:
         """The same rule from `start` up to `end` (aware, both included, None: open)."""
@@ -200,6 +230,10 @@ class Between(Rule):
     def timezone(self) -> str | None:
         return self.rule.timezone
 
+    @property
+    def zones(self) -> tuple[str, ...]:
+        return self.rule.zones
+
     def next_fire(self, after: int) -> DueFire | None:
         if self.start_us is not None and after < self.start_us:
             after = self.start_us - 1
@@ -229,8 +263,17 @@ class Between(Rule):
         end = "" if self.end_us is None else f", until {from_us(self.end_us, tz):%Y-%m-%d %H:%M}"
         return f"{self.rule.summary()}{start}{end}"
 
-    def lint(self) -> tuple[str, ...]:
-        return self.rule.lint()
+    def notes(self, after: int | None = None) -> Iterator[Note]:
+        if self.start_us is not None:
+            after = self.start_us - 1 if after is None else max(after, self.start_us - 1)
+        for note in self.rule.notes(after):
+            if note.at is None or self.end_us is None or note.at <= self.end_us:
+                yield note
+
+    def over(self, now: int) -> str:
+        if self.end_us is not None and self.end_us > now and self.rule.next_fire(now) is not None:
+            return f"{self.summary()}: the rule has no fire in that time; give another start or end"
+        return super().over(now) if self.rule.next_fire(now) is not None else self.rule.over(now)
 
     def to_json(self) -> dict[str, Any]:
         return {"kind": "between", "rule": self.rule.to_json(), "start_us": self.start_us, "end_us": self.end_us}
@@ -266,12 +309,13 @@ class Excluding(Rule):
         read = rule if own is None else rule.with_timezone(own)  # one wall clock for the rule and what it leaves out
         object.__setattr__(self, "rule", read)
         object.__setattr__(self, "calendar", calendar)
-        object.__setattr__(self, "timezone", read.timezone if read.timezone is not None else own)
+        mixed = len(read.zones) > 1  # then the calendar's own zone is the wall it is read on
+        object.__setattr__(self, "timezone", own if mixed or read.timezone is None else read.timezone)
 
     def next_fire(self, after: int) -> DueFire | None:
         fire = self.rule.next_fire(after)
         for _ in range(_JUMPS):
-            out = None if fire is None else self._excluded_period(fire)
+            out = None if fire is None else self._excluded_period(fire.at)
             if fire is None or out is None:
                 return fire
             if fire.at - after > _HORIZON:
@@ -282,7 +326,7 @@ class Excluding(Rule):
     def previous_fire(self, before: int) -> DueFire | None:
         fire = self.rule.previous_fire(before)
         for _ in range(_JUMPS):
-            out = None if fire is None else self._excluded_period(fire)
+            out = None if fire is None else self._excluded_period(fire.at)
             if fire is None or out is None:
                 return fire
             if before - fire.at > _HORIZON:
@@ -290,10 +334,15 @@ class Excluding(Rule):
             fire = self.rule.previous_fire(min(fire.at, out[0]))
         return None
 
+    @property
+    def zones(self) -> tuple[str, ...]:
+        return tuple(sorted({*self.rule.zones, *(() if self.timezone is None else (self.timezone,))}))
+
     def with_timezone(self, name: str | tzinfo) -> Excluding:
-        if self.timezone is not None:
+        rule = self.rule.with_timezone(name)
+        if self.timezone is not None and rule == self.rule:
             return self
-        return Excluding(self.rule.with_timezone(name), self.calendar, name)
+        return Excluding(rule, self.calendar, self.timezone or name)
 
     def bind(self, seed: str) -> Excluding:
         rule = self.rule.bind(seed)
@@ -302,8 +351,15 @@ class Excluding(Rule):
     def summary(self) -> str:
         return f"{self.rule.summary()}, except on {self.calendar.summary()}"
 
-    def lint(self) -> tuple[str, ...]:
-        return self.rule.lint()
+    def notes(self, after: int | None = None) -> Iterator[Note]:
+        for note in self.rule.notes(after):
+            if note.at is None or self._excluded_period(note.at) is None:
+                yield note
+
+    def over(self, now: int) -> str:
+        if self.rule.next_fire(now) is None:
+            return self.rule.over(now)
+        return f"{self.summary()}: the calendar leaves out every fire; leave out less"
 
     def to_json(self) -> dict[str, Any]:
         to_json = getattr(self.calendar, "to_json", None)
@@ -313,10 +369,10 @@ class Excluding(Rule):
             )
         return {"kind": "excluding", "rule": self.rule.to_json(), "calendar": to_json(), "timezone": self.timezone}
 
-    def _excluded_period(self, fire: DueFire) -> tuple[int, int] | None:
+    def _excluded_period(self, at: int) -> tuple[int, int] | None:
         """Return the instants between which nothing fires; an ambiguous bound makes the period narrower."""
         tz = self.zone.tz
-        excluded = self.calendar.excluded_period(from_us(fire.at, tz).replace(tzinfo=None))
+        excluded = self.calendar.excluded_period(from_us(at, tz).replace(tzinfo=None))
         if excluded is None:
             return None
         start, end = excluded

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, tzinfo
 from typing import Any
 
 from onebeat.errors import InvalidCron, InvalidTrigger
+from onebeat.timing.any_of import AnyOf
 from onebeat.timing.calendars import load_calendar
 from onebeat.timing.clock import MILLISECOND, SECOND, from_us, kept_us, seconds_us
 from onebeat.timing.cron import Expression, expression, require_bound
 from onebeat.timing.cron_parser import DIALECT
-from onebeat.timing.describe import cron_summary, lint
+from onebeat.timing.describe import Note, cron_notes, cron_summary, only_skipped_times
 from onebeat.timing.dst import Dst, Occurrence, count_occurrences, next_occurrence, previous_occurrence
-from onebeat.timing.periods import load_months, load_weeks
+from onebeat.timing.periods import load_days, load_months, load_weeks
 from onebeat.timing.rule import Between, DueFire, Excluding, Rule, describe_duration, dst_mode, fire_of
 from onebeat.timing.zones import FIRST, LAST, Zone, zone, zone_name
 
@@ -85,8 +86,13 @@ class Cron(Rule):
     def summary(self) -> str:
         return cron_summary(self._compiled, self._zone)
 
-    def lint(self) -> tuple[str, ...]:
-        return lint(self._compiled, self._zone, self.dst)
+    def notes(self, after: int | None = None) -> Iterable[Note]:
+        return cron_notes(self._compiled, self._zone, self.dst, after)
+
+    def over(self, now: int) -> str:
+        if self._compiled.next_wall(now // SECOND) is None:
+            return super().over(now)
+        return f"{self.summary()}: {only_skipped_times(self._compiled, self._zone)}"
 
     def to_json(self) -> dict[str, Any]:
         body: dict[str, Any] = {
@@ -253,10 +259,16 @@ def _load_excluding(value: dict[str, Any]) -> Rule:
     return Excluding(load(value["rule"]), load_calendar(value["calendar"]), value["timezone"])
 
 
+def _load_any_of(value: dict[str, Any]) -> Rule:
+    return AnyOf(*(load(part) for part in value["parts"]))
+
+
 _KINDS: dict[str, Callable[[dict[str, Any]], Rule]] = {
     "cron": _load_cron,
     "every": _load_every,
     "at": _load_at,
+    "any_of": _load_any_of,
+    "days": load_days,
     "months": load_months,
     "weeks": load_weeks,
     "between": _load_between,

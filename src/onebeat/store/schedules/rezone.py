@@ -59,7 +59,8 @@ def _outdated(name: str, stored: str | None, now: int) -> bool:
 
 def _rezoned(row: Row[Any], now: int) -> Rezoning | None:
     try:
-        return rezoned(as_schedule(row), row.zone_fingerprint, now, since_us=max(row.created_us, row.updated_us))
+        since = max(row.created_us, row.updated_us)
+        return rezoned(as_schedule(row), row.zone_fingerprint, now, since_us=since, name=row.timezone)
     except OnebeatError:
         return None  # a newer version's, or damaged: left to whoever can read it, announced when it is due
 
