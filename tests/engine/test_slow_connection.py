@@ -10,11 +10,11 @@ import pytest
 from onebeat import Scheduler
 from onebeat.model.events import Event, SettlementLost
 from onebeat.model.job import JobState
-from onebeat.store import reports, workers
+from onebeat.store import workers
 from onebeat.store.connection.database import Database
 from onebeat.store.jobs import insert, rescue
 from tests.conftest import SERVERS, MakeDatabase
-from tests.support.builders import a_job, claimed, registered
+from tests.support.builders import a_job, claimed, jobs_by_state, registered
 from tests.support.databases import waits_until
 from tests.support.proxy import proxy_to
 
@@ -62,4 +62,4 @@ async def test_a_rescue_ends(database_url: str, delay: float, make_database: Mak
 
 
 async def _queued(database: Database) -> bool:
-    return await database.read(reports.count_jobs) == {"queued": SLOTS}
+    return await database.read(jobs_by_state) == {"queued": SLOTS}

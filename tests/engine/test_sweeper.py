@@ -24,7 +24,7 @@ from onebeat.timing.clock import HOUR
 from onebeat.timing.triggers import Cron
 from tests.engine.parts import SWEEP, Parts
 from tests.guarantees.arrange import added
-from tests.support.builders import SECOND, HeldLease, a_job, claimed, ended, registered
+from tests.support.builders import SECOND, HeldLease, a_job, claimed, ended, jobs_by_state, registered
 from tests.support.simulated_worker import a_schedule
 
 LEASE = 3 * SECOND
@@ -160,9 +160,9 @@ async def test_a_rescue_waits_for_one_batch_of_the_pruning_at_most(
     now = parts.clock.advance(2 * SWEEP / SECOND)
     assert await sweeper.tick(now) == now, "it goes on pruning"
     assert await state(parts.database, orphan) == ("queued", None)
-    assert await parts.database.read(reports.count_jobs) == {"succeeded": 3, "queued": 1}
+    assert await parts.database.read(jobs_by_state) == {"succeeded": 3, "queued": 1}
     await swept(sweeper, now)
-    assert await parts.database.read(reports.count_jobs) == {"queued": 1}
+    assert await parts.database.read(jobs_by_state) == {"queued": 1}
 
 
 async def test_it_sweeps_although_the_local_clock_was_set_back(parts: Parts) -> None:
@@ -189,7 +189,7 @@ async def test_a_rescue_that_takes_too_long_is_done_in_halves(parts: Parts, monk
     parts.clock.advance(4)
     await parts.sweeper().tick(parts.clock.now)
     assert limits[:2] == [200, 100]
-    assert await parts.database.read(reports.count_jobs) == {"queued": 3}
+    assert await parts.database.read(jobs_by_state) == {"queued": 3}
 
 
 async def test_next_fires_of_other_zone_data_move_a_part_in_each_sweep(

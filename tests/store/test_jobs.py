@@ -17,7 +17,7 @@ from onebeat.store.connection.database import Database
 from onebeat.store.jobs import claim, control, insert, release, rescue, settle as settle_rows
 from onebeat.store.tx import Tx
 from onebeat.timing.backoff import Retry
-from tests.support.builders import SECOND, a_job, claimed, claimed_suspects, ended, registered
+from tests.support.builders import SECOND, a_job, claimed, claimed_suspects, ended, jobs_by_state, registered
 
 
 async def state_of(database: Database, id: UUID) -> JobState:
@@ -86,8 +86,8 @@ async def test_adding_again_after_a_lost_answer_adds_nothing(database: Database)
     for _ in range(2):
         await database.write(insert.add, [one])
         await database.write(insert.add, many)
-    assert sum((await database.read(reports.count_jobs)).values()) == 3
-    assert sum((await database.read(reports.count_jobs, tag="b")).values()) == 1
+    assert await database.read(reports.count_jobs) == 3
+    assert await database.read(reports.count_jobs, tag="b") == 1
 
 
 async def test_a_scheduled_job_is_promoted_when_its_time_has_come(database: Database) -> None:
@@ -111,7 +111,7 @@ async def test_a_success_is_settled_under_its_token_and_keeps_it(database: Datab
     assert first == dict.fromkeys((job.id for job in got), JobState.SUCCEEDED)
     again = await database.write(settle_rows.settle, ends, worker_id=worker)
     assert again == first, "the answer of the first settlement may have been lost"
-    assert await database.read(reports.count_jobs) == {"succeeded": 5}
+    assert await database.read(jobs_by_state) == {"succeeded": 5}
 
 
 async def test_a_late_worker_cannot_settle_a_rescued_job(database: Database) -> None:
@@ -342,7 +342,7 @@ async def test_pruning_deletes_old_ended_jobs_with_their_history_and_nothing_els
     with pytest.raises(JobNotFound):
         await database.read(reports.job, old.id)
     assert await database.read(reports.attempts, old.id) == []
-    assert await database.read(reports.count_jobs) == {"succeeded": 1, "running": 1}
+    assert await database.read(jobs_by_state) == {"succeeded": 1, "running": 1}
 
 
 def _finished_long_ago(tx: Tx, id: UUID) -> None:

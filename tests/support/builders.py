@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
+from sqlalchemy import func, select
+
 from onebeat.engine.identity import WorkerIdentity
 from onebeat.model.ids import token, uuid7
 from onebeat.model.job import SUCCESS, Claimed, NewJob, Outcome, settle
@@ -12,6 +14,7 @@ from onebeat.store import workers
 from onebeat.store.connection.database import Database
 from onebeat.store.jobs import claim
 from onebeat.store.jobs.settle import Ended
+from onebeat.store.tx import Tx
 from onebeat.timing.backoff import Retry
 
 SECOND = 1_000_000
@@ -95,3 +98,9 @@ def ended(job: Claimed, outcome: Outcome = SUCCESS, retry: Retry | None = None) 
         random=0.5,
     )
     return Ended(job, outcome, settlement)
+
+
+def jobs_by_state(tx: Tx) -> dict[str, int]:
+    """State → how many jobs are in it."""
+    c = tx.tables.jobs.c
+    return {row.state: row.many for row in tx.execute(select(c.state, func.count().label("many")).group_by(c.state))}

@@ -14,7 +14,8 @@ from onebeat.errors import ConfigurationError, JobNotFound
 from onebeat.model import payload
 from onebeat.model.info import AttemptInfo, Fire, JobInfo, Page, QueueInfo, WorkerInfo
 from onebeat.model.job import JobState
-from onebeat.store.sql import QUEUED, RUNNING, SCHEDULED, WAITING, padded
+from onebeat.store.jobs import find
+from onebeat.store.sql import RUNNING, padded
 from onebeat.store.tx import Tx
 from onebeat.store.workers import live
 from onebeat.timing.clock import from_us
@@ -44,34 +45,24 @@ def states(tx: Tx, ids: Sequence[UUID]) -> dict[UUID, str]:
     return {row.id: row.state for row in tx.execute(query)} if ids else {}
 
 
-def _filters(tx: Tx, wanted: dict[str, Any]) -> list[Any]:
-    c = tx.tables.jobs.c
-    conditions: list[Any] = []
-    for name in ("state", "task", "queue", "schedule_id", "tracking_id"):
-        if wanted.get(name) is not None:
-            conditions.append(c[name] == str(wanted[name]))
-    if wanted.get("tag") is not None:
-        tags = tx.tables.job_tags.c
-        conditions.append(c.id.in_(select(tags.job_id).where(tags.tag == wanted["tag"])))
-    return conditions
+def jobs(tx: Tx, /, *, limit: int, cursor: str | None, few: bool = True, **wanted: Any) -> Page[JobInfo]:
+    """Jobs, newest first, that fit every filter given.
+
+    A page that is not full and has a cursor: so many jobs were looked through that another call has to go on, with
+    `few` False. So no statement takes long.
+    """
+    before = None if cursor is None else _place(cursor, UUID)
+    rows, after = find.page(tx, _given(wanted), limit=limit, before=before, few=few)
+    return Page(tuple(_job(row) for row in rows), None if after is None else str(after))
 
 
-def jobs(tx: Tx, /, *, limit: int, cursor: str | None, **wanted: Any) -> Page[JobInfo]:
-    """Jobs, newest first, that fit every filter given."""
-    table = tx.tables.jobs
-    query = select(table).where(*_filters(tx, wanted)).order_by(table.c.id.desc()).limit(limit + 1)
-    if cursor is not None:
-        query = query.where(table.c.id < _place(cursor, UUID))
-    rows = tx.execute(query).all()
-    items = tuple(_job(row) for row in rows[:limit])
-    return Page(items, str(items[-1].id) if len(rows) > limit else None)
+def count_jobs(tx: Tx, /, *, at_most: int | None = None, **wanted: Any) -> int:
+    """How many jobs fit every filter given; counting ends at `at_most`."""
+    return find.count(tx, _given(wanted), at_most)
 
 
-def count_jobs(tx: Tx, /, **wanted: Any) -> dict[str, int]:
-    """State → how many jobs that fit every filter given."""
-    table = tx.tables.jobs
-    query = select(table.c.state, func.count().label("many")).where(*_filters(tx, wanted)).group_by(table.c.state)
-    return {str(row.state): int(row.many) for row in tx.execute(query)}
+def _given(wanted: dict[str, Any]) -> dict[str, str]:
+    return {name: str(value) for name, value in wanted.items() if value is not None}
 
 
 def attempts(tx: Tx, id: UUID) -> list[AttemptInfo]:
@@ -131,10 +122,10 @@ def _fire_place(cursor: str) -> tuple[int, str]:
 def fires_around(tx: Tx, schedule_id: str, at: int) -> list[Fire]:
     """The rows that say something about one instant, oldest first: its own, and gaps that contain it."""
     c = tx.tables.fires.c
-    query = select(tx.tables.fires).where(
-        c.schedule_id == schedule_id, or_(c.fire_us == at, and_(c.fire_us <= at, c.until_us >= at))
-    )
-    return [fire(row) for row in tx.execute(query.order_by(c.decided_us))]
+    own = select(tx.tables.fires).where(c.schedule_id == schedule_id, c.fire_us == at)
+    gaps = select(tx.tables.fires).where(c.schedule_id == schedule_id, c.until_us >= at, c.fire_us < at)
+    rows = [*tx.execute(own), *tx.execute(gaps)]
+    return [fire(row) for row in sorted(rows, key=lambda row: int(row.decided_us))]
 
 
 def fire(row: Row[Any]) -> Fire:
@@ -188,13 +179,7 @@ def _worker(row: Row[Any]) -> WorkerInfo:
 
 def queues(tx: Tx) -> list[QueueInfo]:
     """Queues with unfinished jobs or a live worker of their own, by name."""
-    c = tx.tables.jobs.c
-    unfinished = c.state.in_([QUEUED, RUNNING, SCHEDULED, WAITING])
-    counts: dict[str, dict[str, int]] = {}
-    for row in tx.execute(
-        select(c.queue, c.state, func.count().label("many")).where(unfinished).group_by(c.queue, c.state)
-    ):
-        counts.setdefault(row.queue, {})[row.state] = int(row.many)
+    counts = find.unfinished_by_queue(tx)
     served = [worker.queues for worker in live(tx)]
     named = {name for names in served for name in names or ()}
     return [

@@ -8,6 +8,7 @@ from uuid import UUID
 from sqlalchemy import delete, null, select, update
 
 from onebeat.model.job import FINAL, JobState
+from onebeat.store.jobs import find
 from onebeat.store.jobs.finish import FinishedJob, after_end, final_values
 from onebeat.store.jobs.settle import claim_holds
 from onebeat.store.sql import RUNNING, padded, word
@@ -122,13 +123,9 @@ def prune(tx: Tx, *, succeeded: int | None, failed: int | None, limit: int = DEL
     Jobs that succeeded or were cancelled go when they are older than `succeeded`, failed ones when older than `failed`.
     Both are ages in microseconds on the database's clock; None keeps the jobs.
     """
-    c = tx.tables.jobs.c
     now = tx.now()
     ids: list[UUID] = []
     for state, age in ((JobState.SUCCEEDED, succeeded), (JobState.CANCELLED, succeeded), (JobState.FAILED, failed)):
-        if age is None or len(ids) >= limit:
-            continue
-        old = c.state == word(state), c.finished_us.is_not(None), c.finished_us < now - age
-        query = select(c.id).where(*old).order_by(c.finished_us).limit(limit - len(ids))
-        ids.extend(row.id for row in tx.execute(query))
+        if age is not None and len(ids) < limit:
+            ids.extend(find.ended_before(tx, state, now - age, limit - len(ids)))
     return remove(tx, ids)

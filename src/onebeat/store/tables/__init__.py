@@ -10,7 +10,7 @@ from sqlalchemy import MetaData, Table
 from onebeat.errors import ConfigurationError
 from onebeat.store.tables import jobs, locks, operations, schedules, workers
 
-SCHEMA_VERSION = "0002"  # the newest Alembic revision this code knows
+SCHEMA_VERSION = "0003"  # the newest Alembic revision this code knows
 SCHEMA_MAJOR = 1  # a higher major number in the database is refused
 
 _PREFIX = re.compile(r"[a-z_][a-z0-9_]{0,30}")
