@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from onebeat.store import tables as tables_module
 from onebeat.store.connection.database import Database
 from onebeat.store.tables import Tables, build
 from tests.support.databases import KINDS, RAN, SQL, Shelf, create_database, drop_database, find_servers
@@ -121,6 +123,17 @@ def fresh_database_url(database_kind: str, tmp_path: Path) -> Iterator[str]:
 def tables() -> Tables:
     """onebeat's tables under the default prefix."""
     return build()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _schedulers_share_their_tables() -> Iterator[None]:
+    """Building the tables costs a test more than most of what it does; schedulers and locks of tests share them.
+
+    A test that changes tables calls `build` itself, which makes new ones.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tables_module, "build", cache(build))
+        yield
 
 
 @pytest.fixture

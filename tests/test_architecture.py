@@ -102,15 +102,20 @@ def test_the_page_draws_every_file_with_its_first_line() -> None:
     assert len(names) == len(FILES)
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_each_file_says_what_it_holds(path: Path) -> None:
-    docstring = ast.get_docstring(ast.parse(path.read_text("utf-8"))) or ""
-    assert docstring.strip(), "a file begins with one sentence about what it holds"
+def test_each_file_says_what_it_holds() -> None:
+    silent = [str(p) for p in FILES if not (ast.get_docstring(ast.parse(p.read_text("utf-8"))) or "").strip()]
+    assert len(FILES) > 100
+    assert silent == [], "a file begins with one sentence about what it holds"
 
 
-@pytest.mark.parametrize("module", [m for m in MODULES if m != "onebeat"])
-def test_every_import_points_downward(module: str) -> None:
+def test_every_import_points_downward() -> None:
     numbers, external = layers()
+    for module in MODULES:
+        if module != "onebeat":
+            imports_downward(module, numbers, external)
+
+
+def imports_downward(module: str, numbers: dict[str, int], external: dict[int, set[str]]) -> None:
     own = package(module)
     layer = numbers[own]
     allowed = set().union(*(external[n] for n in range(layer + 1)))

@@ -18,57 +18,58 @@ from tests.offload import jobs
 PLACES = ("loop", "thread", "process")
 
 
-async def starts_of(scheduler: Scheduler, place: Any, kind: str, **options: Any) -> tuple[int, str]:
-    """Return how often a job that raises is started, of at most two starts, and its error."""
-    function: Any = jobs.raises_on_the_loop if place == "loop" else jobs.raises
-    task = scheduler.task(name="raises", run_in=place, timeout=30, retry=Retry(2, base=0, **options))(function)
-    async with scheduler:
-        ended = await (await task.enqueue(kind)).wait(30)
-    assert ended.state is JobState.FAILED
-    assert ended.reason == ("gave up" if ended.attempt == 1 else "exhausted")
-    return ended.attempt, str(ended.error)
-
-
 @pytest.fixture
 def scheduler(tmp_path: Path) -> Scheduler:
     return Scheduler(f"sqlite:///{tmp_path / 'jobs.db'}", poll=0.1, drain=2)
 
 
+DECISIONS: list[tuple[str, tuple[Any, ...], tuple[Any, ...], int]] = [
+    # what the function raises, `on`, `give_up_on`, and how often the job is started, of at most two starts
+    ("value", (ValueError,), (), 2),
+    ("value", (LookupError,), (), 1),
+    ("rebuilt never", (jobs.OutOfStock,), (), 2),
+    ("rebuilt never", (LookupError,), (), 2),
+    ("rebuilt never", (Exception,), (), 2),
+    ("rebuilt never", (Exception,), (LookupError,), 1),
+    ("rebuilt never", (OSError,), (), 1),
+    ("exit", (Exception,), (), 1),
+    ("exit", (SystemExit,), (), 2),
+    ("exit", (BaseException,), (SystemExit,), 1),
+    ("iteration", (StopIteration,), (), 2),
+    ("iteration", (RuntimeError,), (), 1),
+    ("cancelled", (Exception,), (), 2),
+    ("cancelled", (asyncio.CancelledError,), (), 2),
+    ("cancelled", (Exception,), (asyncio.CancelledError,), 1),
+    ("base", (jobs.Closing,), (), 2),
+    ("base", (Exception,), (), 1),
+    ("frozen", (jobs.Frozen,), (), 2),
+    ("frozen", (Exception,), (jobs.Frozen,), 1),
+    ("frozen and empty", (jobs.FrozenAndEmpty,), (), 2),
+]
+
+
 @pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize(
-    ("kind", "on", "give_up_on", "starts"),
-    [
-        ("value", (ValueError,), (), 2),
-        ("value", (LookupError,), (), 1),
-        ("rebuilt never", (jobs.OutOfStock,), (), 2),
-        ("rebuilt never", (LookupError,), (), 2),
-        ("rebuilt never", (Exception,), (), 2),
-        ("rebuilt never", (Exception,), (LookupError,), 1),
-        ("rebuilt never", (OSError,), (), 1),
-        ("exit", (Exception,), (), 1),
-        ("exit", (SystemExit,), (), 2),
-        ("exit", (BaseException,), (SystemExit,), 1),
-        ("iteration", (StopIteration,), (), 2),
-        ("iteration", (RuntimeError,), (), 1),
-        ("cancelled", (Exception,), (), 2),
-        ("cancelled", (asyncio.CancelledError,), (), 2),
-        ("cancelled", (Exception,), (asyncio.CancelledError,), 1),
-        ("base", (jobs.Closing,), (), 2),
-        ("base", (Exception,), (), 1),
-        ("frozen", (jobs.Frozen,), (), 2),
-        ("frozen", (Exception,), (jobs.Frozen,), 1),
-        ("frozen and empty", (jobs.FrozenAndEmpty,), (), 2),
-    ],
-    ids=lambda value: value if isinstance(value, str) else getattr(value, "__name__", None),
-)
-async def test_a_retry_is_decided_by_the_class_that_the_function_raised(
-    scheduler: Scheduler, place: str, kind: str, on: Any, give_up_on: Any, starts: int
-) -> None:
-    started, error = await starts_of(scheduler, place, kind, on=on, give_up_on=give_up_on)
-    raised = jobs.RAISED[kind]()
-    assert started == starts
-    assert error.startswith(type(raised).__name__), "the error names the class that was raised"
-    assert str(raised) in error
+async def test_a_retry_is_decided_by_the_class_that_the_function_raised(scheduler: Scheduler, place: Any) -> None:
+    """All decisions of a place are made by one scheduler and its child processes."""
+    function: Any = jobs.raises_on_the_loop if place == "loop" else jobs.raises
+    tasks = [
+        scheduler.task(
+            name=f"raises-{n}", run_in=place, timeout=30, retry=Retry(2, base=0, on=on, give_up_on=give_up_on)
+        )(function)
+        for n, (_, on, give_up_on, _) in enumerate(DECISIONS)
+    ]
+    async with scheduler:
+        handles = [await task.enqueue(kind) for task, (kind, *_) in zip(tasks, DECISIONS, strict=True)]
+        ended = [await handle.wait(30) for handle in handles]
+    assert [
+        (kind, on, give_up_on, job.attempt) for (kind, on, give_up_on, _), job in zip(DECISIONS, ended, strict=True)
+    ] == (DECISIONS)
+    for (kind, *_), job in zip(DECISIONS, ended, strict=True):
+        raised = jobs.RAISED[kind]()
+        assert job.state is JobState.FAILED, kind
+        assert job.reason == ("gave up" if job.attempt == 1 else "exhausted"), kind
+        assert str(job.error).startswith(type(raised).__name__), f"{kind}: the error names the class that was raised"
+        assert str(raised) in str(job.error), kind
 
 
 @pytest.mark.parametrize("place", ["thread", "process"])

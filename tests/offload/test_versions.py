@@ -27,17 +27,16 @@ def works(python: Path) -> bool:
     return subprocess.run([python, "-c", ""], capture_output=True, check=False).returncode == 0
 
 
-INSTALLED = {version: python for version in VERSIONS if (python := interpreter(version)) is not None}
-
-
 @pytest.mark.soak
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("version", INSTALLED)
+@pytest.mark.parametrize("version", VERSIONS)
 def test_offload_works_on_the_other_pythons(version: str, tmp_path: Path) -> None:
     if sys.version_info[:2] == tuple(map(int, version.split("."))):
         return  # this is the one that runs
+    if (python := interpreter(version)) is None:
+        pytest.skip(f"Python {version} is not installed here")
     home = tmp_path / "venv"
-    subprocess.run([INSTALLED[version], "-m", "venv", home], check=True)
+    subprocess.run([python, "-m", "venv", home], check=True)
     python = home / "bin" / "python"
     subprocess.run([python, "-m", "pip", "install", "-qq", "-e", f"{ROOT}[dev]"], check=True)
     done = subprocess.run(
