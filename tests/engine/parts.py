@@ -76,7 +76,13 @@ class Parts:
             announce=self.events.append,
         )
         self.claimer = Claimer(
-            database=database, slots=self.executor, identity=self.identity, queues=None, own_slots={}, poll=POLL
+            database=database,
+            slots=self.executor,
+            identity=self.identity,
+            queues=None,
+            own_slots={},
+            poll=POLL,
+            clock=ProcessClock(clock),
         )
         self.promoter = Promoter(database=database, poll=POLL, wakeups=self.wakeups)
         self.reconciler = Reconciler(

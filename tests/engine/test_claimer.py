@@ -15,6 +15,7 @@ from onebeat.store import reports
 from onebeat.store.connection.database import Database
 from onebeat.store.jobs import insert
 from onebeat.store.tx import Tx
+from onebeat.timing.clock import SystemClock
 from tests.conftest import MakeDatabase
 from tests.support.builders import SECOND, a_job, identity_of, registered
 
@@ -45,7 +46,15 @@ class Places:
 
 
 def a_claimer(database: Database, worker: str, places: Places) -> Claimer:
-    return Claimer(database=database, slots=places, identity=identity_of(worker), queues=None, own_slots={}, poll=POLL)
+    return Claimer(
+        database=database,
+        slots=places,
+        identity=identity_of(worker),
+        queues=None,
+        own_slots={},
+        poll=POLL,
+        clock=SystemClock(),
+    )
 
 
 async def test_a_job_whose_row_another_search_held_is_not_left_until_the_next_poll(
@@ -135,6 +144,7 @@ async def test_a_claim_of_a_worker_that_lost_its_lease_meanwhile_starts_nothing_
         queues=None,
         own_slots={},
         poll=POLL,
+        clock=SystemClock(),
     )
     await claimer._claim(worker, 10, None, ())
     info = await database.read(reports.job, job.id)

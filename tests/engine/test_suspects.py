@@ -119,6 +119,17 @@ def _revive(tx: Tx, worker_id: str) -> None:
     tx.execute(update(table).where(table.c.id == worker_id).values(lease_until_us=tx.now() + 60 * SECOND))
 
 
+async def test_a_wall_clock_that_is_set_back_keeps_no_worker_from_claiming(parts: Parts) -> None:
+    shop = Shop(parts)
+    await shop.busy()
+    await shop.suspect()
+    await parts.claimer.look_for_suspects()
+    parts.clock.advance(DRY_LIMIT / SECOND + 1)
+    await parts.claimer.tick(parts.clock.now - 3600 * SECOND)
+    assert any(run.job.crashes >= 2 for run in parts.executor.running.values())
+    await shop.end()
+
+
 async def test_one_worker_of_a_fleet_at_a_time_makes_way_for_a_suspect(parts: Parts) -> None:
     shop = Shop(parts)
     await shop.suspect()

@@ -31,7 +31,7 @@ class Fired:
     reason: str | None
     job_id: UUID | None
     queued: bool
-    delayed: bool
+    delayed_until: int | None  # when its job may run, if that is later than now
     tracking_id: str | None
 
 
@@ -81,7 +81,7 @@ class FireWriter:
                     reason=fire.reason,
                     job_id=None if job is None else job.id,
                     queued=job is not None and job.state is JobState.QUEUED,
-                    delayed=job is not None and job.state is JobState.SCHEDULED,
+                    delayed_until=job.run_at if job is not None and job.state is JobState.SCHEDULED else None,
                     tracking_id=None if job is None else job.tracking_id,
                 )
             )
