@@ -83,6 +83,7 @@ class Parts:
             own_slots={},
             poll=POLL,
             sweep=SWEEP,
+            clock=ProcessClock(clock),
         )
         self.promoter = Promoter(database=database, poll=POLL, wakeups=self.wakeups)
         self.reconciler = Reconciler(

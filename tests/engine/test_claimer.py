@@ -15,6 +15,7 @@ from onebeat.store import reports
 from onebeat.store.connection.database import Database
 from onebeat.store.jobs import insert
 from onebeat.store.tx import Tx
+from onebeat.timing.clock import SystemClock
 from tests.conftest import MakeDatabase
 from tests.support.builders import SECOND, a_job, identity_of, registered
 
@@ -54,6 +55,7 @@ def a_claimer(database: Database, worker: str, places: Places) -> Claimer:
         own_slots={},
         poll=POLL,
         sweep=15 * SECOND,
+        clock=SystemClock(),
     )
 
 
@@ -145,6 +147,7 @@ async def test_a_claim_of_a_worker_that_lost_its_lease_meanwhile_starts_nothing_
         own_slots={},
         poll=POLL,
         sweep=15 * SECOND,
+        clock=SystemClock(),
     )
     await claimer._claim(worker, 10, None, ())
     info = await database.read(reports.job, job.id)

@@ -9,6 +9,8 @@ import pytest
 from onebeat.model.job import JobState
 from onebeat.store import reports
 from onebeat.store.connection.database import Database
+from onebeat.store.jobs import insert
+from onebeat.store.tx import Tx
 from tests.engine.parts import POLL, Parts
 from tests.support.builders import SECOND, a_job
 
@@ -39,6 +41,31 @@ async def test_it_sleeps_until_the_earliest_job_is_due_and_queues_it_then(parts:
     assert await parts.promoter.tick(now) == now + 3 * SECOND
     assert (await state(parts, early.id), await state(parts, late.id)) == ("queued", "scheduled")
     assert parts.woken == ["jobs_queued"]
+
+
+async def test_only_a_job_that_is_due_before_the_next_look_needs_another_one(parts: Parts) -> None:
+    parts.database.offset_us = 10 * SECOND
+    local, now = parts.clock.now - 10 * SECOND, parts.clock.now
+    assert not parts.promoter.is_awaited(now + 3600 * SECOND), "it has not looked yet"
+    await parts.stored(a_job(**due(parts, 4)))
+    await parts.promoter.tick(local)
+    assert [parts.promoter.is_awaited(now + seconds * SECOND) for seconds in (3, 4, 5)] == [False, True, True]
+
+
+async def test_a_job_that_is_stored_during_a_look_makes_another_one(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it reads may be older than that job."""
+    await parts.promoter.tick(parts.clock.now)
+    awaited: list[bool] = []
+
+    def read(tx: Tx) -> int | None:
+        awaited.append(parts.promoter.is_awaited(parts.clock.now + 3600 * SECOND))
+        return None
+
+    monkeypatch.setattr(insert, "next_run_at", read)
+    await parts.promoter.tick(parts.clock.now)
+    assert awaited == [False]
 
 
 async def test_a_job_far_ahead_does_not_keep_it_from_polling(parts: Parts) -> None:

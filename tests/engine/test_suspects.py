@@ -17,6 +17,7 @@ from onebeat.store.tx import Tx
 from onebeat.timing.clock import DAY
 from tests.engine.parts import SWEEP, Parts
 from tests.support.builders import SECOND, a_job, claimed, claimed_suspects, identity_of, registered
+from tests.support.virtual import ProcessClock
 
 
 class Shop:
@@ -121,6 +122,17 @@ def _revive(tx: Tx, worker_id: str) -> None:
     tx.execute(update(table).where(table.c.id == worker_id).values(lease_until_us=tx.now() + 60 * SECOND))
 
 
+async def test_a_wall_clock_that_is_set_back_keeps_no_worker_from_claiming(parts: Parts) -> None:
+    shop = Shop(parts)
+    await shop.busy()
+    await shop.suspect()
+    await parts.claimer.look_for_suspects()
+    parts.clock.advance(LONGEST_WAY / SECOND + 1)
+    await parts.claimer.tick(parts.clock.now - 3600 * SECOND)
+    assert any(run.job.crashes >= 2 for run in parts.executor.running.values())
+    await shop.end()
+
+
 async def test_one_worker_of_a_fleet_at_a_time_makes_way_for_a_suspect(parts: Parts) -> None:
     shop = Shop(parts)
     await shop.suspect()
@@ -160,8 +172,9 @@ async def test_each_worker_of_a_fleet_meets_its_turn_however_slow_its_sweeps_are
                 own_slots={},
                 poll=SECOND,
                 sweep=sweep * SECOND,
+                clock=ProcessClock(parts.clock),
             )
-            await claimer.look_for_suspects(parts.clock.now)
+            await claimer.look_for_suspects()
             if claimer._dry_since is not None:
                 made_way.add(id)
         parts.clock.advance(sweep)

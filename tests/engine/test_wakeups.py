@@ -39,7 +39,7 @@ class Sender:
 
 def announce_everything(wakeups: Wakeups) -> None:
     wakeups.jobs_queued()
-    wakeups.jobs_delayed()
+    wakeups.jobs_delayed(1)
     wakeups.schedules_changed()
     wakeups.job_ended(ID)
     wakeups.cancel_requested(ID)

@@ -15,6 +15,7 @@ from onebeat.engine import membership, reconciler
 from onebeat.engine.heartbeat import WorkerLease
 from onebeat.engine.identity import WorkerIdentity
 from onebeat.engine.loop import Loop
+from onebeat.engine.wakeups import AT_ONCE
 from onebeat.engine.worker import Worker
 from onebeat.errors import DatabaseUnavailable
 from onebeat.model.events import WorkerLost
@@ -24,6 +25,7 @@ from onebeat.scheduler.scheduler import Scheduler
 from onebeat.store import workers
 from onebeat.store.schedules import declare
 from onebeat.timing.backoff import Retry
+from onebeat.timing.clock import SystemClock
 from onebeat.timing.triggers import Every
 from tests.engine.conftest import Make
 from tests.support.builders import SECOND, HeldLease, a_job
@@ -111,7 +113,7 @@ async def test_each_wake_up_reaches_the_part_that_has_to_look(looks: Looks) -> N
     wakeups = looks.scheduler._wakeups
     assert looks.during(wakeups.jobs_queued) == {"claimer"}
     assert looks.during(wakeups.slots_freed) == {"claimer"}
-    assert looks.during(wakeups.jobs_delayed) == {"promoter"}
+    assert looks.during(wakeups.jobs_delayed, AT_ONCE) == {"promoter"}
     assert looks.during(wakeups.schedules_changed) == {"dispatcher"}
     assert looks.during(wakeups.run_started) == {"reconciler"}
     assert looks.during(wakeups.run_ended) == {"settler"}
@@ -121,8 +123,16 @@ async def test_each_wake_up_reaches_the_part_that_has_to_look(looks: Looks) -> N
 async def test_a_hint_of_another_process_wakes_the_same_parts(looks: Looks) -> None:
     wakeups = looks.scheduler._wakeups
     assert looks.during(wakeups.jobs_queued.wake) == {"claimer"}
-    assert looks.during(wakeups.jobs_delayed.wake) == {"promoter"}
+    assert looks.during(wakeups.jobs_delayed.wake, AT_ONCE) == {"promoter"}
     assert looks.during(wakeups.schedules_changed.wake) == {"dispatcher"}
+
+
+async def test_a_job_for_later_than_the_next_look_makes_no_look(looks: Looks) -> None:
+    wakeups, (worker,) = looks.scheduler._wakeups, [looks.scheduler._running().worker]
+    assert worker is not None
+    await waits_until(lambda: worker._promoter._looks_at is not None)
+    assert looks.during(wakeups.jobs_delayed, SystemClock().now() + 3600 * SECOND) == set(), "it polls each 30 s"
+    assert looks.during(wakeups.jobs_delayed, SystemClock().now() + SECOND) == {"promoter"}
 
 
 async def test_after_a_stop_nothing_listens_and_a_second_start_listens_once(make: Make) -> None:

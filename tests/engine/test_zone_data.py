@@ -110,5 +110,5 @@ async def test_a_worker_that_runs_looks_once_a_day(simulated: SimulatedWorker, s
     assert woken == [simulated.clock.now]
 
 
-async def _no_suspects(now: int) -> None:
+async def _no_suspects() -> None:
     return None

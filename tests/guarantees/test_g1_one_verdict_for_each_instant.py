@@ -66,9 +66,9 @@ async def test_without_both_a_late_dispatcher_doubles_the_jobs(
     numbers = iter(range(1_000_000))
     row = FireWriter._row
 
-    def not_unique(self: FireWriter, *values: Any) -> dict[str, Any]:
-        made = row(self, *values)
-        return made | {"fire_key": f"{made['fire_key']}#{next(numbers)}"}
+    def not_unique(self: FireWriter, *values: Any) -> tuple[Any, ...]:
+        schedule_id, key, *others = row(self, *values)
+        return schedule_id, f"{key}#{next(numbers)}", *others
 
     monkeypatch.setattr(fire, "still_unfired", or_whatever)
     monkeypatch.setattr(FireWriter, "_row", not_unique)
@@ -167,7 +167,7 @@ async def test_with_a_fire_and_its_job_apart_a_started_fire_has_no_job(
     database = await make_database(database_url, database_clock=clock)
     await added(database, a_schedule())
     clock.advance(2)
-    monkeypatch.setattr(insert, "add", lambda tx, new: None)
+    monkeypatch.setattr(insert, "add_rows", lambda tx, columns, new: None)
     await fired(database)
     with pytest.raises(AssertionError, match="without a job"):
         await verdicts_are_exact(database_url, clock)

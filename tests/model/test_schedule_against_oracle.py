@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from random import Random
 
 import pytest
 import tzdata
 
-from onebeat.model.policies import Decision, Policies
-from onebeat.model.schedule import Schedule, plan
+from onebeat.model import schedule as model
+from onebeat.model.policies import Decision, Overlap, Policies
+from onebeat.model.schedule import Schedule, Unfinished, plan
 from onebeat.timing.clock import SECOND, from_us, to_us
+from onebeat.timing.triggers import At, Cron, Every
 from tests.timing.random_rules import Plan, instants, plans
 
 ALLOW = Policies(overlap="allow", catch_up="all")
@@ -44,6 +47,38 @@ def compare(count: int, start: datetime, end: datetime, seed: int) -> int:
 
 
 @pytest.mark.timeout(600)  # a few seconds, on a machine that may be busy
+def test_the_short_way_of_an_ordinary_fire_decides_what_the_general_one_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    chance, short = Random(14), 0
+    for _ in range(3_000):
+        at = chance.randrange(0, 7_200, 60) * SECOND
+        policies = Policies(
+            overlap=chance.choice(list(Overlap)),
+            catch_up=chance.choice(["latest", "skip"]),
+            misfire_grace=chance.choice([None, 2]),
+            jitter=chance.choice([0, 30]),
+            max_fires=chance.choice([None, 1, 2]),
+        )
+        schedule = Schedule(
+            id=f"s{chance.randrange(9)}",
+            trigger=chance.choice([Every(60), Every(1), At(from_us(at)), Cron("*/7 * * * *", "Europe/Berlin")]),
+            policies=policies,
+            next_fire_us=at,
+            last_fire_us=chance.choice([None, at - 60 * SECOND, at, at + SECOND]),
+            fires_count=chance.randrange(2),
+            consecutive_skips=chance.randrange(4),
+        )
+        now = at + chance.choice([0, 1, 3 * SECOND, 5 * SECOND + 1, 90 * SECOND])
+        held = chance.choice([(), (), (Unfinished("j", "running", 0),)])
+        since = chance.choice([None, at, now])
+        with monkeypatch.context() as patched:
+            patched.setattr(model, "_one_on_time", lambda *_: None)
+            expected = plan(schedule, now, held, since)
+        assert plan(schedule, now, held, since) == expected
+        due = model._due(schedule.trigger, model._since(schedule, at), now)[0]
+        short += len(due) == 1 and model._one_on_time(schedule, due[0], now, None, held, since) is not None
+    assert 500 < short < 2_500, "both ways were taken"
+
+
 def test_two_years_of_thirty_schedules_fire_as_a_second_reading_says() -> None:
     assert compare(30, datetime(2011, 1, 1, tzinfo=UTC), datetime(2012, 12, 31, tzinfo=UTC), seed=3) > 10_000
 

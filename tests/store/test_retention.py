@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from sqlalchemy import select
 
 from onebeat.engine.sweeper import RetentionAges, prune
 from onebeat.model.policies import CatchUp
-from onebeat.store import retention
+from onebeat.store import retention, workers
 from onebeat.store.schedules import declare
 from onebeat.timing.clock import DAY, HOUR, SECOND, from_us
 from onebeat.timing.triggers import At, Every
@@ -100,3 +101,52 @@ async def test_what_code_declares_stays_though_it_is_over(simulated: SimulatedWo
     simulated.clock.advance(100 * 86_400)
     await prune(simulated.database, RetentionAges())
     assert await ids(simulated) == ["s"]
+
+
+async def test_a_definition_goes_a_month_after_the_last_worker_that_had_it(simulated: SimulatedWorker) -> None:
+    old, new = a_schedule(trigger=Every(hours=1)), a_schedule(trigger=Every(hours=2))
+    other = a_schedule("other")
+    database, lease = simulated.database, 365 * DAY
+
+    async def hashes() -> set[str]:
+        rows = await database.read(lambda tx: tx.execute(select(tx.tables.definitions.c.hash)).all())
+        return {row.hash for row in rows}
+
+    leaving = await registered(database, definitions={"s": old.hash}, lease=lease)
+    await database.write(declare.declare, [old])
+    await registered(database, definitions={"s": new.hash, "other": other.hash}, lease=lease)
+    simulated.clock.advance(1)
+    await database.write(declare.declare, [new, other])
+    simulated.clock.advance(40 * 86_400)
+    await prune(database, RetentionAges())
+    assert await hashes() == {old.hash, new.hash, other.hash}, "live workers have them"
+    await database.write(workers.stop, leaving)
+    simulated.clock.advance(29 * 86_400)
+    await prune(database, RetentionAges())
+    assert await hashes() == {old.hash, new.hash, other.hash}
+    simulated.clock.advance(2 * 86_400)
+    await prune(database, RetentionAges())
+    assert await hashes() == {new.hash, other.hash}
+    assert (await simulated.schedules.get("s")).trigger == Every(hours=2)
+
+
+async def test_a_definition_in_force_stays_without_any_worker(simulated: SimulatedWorker) -> None:
+    item = a_schedule()
+    await registered(simulated.database, definitions={"s": item.hash}, lease=SECOND)
+    await simulated.database.write(declare.declare, [item])
+    simulated.clock.advance(100 * 86_400)
+    assert await simulated.database.write(declare.prune) == 0
+
+
+async def test_a_worker_that_declares_an_old_definition_keeps_it(simulated: SimulatedWorker) -> None:
+    """Also while the pruning has not yet seen that this worker is there: its row alone says so."""
+    old, new = a_schedule(trigger=Every(hours=1)), a_schedule(trigger=Every(hours=2))
+    for item in (old, new):
+        await registered(simulated.database, definitions={"s": item.hash}, lease=SECOND)
+        await simulated.database.write(declare.declare, [item])
+        simulated.clock.advance(2)
+    simulated.clock.advance(40 * 86_400)
+    await simulated.database.write(declare.declare, [old])
+    assert await simulated.database.write(declare.prune) == 0
+    simulated.clock.advance(40 * 86_400)
+    assert await simulated.database.write(declare.prune) == 1

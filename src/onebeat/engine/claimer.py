@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from onebeat.engine.identity import WorkerIdentity
 from onebeat.model.ids import token
 from onebeat.model.job import SUSPECT_CRASHES, Claimed
+from onebeat.model.protocols import Clock
 from onebeat.store.connection.database import Database
 from onebeat.store.jobs import claim, rescue
 from onebeat.store.jobs.kinds import KnownKinds
@@ -64,6 +65,7 @@ class Claimer:
         own_slots: Mapping[str, int],
         poll: int,
         sweep: int,
+        clock: Clock,
     ) -> None:
         self._database = database
         self._slots = slots
@@ -73,12 +75,13 @@ class Claimer:
         self._poll = poll
         self._suspect_turn = TURN * sweep
         self._dry_limit = min(LONGEST_WAY, sweep // 3)  # so that it has started before the next worker's turn
+        self._clock = clock
         self.in_flight: set[str] = set()  # tokens of claims whose answers have not been started yet
         self._known = KnownKinds()
         self._turn = 0
         self._misses = 0  # looks in a row after which a job was left that this worker could have taken
-        self._dry_since: int | None = None
-        self._not_dry_before = 0
+        self._dry_since: int | None = None  # on the clock that never steps, as is the next one
+        self._not_dry_before: int | None = None
         self.behind = False  # the last claims took all that could start, so more jobs are probably queued
         self._settled = False  # since the last look
 
@@ -88,7 +91,7 @@ class Claimer:
         if worker_id is None:
             return now + self._poll
         if self._dry_since is not None:
-            if now - self._dry_since < self._dry_limit and not self._slots.idle:
+            if self._clock.boot() - self._dry_since < self._dry_limit and not self._slots.idle:
                 return now + SECOND // 20
             self._dry_since = None
             if self._slots.accepts_suspect:
@@ -180,18 +183,20 @@ class Claimer:
                     return True
         return False
 
-    async def look_for_suspects(self, now: int) -> None:
+    async def look_for_suspects(self) -> None:
         """Claim nothing else for at most `LONGEST_WAY` when a suspect waits and it is this worker's turn to run it."""
         worker_id = self._identity.claimant
-        if worker_id is None or now < self._not_dry_before or not self._slots.accepts_suspect:
+        boot = self._clock.boot()
+        is_early = self._not_dry_before is not None and boot < self._not_dry_before
+        if worker_id is None or is_early or not self._slots.accepts_suspect:
             return
         for tasks, _ in self._slots.startable(1):
             look = claim.suspect_turn
             if await self._database.read(
                 look, worker_id=worker_id, tasks=tasks, queues=self._queues, each=self._suspect_turn
             ):
-                self._dry_since = now
-                self._not_dry_before = now + self._suspect_turn
+                self._dry_since = boot
+                self._not_dry_before = boot + self._suspect_turn
                 return
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from random import Random
 
-from onebeat.engine.wakeups import Wakeups
+from onebeat.engine.wakeups import AT_ONCE, Wakeups
 from onebeat.model.events import ClockStepped, Event
 from onebeat.model.protocols import Clock
 from onebeat.store import clock_ahead
@@ -82,7 +82,7 @@ class ClockWatch:
         while count := await self._database.write(clock_ahead.bring_retries_forward):
             retries += count
         if retries:
-            self._wakeups.jobs_delayed()
+            self._wakeups.jobs_delayed(AT_ONCE)
         return retries
 
     async def _bring_schedules_forward(self) -> int:

@@ -104,11 +104,12 @@ class Dispatcher:
         return min(fire - self._database.offset_us + HEAD_START * self._behind, now + self._poll)
 
     def _tell(self, report: FireReport) -> None:
-        queued = delayed = False
+        queued, delayed = False, list[int]()
         started: set[str] = set()
         for fired in report.fired:
             queued |= fired.queued
-            delayed |= fired.delayed
+            if fired.delayed_until is not None:
+                delayed.append(fired.delayed_until)
             self._announce(
                 ScheduleFired(
                     schedule_id=fired.schedule_id,
@@ -133,4 +134,4 @@ class Dispatcher:
         if queued:
             self._wakeups.jobs_queued()
         if delayed:
-            self._wakeups.jobs_delayed()
+            self._wakeups.jobs_delayed(min(delayed))

@@ -16,9 +16,19 @@ class Promoter:
         self._database = database
         self._poll = poll
         self._wakeups = wakeups
+        self._looks_at: int | None = None  # when the next tick is due by the local clock; None: unknown, or it runs now
+
+    def is_awaited(self, run_at: int) -> bool:
+        """Return whether the next tick comes early enough for a job that is due at `run_at` by the database's clock."""
+        return self._looks_at is not None and self._looks_at + self._database.offset_us <= run_at
 
     async def tick(self, now: int) -> int | None:
         """Queue what is due; return when the next job is due, at the latest one poll interval from now."""
+        self._looks_at = None  # a job that is stored during this tick may be missing in what it reads
+        self._looks_at = await self._look(now)
+        return self._looks_at
+
+    async def _look(self, now: int) -> int:
         earliest = await self._database.read(insert.next_run_at)
         if earliest is None:
             return now + self._poll

@@ -74,16 +74,16 @@ class Settler:
             kept = await self._write([ended for ended, _ in batch], refused)
         self._waiting[: len(batch)] = []
         self._waiting += [item for item in batch if item[0].job.id in refused]  # the others do not wait for it
-        delayed = False
+        delayed: list[int] = []
         silent = not self._hears(JobSettled)
         for ended, seconds in batch:
             if silent and ended.is_plain_success and ended.job.id in kept:
                 self._wakeups.job_ended(ended.job.id)
-            elif ended.job.id not in refused:
-                delayed |= self._tell(ended, seconds, kept.get(ended.job.id))
+            elif ended.job.id not in refused and self._tell(ended, seconds, kept.get(ended.job.id)):
+                delayed.append(ended.settlement.delay or 0)
         self._wakeups.slots_freed()
         if delayed:
-            self._wakeups.jobs_delayed()
+            self._wakeups.jobs_delayed(now + self._database.offset_us + min(delayed))
         for error in refused.values():
             raise error
         return now if self._waiting else None

@@ -9,7 +9,7 @@ from random import Random
 from onebeat.engine import run_file
 from onebeat.engine.batch_size import BatchSize
 from onebeat.engine.identity import WorkerIdentity
-from onebeat.engine.wakeups import Wakeups
+from onebeat.engine.wakeups import AT_ONCE, Wakeups
 from onebeat.model.events import Event, JobRescued, WorkerDied, about
 from onebeat.model.job import FINAL, JobState
 from onebeat.model.protocols import Clock
@@ -45,7 +45,7 @@ class Sweeper:
         identity: WorkerIdentity,
         interval: int,
         retention: RetentionAges,
-        look_for_suspects: Callable[[int], Awaitable[None]],
+        look_for_suspects: Callable[[], Awaitable[None]],
         wakeups: Wakeups,
         clock: Clock,
         random: Random,
@@ -92,7 +92,7 @@ class Sweeper:
         await self._release()
         if wrong := await self._database.read(declare.disputed):
             await self._database.write(declare.arbitrate, wrong)
-        await self._look_for_suspects(now)
+        await self._look_for_suspects()
         await self._rezone(now)
 
     async def _bury(self) -> None:
@@ -114,7 +114,7 @@ class Sweeper:
             released = await self._database.write(release.release, lost) if lost else 0
             if released:
                 self._wakeups.jobs_queued()
-                self._wakeups.jobs_delayed()
+                self._wakeups.jobs_delayed(AT_ONCE)
 
     async def _rezone(self, now: int) -> None:
         """Move next fires that other zone data gave, a part of them in each sweep, so that rescues need not wait."""
@@ -152,7 +152,7 @@ class Sweeper:
                     self._wakeups.job_ended(job.id)
             self._wakeups.jobs_queued()
             if any(job.state == JobState.SCHEDULED for job in rescued):
-                self._wakeups.jobs_delayed()
+                self._wakeups.jobs_delayed(AT_ONCE)
 
     async def _rescue_batch(self) -> list[rescue.Rescued]:
         limit = self._batch.rows
@@ -195,6 +195,8 @@ async def prune_in_batches(
         yield 0
     while await database.write(locks.prune):
         yield 0
+    await database.write(declare.prune)
+    yield 0
 
 
 async def _every_schedule(database: Database) -> AsyncIterator[list[str]]:

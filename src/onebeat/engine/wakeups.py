@@ -9,6 +9,7 @@ from uuid import UUID
 Args = TypeVarTuple("Args")
 F = TypeVar("F")
 Unsubscribe = Callable[[], None]
+AT_ONCE = 0  # an instant before all others: for jobs that wait until a time which the caller does not know
 
 
 class Signal(Generic[*Args]):
@@ -95,7 +96,7 @@ class Wakeups:
     def __init__(self) -> None:
         # Other processes want to know of these too: `attach` forwards them.
         self.jobs_queued: Signal[()] = Signal()
-        self.jobs_delayed: Signal[()] = Signal()
+        self.jobs_delayed: Signal[int] = Signal()  # the earliest `run_at`, UTC microseconds on the database's clock
         self.schedules_changed: Signal[()] = Signal()
         self.job_ended: Signal[UUID] = Signal()
         self.cancel_requested: Signal[UUID] = Signal()
@@ -109,11 +110,12 @@ class Wakeups:
         """Tell `listener` what happens in this process, so that it can tell others; return what ends that.
 
         The listener reports what other processes tell it through `Signal.wake`, for example
-        `wakeups.jobs_queued.wake()`. That wakes this process and is not sent on.
+        `wakeups.jobs_queued.wake()` and `wakeups.jobs_delayed.wake(AT_ONCE)`. That wakes this process and is not sent
+        on.
         """
         ends = (
             self.jobs_queued.forward(listener.jobs_queued),
-            self.jobs_delayed.forward(listener.jobs_delayed),
+            self.jobs_delayed.forward(lambda _: listener.jobs_delayed()),
             self.schedules_changed.forward(listener.schedules_changed),
             self.job_ended.forward(listener.job_ended),
             self.cancel_requested.forward(listener.cancel_requested),

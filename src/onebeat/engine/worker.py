@@ -115,6 +115,7 @@ class Worker:
             own_slots=options.own_slots,
             poll=options.poll,
             sweep=options.heartbeat,
+            clock=clock,
         )
         self._reconciler = Reconciler(
             database=database,
@@ -152,7 +153,7 @@ class Worker:
             random=random,
             announce=announce,
         )
-        promoter = Promoter(database=database, poll=options.poll, wakeups=wakeups)
+        self._promoter = Promoter(database=database, poll=options.poll, wakeups=wakeups)
         self._membership = Membership(
             database=database,
             identity=identity,
@@ -170,7 +171,7 @@ class Worker:
         self._settling = self._loop("settler", self._settler.tick)
         self._claims = self._loop("claimer", self._claimer.tick)
         self._dispatches = self._loop("dispatcher", dispatcher.tick)
-        self._promotions = self._loop("promoter", promoter.tick)
+        self._promotions = self._loop("promoter", self._promoter.tick)
         self._reconciling = self._loop("reconciler", self._reconciler.tick)
         self._sweeps = self._loop("sweeper", self._sweeper.tick)
         self._clock_watch = self._loop("clock watch", clock_watch.tick)
@@ -209,7 +210,7 @@ class Worker:
         self._subscriptions += [
             wakeups.jobs_queued.subscribe(self._claims.wake),
             wakeups.slots_freed.subscribe(self._slots_freed),
-            wakeups.jobs_delayed.subscribe(self._promotions.wake),
+            wakeups.jobs_delayed.subscribe(self._jobs_delayed),
             wakeups.schedules_changed.subscribe(self._dispatches.wake),
             wakeups.run_started.subscribe(self._reconciling.wake),
             wakeups.run_ended.subscribe(self._run_ended),
@@ -224,6 +225,10 @@ class Worker:
     def _slots_freed(self) -> None:
         self._claimer.settled()
         self._claims.wake()
+
+    def _jobs_delayed(self, run_at: int) -> None:
+        if not self._promoter.is_awaited(run_at):
+            self._promotions.wake()
 
     def _cancel_requested(self, id: UUID) -> None:
         if self._reconciler.cancel_requested(id):

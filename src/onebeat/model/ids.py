@@ -6,6 +6,18 @@ import secrets
 from uuid import UUID
 
 
+def uuid7_each(now: int, count: int) -> list[UUID]:
+    """Return `count` UUIDv7, each made for one microsecond later than the one before, with one draw of chance for all.
+
+    >>> made = uuid7_each(1_700_000_000_000_000, 3)
+    >>> made == sorted(made)
+    True
+    """
+    drawn = secrets.token_bytes(8 * count)
+    tails = [int.from_bytes(drawn[at : at + 8], "big") >> 2 for at in range(0, len(drawn), 8)]
+    return [uuid7(now + number, tail) for number, tail in enumerate(tails)]
+
+
 def uuid7(now: int, random_bits: int | None = None) -> UUID:
     """A UUIDv7 (RFC 9562 §5.7, method 3): ids made later in one process sort later, to about a quarter microsecond.
 

@@ -109,6 +109,8 @@ def plan(
         return replace(_unchanged(schedule), next_fire_us=None, finished=True)
     due, gap, following = _due(schedule.trigger, _since(schedule, first), now_us)
     next_us = None if following is None else following.at
+    if len(due) == 1 and (made := _one_on_time(schedule, due[0], now_us, next_us, unfinished, since_us)) is not None:
+        return made
     verdicts = _Verdicts(schedule, now_us, next_us, unfinished)
     if gap is not None:
         verdicts.fires.append(gap_row(*gap, f"more than {ONE_BY_ONE} fires were missed; these are the oldest"))
@@ -120,6 +122,38 @@ def plan(
         elif not verdicts.start(fire, run_at, reason):
             break
     return verdicts.plan(due[-1].at if due else None)
+
+
+def _one_on_time(
+    schedule: Schedule,
+    fire: DueFire,
+    now: int,
+    next_us: int | None,
+    unfinished: tuple[Unfinished, ...],
+    since_us: int | None,
+) -> FirePlan | None:
+    """What nearly every plan is: one fire, on time, that nothing holds; None where a policy has something to say.
+
+    The general way decides the same and takes three times as long, which counts when thousands are due at once.
+    """
+    policies = schedule.policies
+    grace = policies.misfire_grace_us
+    is_held = unfinished and policies.overlap is not Overlap.ALLOW
+    if is_held or fire.at < _on_time(now, since_us) or (grace is not None and fire.at < now - grace):
+        return None
+    offset = jitter_us(schedule.id, policies.jitter_us)
+    run_at = max(now, fire.at + _capped(offset, fire.at, next_us))
+    count, last = schedule.fires_count + 1, schedule.last_fire_us
+    if spent(policies, count):
+        next_us = None
+    return FirePlan(
+        fires=(started(fire, Origin.SCHEDULE, run_at, _timely(fire, now)),),
+        next_fire_us=next_us,
+        last_fire_us=fire.at if last is None or fire.at > last else last,
+        finished=next_us is None,
+        fires_count=count,
+        consecutive_skips=0,
+    )
 
 
 def spent(policies: Policies, fires_count: int) -> bool:
@@ -202,8 +236,7 @@ def _before_overlap(
             ready += _catch_up(policies, late, True, now, offset, next_us, rows)
             late = []
             following = due[index + 1].at if index + 1 < len(due) else next_us
-            reason = "on time" if fire.at >= now - ON_TIME else f"{_late(fire, now)}, as very many were due at once"
-            ready.append((fire, max(now, fire.at + _capped(offset, fire.at, following)), None, reason))
+            ready.append((fire, max(now, fire.at + _capped(offset, fire.at, following)), None, _timely(fire, now)))
     return ready + _catch_up(policies, late, False, now, offset, next_us, rows)
 
 
@@ -383,6 +416,11 @@ def _unchanged(schedule: Schedule) -> FirePlan:
 def _capped(offset: int, start: int, following: int | None) -> int:
     """The jitter, kept below the next instant."""
     return offset if following is None or not offset else max(0, min(offset, following - start - 1))
+
+
+def _timely(fire: DueFire, now: int) -> str:
+    """Why a fire runs that is not late, or only because of the load."""
+    return "on time" if fire.at >= now - ON_TIME else f"{_late(fire, now)}, as very many were due at once"
 
 
 def _late(fire: DueFire, now: int) -> str:

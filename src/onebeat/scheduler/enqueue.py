@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from onebeat.engine.wakeups import Wakeups
+from onebeat.engine.wakeups import AT_ONCE, Wakeups
 from onebeat.errors import ConfigurationError
 from onebeat.model import payload
 from onebeat.model.ids import uuid7
@@ -122,8 +122,8 @@ def announce_stored(wakeups: Wakeups, jobs: Sequence[NewJob]) -> None:
     """Wake the claimer for what may run now, and the promoter for what waits until later."""
     if any(job.state is JobState.QUEUED for job in jobs):
         wakeups.jobs_queued()
-    if any(job.state is JobState.SCHEDULED for job in jobs):
-        wakeups.jobs_delayed()
+    if later := [job.run_at or AT_ONCE for job in jobs if job.state is JobState.SCHEDULED]:
+        wakeups.jobs_delayed(min(later))
 
 
 def snapshot(job: NewJob, now: int) -> JobInfo:

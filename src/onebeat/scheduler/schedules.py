@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any, Literal, Protocol, Unpack
 
-from onebeat.engine.wakeups import Wakeups
+from onebeat.engine.wakeups import AT_ONCE, Wakeups
 from onebeat.errors import ConfigurationError, InvalidTrigger, ScheduleNotFound, StaleRevision
 from onebeat.model import changes
 from onebeat.model.checks import NAME, aware_us, check_filters, check_limit, check_name
@@ -228,7 +228,7 @@ class Schedules:
             store_fires.fire_by_hand, _known_id(id), decide, by=self._who(), new_tracking_id=self._new_tracking_id
         )
         self._wakeups.jobs_queued()
-        self._wakeups.jobs_delayed()
+        self._wakeups.jobs_delayed(AT_ONCE)
         return fires
 
     async def why(self, id: str, at: datetime) -> Why:

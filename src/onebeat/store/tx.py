@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any, Protocol, TypeVar
 
-from sqlalchemy import Connection, CursorResult
+from sqlalchemy import Connection, CursorResult, Insert, Table
 from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.sql.expression import Executable
 
@@ -83,13 +83,32 @@ class Tx:
 
     def execute(self, statement: Executable, parameters: Any = None) -> CursorResult[Any]:
         """Run one statement; `parameters` is a dict, or a list of dicts to run it for each."""
-        if self._points is None:
-            return self.connection.execute(statement, parameters)
-        self.statement = statement
-        self._points.reach("statement", self)
+        self._reach("statement", statement)
         result = self.connection.execute(statement, parameters)
-        self._points.reach("executed", self)
+        self._reach("executed", statement)
         return result
+
+    def execute_given(self, statement: Executable, rows: Sequence[Mapping[str, Any]], **shared: Any) -> None:
+        """Run a prepared statement that was built with `Dialect.given_rows`, for each of these rows.
+
+        `shared` are the statement's other bound values.
+        """
+        parameters = self.dialect.given(rows, **shared)
+        self._reach("statement", statement)
+        self.dialect.execute_given(self.connection, statement, parameters, self._cache)
+        self._reach("executed", statement)
+
+    def insert(self, table: Table, columns: tuple[str, ...], rows: Sequence[tuple[Any, ...]]) -> None:
+        """Insert rows, each the values of `columns` in this order: many cost little more than one."""
+        names = [f"b_{name}" for name in columns]
+        self.execute_given(
+            self.prepared(_insert_given, table, columns), [dict(zip(names, row, strict=True)) for row in rows]
+        )
+
+    def _reach(self, name: str, statement: Executable) -> None:
+        if self._points is not None:
+            self.statement = statement
+            self._points.reach(name, self)
 
     def prepared(self, build: Callable[..., S], *shape: Any) -> S:
         """Return the statement of `build(tx, *shape)`, built once for each shape: building costs more than running.
@@ -123,6 +142,10 @@ class Tx:
         """Let a test stop this transaction here; does nothing in production."""
         if self._points is not None:
             self._points.reach(name, self)
+
+
+def _insert_given(tx: Tx, table: Table, columns: tuple[str, ...]) -> Insert:
+    return tx.dialect.insert_given(table, columns)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,19 @@ from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
-from sqlalchemy import BigInteger, ClauseElement, Column, Connection, Select, Table, Update, bindparam, func, select
+from sqlalchemy import (
+    BigInteger,
+    ClauseElement,
+    Column,
+    Connection,
+    CursorResult,
+    Select,
+    Table,
+    Update,
+    bindparam,
+    func,
+    select,
+)
 from sqlalchemy.engine import URL
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.ext.compiler import compiles
@@ -93,6 +105,20 @@ class Dialect(ABC):
     def given(self, rows: Sequence[Mapping[str, Any]], **shared: Any) -> Any:
         """Return the parameters of a statement built with `given_rows`; `shared` are its other bound values."""
         return [{**row, **shared} for row in rows]
+
+    def insert_given(self, table: Table, columns: Sequence[str]) -> Insert:
+        """An INSERT of the rows of `given`; each holds a value for all of `columns` under its name with `b_` before."""
+        given = self.given_rows(**{f"b_{name}": table.c[name] for name in columns})
+        return table.insert().values({name: getattr(given, f"b_{name}") for name in columns})
+
+    def execute_given(
+        self, connection: Connection, statement: Executable, parameters: Any, cache: dict[Any, Any]
+    ) -> CursorResult[Any]:
+        """Run a statement that was built with `given_rows` and kept by `Tx.prepared`; `parameters` come from `given`.
+
+        `cache` keeps what is made of the statement.
+        """
+        return connection.execute(statement, parameters)
 
     def greatest(self, a: Any, b: Any) -> ColumnElement[int]:
         """The larger of two numbers; neither may be NULL (databases disagree about that)."""

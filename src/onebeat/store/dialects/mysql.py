@@ -6,8 +6,21 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
+from uuid import UUID
 
-from sqlalchemy import Column, Connection, String, Table, bindparam, column, func, literal_column, text, type_coerce
+from sqlalchemy import (
+    Column,
+    Connection,
+    String,
+    Table,
+    bindparam,
+    column,
+    func,
+    literal_column,
+    select,
+    text,
+    type_coerce,
+)
 from sqlalchemy.dialects import mysql
 from sqlalchemy.engine import URL
 from sqlalchemy.engine.interfaces import DBAPIConnection
@@ -78,7 +91,12 @@ class MySQL(Dialect):
 
     def given(self, rows: Sequence[Mapping[str, Any]], **shared: Any) -> Any:
         """One JSON text."""
-        return {"given": json.dumps(rows), **shared}
+        return {"given": json.dumps(rows, default=_hex), **shared}
+
+    def insert_given(self, table: Table, columns: Sequence[str]) -> Insert:
+        """INSERT … SELECT: the rows are one value, so none of them costs a message of its own."""
+        given = self.given_rows(**{f"b_{name}": table.c[name] for name in columns})
+        return table.insert().from_select(list(columns), select(*[getattr(given, f"b_{name}") for name in columns]))
 
     def classify(self, error: BaseException) -> Fault:
         """By error number."""
@@ -166,3 +184,8 @@ class _JsonTable(FunctionElement[Any]):
 def _compile_json_table(element: _JsonTable, compiler: SQLCompiler, **kw: Any) -> str:
     rows, *columns = (compiler.process(clause, **kw) for clause in element.clauses)
     return f"JSON_TABLE({rows}, '$[*]' COLUMNS ({', '.join(columns)}))"
+
+
+def _hex(id: UUID) -> str:
+    """Return a job's id as JSON holds it."""
+    return id.hex

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
+from uuid import UUID
 
 from sqlalchemy import (
     BigInteger,
@@ -82,11 +83,16 @@ class PostgreSQL(Dialect):
 
     def given(self, rows: Sequence[Mapping[str, Any]], **shared: Any) -> Any:
         """One JSON text."""
-        return {"given": json.dumps(rows), **shared}
+        return {"given": json.dumps(rows, default=_hex), **shared}
 
     def unflushed(self, change: Update) -> Update:
         """`synchronous_commit` of this transaction alone; later commits flush what came before them in the log."""
         return change.where(func.set_config("synchronous_commit", "off", true()) == "off")
+
+    def insert_given(self, table: Table, columns: Sequence[str]) -> Insert:
+        """INSERT … SELECT: the rows are one value, so none of them costs a message of its own."""
+        given = self.given_rows(**{f"b_{name}": table.c[name] for name in columns})
+        return table.insert().from_select(list(columns), select(*[getattr(given, f"b_{name}") for name in columns]))
 
     def classify(self, error: BaseException) -> Fault:
         """By SQLSTATE."""
@@ -169,3 +175,8 @@ class PostgreSQL(Dialect):
         connection.execute(text("SELECT set_config('statement_timeout', '0', true)"))
         connection.execute(select(func.pg_advisory_xact_lock(literal(key, BIG))))
         return True
+
+
+def _hex(id: UUID) -> str:
+    """Return a job's id as JSON holds it."""
+    return id.hex

@@ -35,6 +35,11 @@ def add(tx: Tx, jobs: Sequence[NewJob]) -> None:
         tx.execute(tx.dialect.insert_ignore(tx.tables.job_tags), tags)
 
 
+def add_rows(tx: Tx, columns: tuple[str, ...], rows: Sequence[tuple[Any, ...]]) -> None:
+    """Store very many new jobs, each the values of `columns`; it fails where an id is taken."""
+    tx.insert(tx.tables.jobs, columns, rows)
+
+
 def _row(job: NewJob) -> dict[str, Any]:
     return {
         "id": job.id,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Row, select, update
+from sqlalchemy import ColumnElement, Row, delete, exists, func, select, update
 
 from onebeat.errors import OnebeatError, ScheduleExists
 from onebeat.model.definition import Definition
@@ -14,9 +14,14 @@ from onebeat.store.schedules.edit import edited_row, new_row
 from onebeat.store.schedules.rows import trigger_from
 from onebeat.store.sql import padded, unindexed, word
 from onebeat.store.tx import Tx
+from onebeat.timing.clock import DAY
 
 CODE = word("code")
 AT_ONCE = 500  # schedules of one statement
+KEPT = (
+    30 * DAY
+)  # after its last worker: a version that comes back later counts as new, and older ones gave way long ago
+SEEN_EACH = DAY  # `last_seen_us` is as exact as this, so that a start writes nothing
 
 
 def declare(tx: Tx, definitions: Sequence[Definition]) -> None:
@@ -28,10 +33,11 @@ def declare(tx: Tx, definitions: Sequence[Definition]) -> None:
         return
     now = tx.now()
     seen = [
-        {"schedule_id": item.id, "hash": item.hash, "first_seen_us": now, "body": item.body}
+        {"schedule_id": item.id, "hash": item.hash, "first_seen_us": now, "last_seen_us": now, "body": item.body}
         for item in sorted(definitions, key=lambda item: item.id)
     ]
     tx.execute(tx.dialect.insert_ignore(tx.tables.definitions), seen)
+    _saw(tx, [(item.id, item.hash) for item in definitions], now)
     rows = [new_row(item, now, source="code") | {"definition_hash": item.hash} for item in definitions]
     tx.execute(tx.dialect.insert_ignore(tx.tables.schedules), sorted(rows, key=lambda row: str(row["id"])))
     c = tx.tables.schedules.c
@@ -91,6 +97,40 @@ def in_force(tx: Tx) -> dict[str, str]:
             if other is None or (row.first_seen_us, row.hash) > (other.first_seen_us, other.hash):
                 best[row.schedule_id] = row
     return {id: row.hash for id, row in best.items()}
+
+
+def _saw(tx: Tx, known: Sequence[tuple[str, str]], now: int) -> None:
+    """Note that live code has these definitions (schedule id, hash), where that was not noted within `SEEN_EACH`."""
+    table = tx.tables.definitions
+    for start in range(0, len(known), AT_ONCE):
+        ids, hashes = zip(*known[start : start + AT_ONCE], strict=True)
+        these = table.c.schedule_id.in_(padded(ids)), table.c.hash.in_(padded(hashes))
+        tx.execute(update(table).where(*these, _last_seen(tx) < now - SEEN_EACH).values(last_seen_us=now))
+
+
+def _last_seen(tx: Tx) -> ColumnElement[int]:
+    c = tx.tables.definitions.c
+    return func.coalesce(c.last_seen_us, c.first_seen_us)
+
+
+def prune(tx: Tx) -> int:
+    """Delete definitions that no live worker has advertised for `KEPT` and that are in force nowhere; how many.
+
+    A worker that starts meanwhile with one of them writes `last_seen_us`, or makes the row anew.
+    """
+    now = tx.now()
+    table, schedules = tx.tables.definitions, tx.tables.schedules
+    live = {(id, digest) for id, digests in workers.advertised(tx).items() for digest in digests}
+    stored = tx.execute(select(table.c.schedule_id, table.c.hash, _last_seen(tx).label("seen"))).all()
+    _saw(tx, sorted({(row.schedule_id, row.hash) for row in stored if row.seen < now - SEEN_EACH} & live), now)
+    in_use = exists().where(schedules.c.id == table.c.schedule_id, schedules.c.definition_hash == table.c.hash)
+    gone = sorted({(row.schedule_id, row.hash) for row in stored if row.seen < now - KEPT} - live)
+    deleted = 0
+    for start in range(0, len(gone), AT_ONCE):
+        ids, hashes = zip(*gone[start : start + AT_ONCE], strict=True)
+        these = table.c.schedule_id.in_(padded(ids)), table.c.hash.in_(padded(hashes))
+        deleted += tx.execute(delete(table).where(*these, _last_seen(tx) < now - KEPT, ~in_use)).rowcount
+    return deleted
 
 
 def _needs_change(row: Row[Any], chosen: str | None) -> bool:

@@ -11,13 +11,14 @@ from onebeat.model.ids import token
 from onebeat.model.info import Fire
 from onebeat.model.policies import Overlap
 from onebeat.model.schedule import FirePlan, PlannedFire, Schedule, Unfinished, plan
-from onebeat.store.schedules.fire_writer import FireReport, FireWriter
-from onebeat.store.schedules.rows import as_schedule, locked, understood
-from onebeat.store.sql import padded, unindexed, word
+from onebeat.store.schedules.fire_writer import FIRED_COLUMNS, FireReport, FireWriter
+from onebeat.store.schedules.rows import SCHEDULE_COLUMNS, as_schedule, locked, understood
+from onebeat.store.sql import number, padded, unindexed, word
 from onebeat.store.tx import Tx
 from onebeat.timing.clock import from_us, to_us
 
 ACTIVE = word("active")
+READ = (*SCHEDULE_COLUMNS, *FIRED_COLUMNS, "rev")
 
 
 # ── what is due ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -52,7 +53,7 @@ def due(tx: Tx, hashes: Collection[str], limit: int, unreadable: Collection[str]
 def _due(tx: Tx) -> Select[Any]:
     table = tx.tables.schedules
     query = (
-        select(table, tx.clock.label("now"))
+        select(*(table.c[name] for name in READ), tx.clock.label("now"))
         .where(fireable(tx), table.c.next_fire_us <= tx.clock)
         .order_by(table.c.next_fire_us, table.c.id)
         .limit(bindparam("b_limit"))
@@ -148,7 +149,7 @@ def still_unfired(tx: Tx, given: Any) -> ColumnElement[bool]:
 def _move(tx: Tx, plans: Sequence[tuple[Row[Any], FirePlan]], ours: Mapping[str, Any]) -> tuple[set[str], int | None]:
     """Move the schedules to their next fires; the ids that this transaction won, and, if any, what is due next."""
     mark = token()
-    tx.execute(tx.prepared(_moved), tx.dialect.given([_moving(row, decision) for row, decision in plans], b_token=mark))
+    tx.execute_given(tx.prepared(_moved), [_moving(row, decision) for row, decision in plans], b_token=mark)
     ids = padded([row.id for row, _ in plans])
     won = tx.execute(tx.prepared(_won), {"b_ids": ids, "b_token": mark, **ours}).all()
     return {row.id for row in won}, won[0].next_fire if won else None
@@ -184,7 +185,7 @@ def _moved(tx: Tx) -> Update:
             fires_count=given.b_count,
             consecutive_skips=given.b_skips,
             state=given.b_state,
-            fire_seq=c.fire_seq + 1,
+            fire_seq=c.fire_seq + number(1),
             fire_token=bindparam("b_token"),
         )
     )

@@ -17,6 +17,17 @@ from onebeat.store.tx import Tx
 from onebeat.timing import triggers
 from onebeat.timing.rule import Rule
 
+SCHEDULE_COLUMNS = (  # what `as_schedule` reads
+    "id",
+    "options",
+    "trigger_json",
+    "policies",
+    "state",
+    "next_fire_us",
+    "last_fire_us",
+    "fires_count",
+    "consecutive_skips",
+)
 JOB_OPTIONS = {"queue", "priority", "max_attempts", "timeout", "at_most_once"}  # what a fire's job is made with
 
 
