@@ -6,8 +6,9 @@ import asyncio
 import contextlib
 import os
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from random import Random
-from typing import Self
+from typing import Any, Self
 
 from onebeat.engine.heartbeat import Heartbeat
 from onebeat.engine.stopping import AFTER_DRAIN, StopPlan, plan_stop
@@ -16,6 +17,7 @@ from onebeat.engine.wakeups import Wakeups
 from onebeat.engine.worker import Worker, WorkerOptions
 from onebeat.errors import NotStarted
 from onebeat.model.events import DatabaseCaution, Event
+from onebeat.model.info import JobInfo
 from onebeat.model.protocols import Carrier, Clock
 from onebeat.offload.runners import ProcessRunner, ThreadRunner
 from onebeat.scheduler.definitions import definition_of
@@ -54,16 +56,17 @@ class Runtime:
         announce: Callable[[Event], None],
         enqueuer: Enqueuer,
         close_locks: Callable[[], Awaitable[None]],
+        heartbeat: Heartbeat | None = None,
     ) -> None:
         self.database = database
         self.users = database.for_users()  # for the calls of users, which the engine's own go ahead of
-        self.loop = asyncio.get_running_loop()
         self.watcher = Watcher(database, announce)
-        self.heartbeat = Heartbeat(
+        self.heartbeat = heartbeat or Heartbeat(
             database, interval=seconds_us(settings.heartbeat), clock=clock, random=random, announce=announce
         )
         self.worker: Worker | None = None
         self.is_open = False
+        self._home = asyncio.get_running_loop()
         self._process = os.getpid()
         self._settings = settings
         self._registry = registry
@@ -130,9 +133,15 @@ class Runtime:
             raise
 
     async def _start_worker(self) -> None:
+        self.worker = self._new_worker()
+        await self.worker.start()
+
+    def _new_worker(self, **changes: Any) -> Worker:
+        """Return a worker with the options that the settings give, and these changes of them."""
         settings = self._settings
-        self.worker = Worker(
-            options=_worker_options(settings, one_writer=self.database.dialect.one_writer),
+        options = _worker_options(settings, one_writer=self.database.dialect.one_writer)
+        return Worker(
+            options=replace(options, **changes),
             database=self.database,
             registry=self._registry,
             definitions=[definition_of(item, settings.timezone) for item in self._declared.values()],
@@ -145,7 +154,6 @@ class Runtime:
             announce=self._announce,
             enqueuer=self._enqueuer,
         )
-        await self.worker.start()
 
     async def stop(self) -> None:
         """Drain the worker, then close everything, also when the drain fails.
@@ -187,6 +195,11 @@ class Runtime:
                 "its threads along; start a scheduler after the fork, or start processes with spawn"
             )
 
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The event loop that started this runtime; synchronous calls from other threads are handed to it."""
+        return self._home
+
     def here(self) -> Self:
         """Return this runtime in the event loop that started it; elsewhere raise `NotStarted`."""
         if asyncio.get_running_loop() is not self.loop:
@@ -196,6 +209,10 @@ class Runtime:
             )
         return self
 
+    async def stored(self, jobs: list[JobInfo]) -> list[JobInfo]:
+        """Return these jobs, which a task has just enqueued; a runtime of tests may run them first."""
+        return jobs
+
     @property
     def worker_id(self) -> str | None:
         """Return the id under which this process holds jobs, None for a client or while it holds no lease."""
@@ -204,7 +221,7 @@ class Runtime:
     def _signalled(self) -> None:
         """End a start that is still under way soon; let a worker start nothing more. The server ends the process."""
         if self._starting is not None and not self._starting.expired():
-            self._starting.reschedule(self.loop.time() + SIGNALLED_START)
+            self._starting.reschedule(self._home.time() + SIGNALLED_START)
         self.stop_claiming()
 
     def stop_claiming(self) -> None:
