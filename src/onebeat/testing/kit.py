@@ -26,7 +26,7 @@ class TestScheduler(Questions):
         scheduler: the application's; it must not run yet.
         now: when the virtual time begins: an aware `datetime` or its ISO 8601 text; by default the present second.
         workers: how many workers share the database.
-        database: "memory", or "own" for the scheduler's, for jobs that are enqueued with `session=`.
+        database: "memory", or "own" for the scheduler's, where the application's tables are.
         inline: whether `enqueue` runs the job at once and raises what it raises. A job with a delay waits for it.
         patience: seconds of real time that `advance` and `run_until_idle` wait for a run; then time passes beside it.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from functools import partial
+from random import Random
 from typing import Any, Self
 from uuid import UUID
 
@@ -50,7 +51,7 @@ class SimulatedRuntime(Runtime):
         settings = parts["settings"].model_copy(update={"role": "all", "drain": 0})
         database: Database = parts["database"]
         super().__init__(
-            **(parts | {"settings": settings}),
+            **(parts | {"settings": settings, "random": Random(0)}),  # noqa: S311 - the same jitter in each run
             announce=hooks,
             heartbeat=SimulatedHeartbeat(database, interval=seconds_us(settings.heartbeat), clock=parts["clock"]),
         )

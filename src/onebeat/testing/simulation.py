@@ -16,6 +16,7 @@ from onebeat.concurrency.portal import Portal
 from onebeat.engine.wakeups import Wakeups
 from onebeat.errors import ConfigurationError, NotStarted
 from onebeat.model.protocols import Clock
+from onebeat.scheduler.event_loops import require_asyncio
 from onebeat.scheduler.scheduler import Scheduler
 from onebeat.scheduler.simulation import simulated
 from onebeat.settings import Settings
@@ -129,6 +130,7 @@ class Simulation:
     async def submit(self, function: Callable[P, Coroutine[Any, Any, R]], *args: P.args, **kwargs: P.kwargs) -> R:
         """Await `function(…)` on the engine's event loop; raises `ConfigurationError` in a job."""
         self._refuse_in_job()
+        require_asyncio("TestScheduler")
         return await asyncio.wrap_future(self._portal.submit(function(*args, **kwargs)))
 
     def run(self, function: Callable[P, Coroutine[Any, Any, R]], *args: P.args, **kwargs: P.kwargs) -> R:
