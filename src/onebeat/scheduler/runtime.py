@@ -16,11 +16,13 @@ from onebeat.engine.sweeper import RetentionAges, prune
 from onebeat.engine.wakeups import Wakeups
 from onebeat.engine.worker import Worker, WorkerOptions
 from onebeat.errors import NotStarted
-from onebeat.model.events import DatabaseCaution, Event
+from onebeat.model.events import DatabaseCaution
 from onebeat.model.info import JobInfo
 from onebeat.model.protocols import Carrier, Clock
 from onebeat.offload.runners import ProcessRunner, ThreadRunner
 from onebeat.scheduler.definitions import definition_of
+from onebeat.scheduler.hook_tasks import FINISH_WITHIN
+from onebeat.scheduler.hooks import EventHooks
 from onebeat.scheduler.signals import Signals, StartInterrupted
 from onebeat.scheduler.watcher import Watcher
 from onebeat.settings import Settings
@@ -53,7 +55,7 @@ class Runtime:
         wakeups: Wakeups,
         clock: Clock,
         random: Random,
-        announce: Callable[[Event], None],
+        announce: EventHooks,
         enqueuer: Enqueuer,
         close_locks: Callable[[], Awaitable[None]],
         heartbeat: Heartbeat | None = None,
@@ -105,6 +107,7 @@ class Runtime:
 
     async def _start(self) -> None:
         await self._open_database()
+        self._announce.tasks.open(self._home)
         for caution in self.database.cautions:
             self._announce(DatabaseCaution(database=self.database.where, caution=caution))
         self._unsubscribe = self._wakeups.job_ended.subscribe(self.watcher.ended)
@@ -174,6 +177,7 @@ class Runtime:
         if self._enqueuer in current_scheduler.running:
             current_scheduler.running.remove(self._enqueuer)
         self._unsubscribe()
+        await self._announce.tasks.close(min(FINISH_WITHIN, self._until(plan.released) / 2))
         await self.watcher.close()
         with contextlib.suppress(TimeoutError):  # a lock that could not be given back ends with its lease
             async with asyncio.timeout(self._until(plan.released)):

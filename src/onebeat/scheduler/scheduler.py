@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
 E = TypeVar("E", bound=Event)
+R = TypeVar("R")
 RT = TypeVar("RT", bound=Runtime)
 DEFAULT_DATABASE = "sqlite:///onebeat.db"
 
@@ -128,10 +129,14 @@ class Scheduler(TaskRouter):
             raise ConfigurationError(f"include() takes a onebeat.TaskRouter, not {type(router).__name__}")
         self._include(router)
 
-    def on(self, kind: type[E]) -> Callable[[Callable[[E], None]], Callable[[E], None]]:
-        """Call the decorated function with each event of this class; it must be quick and may not raise."""
+    def on(self, kind: type[E]) -> Callable[[Callable[[E], R]], Callable[[E], R]]:
+        """Call the decorated function with each event of this class and its subclasses, after it was committed.
 
-        def decorate(hook: Callable[[E], None]) -> Callable[[E], None]:
+        A synchronous function runs where the event happens, so it must be quick. An asynchronous one runs in a task of
+        its own, while the scheduler runs. What either raises is logged and changes nothing.
+        """
+
+        def decorate(hook: Callable[[E], R]) -> Callable[[E], R]:
             self._announce.on(kind, hook)
             return hook
 

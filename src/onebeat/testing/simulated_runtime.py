@@ -41,22 +41,20 @@ class SimulatedRuntime(Runtime):
     `started` is the number of workers at the start. `inline` runs each job at once where it is enqueued.
     """
 
-    def __init__(
-        self, *, time: VirtualTime, started: int, inline: bool, announce: Callable[[Event], None], **parts: Any
-    ) -> None:
+    def __init__(self, *, time: VirtualTime, started: int, inline: bool, announce: EventHooks, **parts: Any) -> None:
         self.problems: list[Exception] = []  # what the engine announced, for the test to hear
         self.errors: dict[UUID, BaseException] = {}  # what the last attempt of a job raised
-        hooks = EventHooks(announce)
-        hooks.on(Event, self._hear)
         settings = parts["settings"].model_copy(update={"role": "all", "drain": 0})
         database: Database = parts["database"]
         super().__init__(
             **(parts | {"settings": settings, "random": Random(0)}),  # noqa: S311 - the same jitter in each run
-            announce=hooks,
+            announce=announce,
             heartbeat=SimulatedHeartbeat(database, interval=seconds_us(settings.heartbeat), clock=parts["clock"]),
         )
         self.watcher = _AnywhereWatcher(self, database, announce)
         self.time = time
+        announce.on(Event, self._hear)
+        announce.tasks.changed = time.changed
         self.workers: dict[int, Worker] = {}  # those that neither crashed nor stopped, by number
         self._made = 0
         self._moving = asyncio.Lock()  # one caller at a time moves the time
@@ -137,6 +135,7 @@ class SimulatedRuntime(Runtime):
                 await asyncio.gather(*(worker.drain(plan) for worker in self.workers.values()))
             finally:
                 await self._close(plan)
+                self._announce.off(Event, self._hear)
 
     # ── use ───────────────────────────────────────────────────────────────────────────────────────────────────────────
     @property
@@ -166,9 +165,12 @@ class SimulatedRuntime(Runtime):
 
     async def _settle(self) -> set[UUID]:
         with self.time.open():
-            held = await self.time.settle(self.running)
+            held = await self._quiet()
         self.raise_problem()
         return held
+
+    async def _quiet(self) -> set[UUID]:
+        return await self.time.settle(self.running, lambda: self._announce.tasks.pending)
 
     async def move_to(self, moment: int) -> None:
         """Let the time pass until `moment`, with everything that happens on the way."""
@@ -187,7 +189,7 @@ class SimulatedRuntime(Runtime):
         await heartbeat.renew_until(moment)
         with self.time.open():
             self.time.move_to(moment)
-            await self.time.settle(self.running)
+            await self._quiet()
         self.raise_problem()
 
     def raise_problem(self) -> None:
@@ -209,7 +211,7 @@ class SimulatedRuntime(Runtime):
                 await asyncio.gather(*(self._attempt_of(job) for job in jobs if job.state is not JobState.SCHEDULED))
             else:
                 async with self._moving:
-                    await self.time.settle(self.running)
+                    await self._quiet()
         self.raise_problem()
         for job in jobs:
             if (error := self.errors.get(job.id)) is not None:

@@ -99,10 +99,10 @@ class VirtualTime:
         self._changed.set()
 
     # ── the passage of time ───────────────────────────────────────────────────────────────────────────────────────────
-    async def settle(self, running: Callable[[], Collection[UUID]]) -> set[UUID]:
+    async def settle(self, running: Callable[[], Collection[UUID]], hooks: Callable[[], int]) -> set[UUID]:
         """Return when every loop sleeps and every run has ended, sleeps in virtual time, or outlasted the patience.
 
-        The value is the runs of the last kind. Only one task may wait here.
+        The value is the runs of the last kind. Hooks are waited for with the same patience. One task may wait here.
         """
         loop = asyncio.get_running_loop()
         until = loop.time() + self.patience
@@ -114,9 +114,11 @@ class VirtualTime:
             present = set(running())
             self._held &= present
             asleep = {job for _, future, job in self._sleepers if not future.done()}
-            if not (busy := present - asleep - self._held):
+            busy = present - asleep - self._held
+            left = until - loop.time()
+            if not busy and (left <= 0 or not hooks()):
                 return set(self._held)
-            if (left := until - loop.time()) <= 0:
+            if left <= 0:
                 self._held |= busy
             elif await self._changed.wait(min(left, LOOK_EACH)):
                 until = loop.time() + self.patience
