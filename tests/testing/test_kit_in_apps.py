@@ -11,6 +11,7 @@ from fastapi.testclient import TestClient
 
 from fastapi import FastAPI
 from onebeat import Every, JobContext, Scheduler, install
+from onebeat.tasks.current_scheduler import activate
 from onebeat.testing import TestScheduler
 from onebeat.tracking import tracking_id
 
@@ -103,6 +104,18 @@ async def test_the_own_database_of_an_application_in_virtual_time(database_url: 
         assert (await job.wait(10)).state == "succeeded"
     async with scheduler:
         assert await scheduler.jobs.count(state="succeeded") == 7
+
+
+async def test_what_others_wrote_to_the_own_database_is_found(tmp_path: Any) -> None:
+    _, scheduler = an_app(f"sqlite:///{tmp_path}/app.db")
+    _, client = an_app(f"sqlite:///{tmp_path}/app.db")
+    async with TestScheduler(scheduler, database="own") as beat:
+        client.settings = client.settings.model_copy(update={"role": "client"})
+        async with client:
+            with activate(client._enqueuer):
+                await client.registry.get("send").enqueue(5)
+        await beat.run_until_idle()
+        assert beat.assert_enqueued("send", user_id=5).state == "succeeded"
 
 
 async def test_a_real_engine_beside_the_same_file_is_not_disturbed(tmp_path: Any) -> None:

@@ -164,6 +164,10 @@ class SimulatedRuntime(Runtime):
             return await self._settle()
 
     async def _settle(self) -> set[UUID]:
+        if not isinstance(self.database, MemoryDatabase):  # others may have written; onebeat's own wake-ups may be late
+            self._wakeups.jobs_queued()
+            self._wakeups.jobs_delayed()
+            self._wakeups.schedules_changed()
         with self.time.open():
             held = await self._quiet()
         self.raise_problem()
