@@ -60,7 +60,7 @@ class Portal:
         Raises `RuntimeError` when the portal does not run in this process, or when the caller is the portal's thread.
         """
         try:
-            future = self._submit(work)
+            future = self.submit(work)
         except BaseException:
             work.close()
             raise
@@ -70,7 +70,11 @@ class Portal:
             future.cancel()
             raise
 
-    def _submit(self, work: Coroutine[Any, Any, R]) -> Future[R]:
+    def submit(self, work: Coroutine[Any, Any, R]) -> Future[R]:
+        """Start `work` on the portal's event loop; an event loop awaits the answer with `asyncio.wrap_future`.
+
+        Raises `RuntimeError` as `run` does; then `work` is not closed.
+        """
         with self._mutex:  # so that `stop` cancels what was submitted before it
             loop = self._loop
             if loop is None or self._pid != os.getpid():

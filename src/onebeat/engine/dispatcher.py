@@ -36,6 +36,8 @@ class Dispatcher:
         poll: int,
         wakeups: Wakeups,
         announce: Callable[[Event], None],
+        head_start: int = HEAD_START,
+        doubling: int = DOUBLING,
     ) -> None:
         self._database = database
         self._identity = identity
@@ -45,6 +47,8 @@ class Dispatcher:
         self._poll = poll
         self._wakeups = wakeups
         self._announce = announce
+        self._head_start = head_start
+        self._doubling = doubling
         self._unreadable: dict[str, int] = {}  # schedule → when to look at it again
         self._expected: int | None = None  # the next fire as last read, on the database's clock
         self._behind = False  # another worker fired what was due last
@@ -62,7 +66,7 @@ class Dispatcher:
             if self._expected is None or self._expected > database_now:
                 self._since = None
                 return self._later(now, self._expected)
-        held_back = HEAD_START * self._behind + DOUBLING * self._running().bit_length()
+        held_back = self._head_start * self._behind + self._doubling * self._running().bit_length()
         if self._expected + held_back > database_now:
             return now + self._expected + held_back - database_now
         expected = self._expected
@@ -101,7 +105,7 @@ class Dispatcher:
     def _later(self, now: int, fire: int | None) -> int:
         if fire is None:
             return now + self._poll
-        return min(fire - self._database.offset_us + HEAD_START * self._behind, now + self._poll)
+        return min(fire - self._database.offset_us + self._head_start * self._behind, now + self._poll)
 
     def _tell(self, report: FireReport) -> None:
         queued, delayed = False, list[int]()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import dataclass
 from random import Random
 
 from onebeat.concurrency.alarm import Alarm
@@ -17,18 +18,38 @@ STEP = SECOND // 10  # a change of the wall clock against the one that never ste
 MARGIN = 500  # microseconds to sleep longer, so that a wake-up is not a hair too early
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timers:
+    """How loops sleep. The defaults are real time; a simulation makes alarms that ring in its own time.
+
+    `alarm` makes the alarm of the loop with this name. `longest` and `margin` are microseconds.
+    """
+
+    alarm: Callable[[str], Alarm] = lambda name: Alarm()
+    longest: int = LONGEST_SLEEP
+    margin: int = MARGIN
+
+
 class Loop:
     """Calls the tick of one part of the engine whenever it is due, woken, or to be retried after an error."""
 
     def __init__(
-        self, name: str, tick: Tick, *, clock: Clock, random: Random, announce: Callable[[Event], None]
+        self,
+        name: str,
+        tick: Tick,
+        *,
+        clock: Clock,
+        random: Random,
+        announce: Callable[[Event], None],
+        timers: Timers | None = None,
     ) -> None:
         self.name = name
         self._tick = tick
         self._clock = clock
         self._announce = announce
         self._random = random
-        self._alarm = Alarm()
+        self._timers = timers or Timers()
+        self._alarm = self._timers.alarm(name)
         self._stopping = False
         self._failures = 0
         self._failing_since = 0
@@ -52,6 +73,11 @@ class Loop:
                 self._task.cancel()
                 await asyncio.wait(hanging)
 
+    def vanish(self) -> None:
+        """End in the middle of whatever it does, as in a process that was killed."""
+        if self._task is not None:
+            self._task.cancel()
+
     async def _run(self) -> None:
         while not self._stopping:
             self._alarm.clear()
@@ -70,8 +96,9 @@ class Loop:
         `wall`: how far the wall clock was ahead of the other one when the tick began.
         """
         while not self._stopping:
-            left = LONGEST_SLEEP if until is None else min(until - self._clock.boot() + MARGIN, LONGEST_SLEEP)
-            woken = await self._alarm.wait(0.0 if left <= MARGIN else left / SECOND)
+            longest, margin = self._timers.longest, self._timers.margin
+            left = longest if until is None else min(until - self._clock.boot() + margin, longest)
+            woken = await self._alarm.wait(0.0 if left <= margin else left / SECOND)
             if woken or (until is not None and self._clock.boot() >= until):
                 return
             if abs(self._clock.now() - self._clock.boot() - wall) > STEP:

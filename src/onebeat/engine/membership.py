@@ -176,6 +176,15 @@ class Membership:
             self._run_file.release()
         self._lease = self._identity.lease = None
 
+    def vanish(self) -> None:
+        """Let the lease run out, as that of a killed process does."""
+        self.stop_rejoining()
+        if self._lease is not None:
+            self._heartbeat.remove(self._lease)
+        if self._run_file is not None:
+            self._run_file.release()  # removed, so that the lease alone tells: another host would know no more
+        self._lease = self._identity.lease = None
+
     async def _mark(self, worker_id: str, *, idle: bool) -> None:
         if idle:
             await self._database.write(workers.stop, worker_id)

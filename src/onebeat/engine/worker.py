@@ -11,11 +11,11 @@ from uuid import UUID
 
 from onebeat.engine.claimer import Claimer
 from onebeat.engine.clock_watch import ClockWatch
-from onebeat.engine.dispatcher import Dispatcher
+from onebeat.engine.dispatcher import DOUBLING, HEAD_START, Dispatcher
 from onebeat.engine.executor import Executor
 from onebeat.engine.heartbeat import Heartbeat
 from onebeat.engine.identity import WorkerIdentity
-from onebeat.engine.loop import Loop
+from onebeat.engine.loop import Loop, Timers
 from onebeat.engine.membership import Membership
 from onebeat.engine.promoter import Promoter
 from onebeat.engine.reconciler import Reconciler
@@ -50,6 +50,9 @@ class WorkerOptions:
     poll: int
     connections: int = 1
     retention: RetentionAges = field(default_factory=RetentionAges)
+    head_start: int = HEAD_START
+    doubling: int = DOUBLING
+    timers: Timers = field(default_factory=Timers)
 
 
 class Worker:
@@ -144,6 +147,8 @@ class Worker:
             poll=options.poll,
             wakeups=wakeups,
             announce=announce,
+            head_start=options.head_start,
+            doubling=options.doubling,
         )
         clock_watch = ClockWatch(
             database=database,
@@ -186,7 +191,14 @@ class Worker:
         )
 
     def _loop(self, name: str, tick: Tick) -> Loop:
-        return Loop(name, tick, clock=self._clock, random=self._random, announce=self._announce)
+        return Loop(
+            name,
+            tick,
+            clock=self._clock,
+            random=self._random,
+            announce=self._announce,
+            timers=self._options.timers,
+        )
 
     @property
     def id(self) -> str | None:
@@ -301,6 +313,19 @@ class Worker:
         await self._close_runners(plan.left)
         await self._membership.leave(idle=self._executor.idle, within=self._until(plan.left))
         self._announce(WorkerStopped(worker_id=self.identity.last_id, returned=returned))
+
+    def vanish(self) -> None:
+        """End as a killed process does: nothing is written any more, and the lease runs out. For simulations.
+
+        What runs is cancelled; a thread is only asked to end.
+        """
+        self.identity.claiming = False
+        self._membership.vanish()
+        for unsubscribe in self._subscriptions:
+            unsubscribe()
+        for loop in self._loops:
+            loop.vanish()
+        self._executor.stop("lost")
 
     def _until(self, moment: float) -> float:
         """Return the seconds that are left until `moment`."""

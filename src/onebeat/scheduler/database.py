@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from onebeat.errors import ConfigurationError
 from onebeat.model.protocols import Clock
@@ -13,6 +13,15 @@ from onebeat.store.tables import Tables
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
+
+
+class MakeDatabase(Protocol):
+    """Makes the database of a scheduler: `new_database`, or what a simulation puts in its place."""
+
+    def __call__(
+        self, target: str | AsyncEngine | Callable[[], AsyncEngine], *, tables: Tables, settings: Settings, clock: Clock
+    ) -> Database:
+        """Return a closed `Database`."""
 
 
 def new_database(

@@ -62,7 +62,8 @@ class JobEnqueuer:
 
     async def enqueue_calls(self, calls: Sequence[Call[Any]]) -> list[JobInfo]:
         """Store the calls in one transaction, and wake what runs or promotes them."""
-        database = self._running().here().users
+        running = self._running().here()
+        database = running.users
         now, offset = self._clock.now(), database.offset_us
         new = [new_job(call, self._carrier, now=now + place, offset=offset) for place, call in enumerate(calls)]
         if not new:
@@ -70,7 +71,7 @@ class JobEnqueuer:
         write = database.write_one if len(new) == 1 and not new[0].tags else database.write
         await write(insert.add, new)
         announce_stored(self._wakeups, new)
-        return [snapshot(job, now + offset).bound(self._jobs) for job in new]
+        return await running.stored([snapshot(job, now + offset).bound(self._jobs) for job in new])
 
     def enqueue_calls_sync(self, calls: Sequence[Call[Any]]) -> list[JobInfo]:
         """Store the calls from another thread than the event loop's; blocks for one round trip."""

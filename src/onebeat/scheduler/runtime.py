@@ -6,8 +6,9 @@ import asyncio
 import contextlib
 import os
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from random import Random
-from typing import Self
+from typing import Any, Self
 
 from onebeat.engine.heartbeat import Heartbeat
 from onebeat.engine.stopping import AFTER_DRAIN, StopPlan, plan_stop
@@ -16,10 +17,12 @@ from onebeat.engine.wakeups import Wakeups
 from onebeat.engine.worker import Worker, WorkerOptions
 from onebeat.errors import NotStarted
 from onebeat.model.events import DatabaseCaution
+from onebeat.model.info import JobInfo
 from onebeat.model.protocols import Carrier, Clock
 from onebeat.offload.runners import ProcessRunner, ThreadRunner
 from onebeat.scheduler import deferred_sigterm
 from onebeat.scheduler.definitions import definition_of
+from onebeat.scheduler.hook_tasks import FINISH_WITHIN
 from onebeat.scheduler.hooks import EventHooks
 from onebeat.scheduler.signals import Signals, StartInterrupted
 from onebeat.scheduler.watcher import Watcher
@@ -59,17 +62,18 @@ class Runtime:
         enqueuer: Enqueuer,
         close_locks: Callable[[], Awaitable[None]],
         stop: Callable[[], Awaitable[None]],
+        heartbeat: Heartbeat | None = None,
     ) -> None:
         self.database = database
         self.users = database.for_users()  # for the calls of users, which the engine's own go ahead of
-        self.loop = asyncio.get_running_loop()
         self.watcher = Watcher(database, announce)
-        self.heartbeat = Heartbeat(
+        self.heartbeat = heartbeat or Heartbeat(
             database, interval=seconds_us(settings.heartbeat), clock=clock, random=random, announce=announce
         )
         self.worker: Worker | None = None
         self.is_open = False
         self.is_asked_to_stop = False  # by the server or the application
+        self._home = asyncio.get_running_loop()
         self._process = os.getpid()
         self._settings = settings
         self._registry = registry
@@ -113,6 +117,7 @@ class Runtime:
 
     async def _start(self) -> None:
         await self._open_database()
+        self._announce.tasks.open(self._home)
         for caution in self.database.cautions:
             self._announce(DatabaseCaution(database=self.database.where, caution=caution))
         self._unsubscribe = self._wakeups.job_ended.subscribe(self.watcher.ended)
@@ -141,9 +146,15 @@ class Runtime:
             raise
 
     async def _start_worker(self) -> None:
+        self.worker = self._new_worker()
+        await self.worker.start()
+
+    def _new_worker(self, **changes: Any) -> Worker:
+        """Return a worker with the options that the settings give, and these changes of them."""
         settings = self._settings
-        self.worker = Worker(
-            options=_worker_options(settings, one_writer=self.database.dialect.one_writer),
+        options = _worker_options(settings, one_writer=self.database.dialect.one_writer)
+        return Worker(
+            options=replace(options, **changes),
             database=self.database,
             registry=self._registry,
             definitions=[definition_of(item, settings.timezone) for item in self._declared.values()],
@@ -157,7 +168,6 @@ class Runtime:
             hears=self._announce.hears,
             enqueuer=self._enqueuer,
         )
-        await self.worker.start()
 
     async def stop(self) -> None:
         """Drain the worker, then close everything, also when the drain fails.
@@ -183,6 +193,7 @@ class Runtime:
         if self._enqueuer in current_scheduler.running:
             current_scheduler.running.remove(self._enqueuer)
         self._unsubscribe()
+        await self._announce.tasks.close(min(FINISH_WITHIN, self._until(plan.released) / 2))
         await self.watcher.close()
         with contextlib.suppress(TimeoutError):  # a lock that could not be given back ends with its lease
             async with asyncio.timeout(self._until(plan.released)):
@@ -204,6 +215,11 @@ class Runtime:
                 "its threads along; start a scheduler after the fork, or start processes with spawn"
             )
 
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The event loop that started this runtime; synchronous calls from other threads are handed to it."""
+        return self._home
+
     def here(self) -> Self:
         """Return this runtime in the event loop that started it; elsewhere raise `NotStarted`."""
         if asyncio.get_running_loop() is not self.loop:
@@ -213,6 +229,10 @@ class Runtime:
             )
         return self
 
+    async def stored(self, jobs: list[JobInfo]) -> list[JobInfo]:
+        """Return these jobs, which a task has just enqueued; a runtime of tests may run them first."""
+        return jobs
+
     @property
     def worker_id(self) -> str | None:
         """Return the id under which this process holds jobs, None for a client or while it holds no lease."""
@@ -221,13 +241,13 @@ class Runtime:
     def _signalled(self) -> None:
         """End a start that is still under way soon; let a worker start nothing more. The server ends the process."""
         if self._starting is not None and not self._starting.expired():
-            self._starting.reschedule(self.loop.time() + SIGNALLED_START)
+            self._starting.reschedule(self._home.time() + SIGNALLED_START)
         self.stop_claiming()
 
     def _on_unhandled_sigterm(self) -> None:
         """The signal's handler: begin the drain on the event loop; where that is gone, nothing is left to drain."""
-        if self.loop.is_running():
-            self.loop.call_soon_threadsafe(self._begin_end)
+        if self._home.is_running():
+            self._home.call_soon_threadsafe(self._begin_end)
         else:
             deferred_sigterm.release(self._on_unhandled_sigterm)
             deferred_sigterm.end_process()
@@ -235,7 +255,7 @@ class Runtime:
     def _begin_end(self) -> None:
         self.stop_claiming()
         if self._unhandled is None and not self.is_asked_to_stop:
-            self._unhandled = self.loop.call_later(STOPPED_BY_SERVER, self._end_by_itself)
+            self._unhandled = self._home.call_later(STOPPED_BY_SERVER, self._end_by_itself)
 
     def _end_by_itself(self) -> None:
         self._ending = asyncio.create_task(self._stop_and_end_process())

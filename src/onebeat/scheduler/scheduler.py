@@ -17,7 +17,7 @@ from onebeat.locks.locked import LockedDecorator
 from onebeat.locks.request import Seconds
 from onebeat.logs.events import is_logged, word
 from onebeat.model.events import Event, NoTasks, SchedulerIdle
-from onebeat.model.protocols import Carrier, Clock
+from onebeat.model.protocols import Carrier
 from onebeat.scheduler.database import new_database
 from onebeat.scheduler.enqueue import JobEnqueuer
 from onebeat.scheduler.event_loops import require_asyncio
@@ -27,6 +27,7 @@ from onebeat.scheduler.integration import Integration
 from onebeat.scheduler.jobs import Jobs
 from onebeat.scheduler.not_started import Life, why_not_started
 from onebeat.scheduler.queues import Queues
+from onebeat.scheduler.replaceable_clock import ReplaceableClock
 from onebeat.scheduler.runtime import Runtime
 from onebeat.scheduler.schedules import Schedules
 from onebeat.scheduler.signals import StartInterrupted, await_signal
@@ -45,6 +46,8 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
 E = TypeVar("E", bound=Event)
+R = TypeVar("R")
+RT = TypeVar("RT", bound=Runtime)
 DEFAULT_DATABASE = "sqlite:///onebeat.db"
 
 
@@ -76,11 +79,12 @@ class Scheduler(TaskRouter):
         self.settings = resolve(settings, app, overrides)
         self._target = database if database is not None else self.settings.database_url or DEFAULT_DATABASE
         self._tables = tables.build(self.settings.table_prefix, self.settings.schema_)
-        self._clock: Clock = SystemClock()
+        self._clock = ReplaceableClock(SystemClock())
         self._carrier: Carrier = ContextCarrier()
         self._announce = EventHooks(word, is_logged)
         self._wakeups = Wakeups()
         self._runtime: Runtime | None = None
+        self._simulated = False  # run by a TestScheduler, whatever the application starts and stops
         self._stopping: asyncio.Task[None] | None = None
         self._script: SyncClient | None = None
         self.jobs = Jobs(
@@ -125,10 +129,14 @@ class Scheduler(TaskRouter):
             raise ConfigurationError(f"include() takes a onebeat.TaskRouter, not {type(router).__name__}")
         self._include(router)
 
-    def on(self, kind: type[E]) -> Callable[[Callable[[E], None]], Callable[[E], None]]:
-        """Call the decorated function with each event of this class; it must be quick and may not raise."""
+    def on(self, kind: type[E]) -> Callable[[Callable[[E], R]], Callable[[E], R]]:
+        """Call the decorated function with each event of this class and its subclasses, after it was committed.
 
-        def decorate(hook: Callable[[E], None]) -> Callable[[E], None]:
+        A synchronous function runs where the event happens, so it must be quick. An asynchronous one runs in a task of
+        its own, while the scheduler runs. What either raises is logged and changes nothing.
+        """
+
+        def decorate(hook: Callable[[E], R]) -> Callable[[E], R]:
             self._announce.on(kind, hook)
             return hook
 
@@ -139,14 +147,19 @@ class Scheduler(TaskRouter):
         """Open the database, migrate it unless told not to, and run the engine in this event loop.
 
         Raises `DatabaseUnavailable` after `start_timeout`, or when SIGTERM or SIGINT comes before it has started;
-        `SchemaOutOfDate`, `ConfigurationError`.
+        `SchemaOutOfDate`, `ConfigurationError`. Under a `TestScheduler`, which runs it already, this does nothing.
         """
+        if self._simulated:
+            return
         if self._runtime is not None:
             raise ConfigurationError("this scheduler is running already; stop it before starting it again")
         require_asyncio("A scheduler")
+        await self._start(self._new_runtime(Runtime, self._integration.new_database(), self._wakeups))
+
+    async def _start(self, runtime: Runtime) -> None:
         for task in self.registry:
             task.signature.check()
-        self._runtime = runtime = self._new_runtime()
+        self._runtime = runtime
         self.registry.in_use = True
         try:
             await runtime.start()
@@ -162,14 +175,14 @@ class Scheduler(TaskRouter):
         others = (other for other in current_scheduler.made if other is not self._enqueuer)
         return tuple(sorted(repr(other) for other in others if other.has_tasks))
 
-    def _new_runtime(self) -> Runtime:
-        return Runtime(
+    def _new_runtime(self, make: Callable[..., RT], database: Database, wakeups: Wakeups) -> RT:
+        return make(
             settings=self.settings,
-            database=self._integration.new_database(),
+            database=database,
             registry=self.registry,
             declared=self.declared,
             carrier=self._carrier,
-            wakeups=self._wakeups,
+            wakeups=wakeups,
             clock=self._clock,
             random=Random(),  # noqa: S311 - jitter; made here so that forked processes differ
             announce=self._announce,
@@ -181,8 +194,10 @@ class Scheduler(TaskRouter):
     async def stop(self) -> None:
         """Drain and close. Safe to call again: while one drain is under way, every call waits for it.
 
-        A call that is cancelled leaves the drain to its end.
+        A call that is cancelled leaves the drain to its end. Under a `TestScheduler` this does nothing.
         """
+        if self._simulated:
+            return
         if self._runtime is not None:
             self._runtime.is_asked_to_stop = True
         await self._stop_once()

@@ -65,6 +65,13 @@ def _given(wanted: dict[str, Any]) -> dict[str, str]:
     return {name: str(value) for name, value in wanted.items() if value is not None}
 
 
+def jobs_with_arguments(tx: Tx, task: str) -> list[tuple[JobInfo, str]]:
+    """All jobs of a task with their stored arguments, oldest first; for the few rows of a test."""
+    table = tx.tables.jobs
+    query = select(table).where(table.c.task == task).order_by(table.c.created_us, table.c.id)
+    return [(_job(row), str(row.args)) for row in tx.execute(query)]
+
+
 def attempts(tx: Tx, id: UUID) -> list[AttemptInfo]:
     """The attempts worth remembering, in order."""
     table = tx.tables.attempts
@@ -82,6 +89,12 @@ def attempts(tx: Tx, id: UUID) -> list[AttemptInfo]:
         )
         for row in rows
     ]
+
+
+def fires_in_order(tx: Tx, schedule_id: str, decision: str | None) -> list[Fire]:
+    """What became of all due instants of a schedule, in order of time; for the few rows of a test."""
+    page = fires(tx, schedule_id=schedule_id, decision=decision, start=None, end=None, limit=100_000, cursor=None)
+    return list(reversed(page.items))
 
 
 def fires(

@@ -122,12 +122,18 @@ def suspects(
     tx: Tx, *, tasks: Sequence[str], queues: Sequence[str] | None = None, excluded: Sequence[str] = ()
 ) -> list[UUID]:
     """Return queued jobs that were running when a worker died, twice, in the order of claims; nothing is locked."""
+    rows = tx.execute(tx.prepared(_suspects)).all()
+    if not rows:
+        return []
+    wanted = set(_chosen({Kind(row.queue, row.task) for row in rows}, tasks, queues, excluded))
+    return [row.id for row in sorted(rows, key=_order) if Kind(row.queue, row.task) in wanted]
+
+
+def _suspects(tx: Tx) -> Select[Any]:
     table = tx.tables.jobs
     columns = table.c.id, table.c.queue, table.c.task, table.c.rank, table.c.run_at_us
     query = select(*columns).where(is_suspect(table.c)).order_by(table.c.crashes).limit(number(SUSPECTS_READ))
-    rows = tx.execute(use_index(query, table, "suspects")).all()
-    wanted = set(_chosen({Kind(row.queue, row.task) for row in rows}, tasks, queues, excluded))
-    return [row.id for row in sorted(rows, key=_order) if Kind(row.queue, row.task) in wanted]
+    return use_index(query, table, "suspects")
 
 
 def _wanted(
@@ -369,11 +375,14 @@ def _columns(tx: Tx) -> list[ColumnElement[Any]]:
 
 def held_by(tx: Tx, worker_id: str) -> list[Row[Any]]:
     """What the database says this worker is running: id, lease_token, cancel_requested_us."""
+    return list(tx.execute(tx.prepared(_held_by), {"b_worker": worker_id}).all())
+
+
+def _held_by(tx: Tx) -> Select[Any]:
     c = tx.tables.jobs.c
-    query = select(c.id, c.lease_token, c.cancel_requested_us).where(
-        c.worker_id == worker_id, c.state == word(JobState.RUNNING)
+    return select(c.id, c.lease_token, c.cancel_requested_us).where(
+        c.worker_id == bindparam("b_worker"), c.state == word(JobState.RUNNING)
     )
-    return list(tx.execute(query).all())
 
 
 def suspect_turn(tx: Tx, *, worker_id: str, tasks: Sequence[str], queues: Sequence[str] | None, each: int) -> bool:
