@@ -11,8 +11,8 @@ NAMES = {
         At AttemptInfo Busy Call Cancel CatchUp ClockStepped ConfigurationError Cron Daily DatabaseBack DatabaseCaution
         DatabaseTrouble DatabaseUnavailable Dates DuplicateTask Event Every Fire FireConflict Health InvalidArguments
         InvalidCron InvalidTrigger JobCancelled JobContext JobEvent JobExists JobFailed JobInfo JobNotFound JobRescued
-        JobSettled JobStarted LeaseLost LockTimeout Months NoTasks NotStarted OnebeatError Page PartFailed Policies
-        QueueInfo QueueUnserved RemoteError Retention Retry ScheduleExists ScheduleFired ScheduleInfo ScheduleNotFound
+        JobSettled JobStarted LeaseLost LockTimeout Months NewSchedule NoTasks NotStarted OnebeatError Page PartFailed
+        Policies        QueueInfo QueueUnserved RemoteError Retention Retry ScheduleExists ScheduleFired ScheduleInfo ScheduleNotFound
         ScheduleSkipping ScheduleUnreadable Scheduler SchedulerIdle SchemaOutOfDate Settings SettlementLost Snooze
         StaleRevision StopIgnored Stopped Task TaskRouter ThreadOverran UnknownTask ValueDropped Weekdays Weeks Why
         WorkerDied

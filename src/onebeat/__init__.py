@@ -77,6 +77,7 @@ if TYPE_CHECKING:
     from onebeat.settings import Retention as Retention, Settings as Settings
     from onebeat.store.connection.callers_sqlite import configure_sqlite as configure_sqlite
     from onebeat.tasks.context import JobContext as JobContext, current_job as current_job
+    from onebeat.tasks.declared_schedule import NewSchedule as NewSchedule
     from onebeat.tasks.router import TaskRouter as TaskRouter
     from onebeat.tasks.task import Call as Call, Task as Task
     from onebeat.timing.backoff import Cancel as Cancel, Retry as Retry, Snooze as Snooze
@@ -122,6 +123,7 @@ _HOME = {
     "LeaseLost": "errors",
     "LockTimeout": "errors",
     "Months": "timing.periods",
+    "NewSchedule": "tasks.declared_schedule",
     "NoTasks": "model.events",
     "NotStarted": "errors",
     "OnebeatError": "errors",
