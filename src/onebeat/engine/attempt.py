@@ -152,16 +152,8 @@ class Run:
         raise TimeoutError
 
     def _success(self, value: Any) -> Outcome:
-        if value is None:
-            return SUCCESS
-        try:
-            return Outcome(ending=Ending.SUCCEEDED, value=payload.encode(payload.plain(value), what="the value"))
-        except InvalidArguments as error:
-            self._dropped(self, shown(str(error)))
-            return SUCCESS
-        except BaseException as error:  # noqa: BLE001 - a model's own property or serializer may raise anything
-            self._dropped(self, shown(f"{type(error).__name__}: {error}"))
-            return SUCCESS
+        text = stored_value(value, lambda problem: self._dropped(self, problem))
+        return SUCCESS if text is None else Outcome(ending=Ending.SUCCEEDED, value=text)
 
     def _from(self, error: BaseException) -> Outcome:
         """The outcome of an attempt that raised."""
@@ -204,6 +196,19 @@ class Run:
         if self.stop_reason == "lost":
             return Outcome(ending=Ending.LOST)
         return Outcome(ending=Ending.CANCELLED, reason="requested")
+
+
+def stored_value(value: Any, dropped: Callable[[str], None]) -> str | None:
+    """Return the text of a job's value; one that cannot be stored is None, and `dropped` hears why."""
+    if value is None:
+        return None
+    try:
+        return payload.encode(payload.plain(value), what="the value")
+    except InvalidArguments as error:
+        dropped(shown(str(error)))
+    except BaseException as error:  # noqa: BLE001 - a model's own property or serializer may raise anything
+        dropped(shown(f"{type(error).__name__}: {error}"))
+    return None
 
 
 def _raised(error: BaseException) -> BaseException:

@@ -12,6 +12,7 @@ from uuid import UUID
 
 from onebeat.engine.attempt import MAX_TRACEBACK, Run, StopCause, StopReason, replacement, retry_in_force, shown
 from onebeat.engine.claimer import is_suspect
+from onebeat.engine.completion import JobCompletion
 from onebeat.engine.identity import WorkerIdentity
 from onebeat.engine.progress import ProgressWriter
 from onebeat.engine.settler import Settler
@@ -185,6 +186,12 @@ class Executor:
             monotonic=self._clock.monotonic,
             owned=lambda: self._owned(job),
             report=ProgressWriter(self._database, job, clock=self._clock, trouble=self._trouble),
+            completion=JobCompletion(
+                self._database,
+                job,
+                worker_id=self._identity.last_id,
+                dropped=lambda problem: self._value_dropped(job, problem),
+            ),
         )
         return Run(
             job,
@@ -298,7 +305,9 @@ class Executor:
         self._announce(trouble("executor", error, 0))
 
     def _dropped(self, run: Run, problem: str) -> None:
-        job = run.job
+        self._value_dropped(run.job, problem)
+
+    def _value_dropped(self, job: Claimed, problem: str) -> None:
         self._announce(ValueDropped(**about(job), problem=problem, again=job.task in self._dropping))
         self._dropping.add(job.task)
 
