@@ -34,6 +34,7 @@ NAMES: dict[str, tuple[str, Any]] = {
     "MIGRATE": ("false", False),
     "ROLE": ("client", "client"),
     "POOL_SIZE": ("2", 2),
+    "TRANSACTION_POOL_SIZE": ("7", 7),
     "SQLITE_SYNCHRONOUS": ("NORMAL", "NORMAL"),
     "SQLITE_ALLOW_NETWORK": ("1", True),
     "HINTS": ("0", False),

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
         DatabaseCaution as DatabaseCaution,
         DatabaseTrouble as DatabaseTrouble,
         Event as Event,
+        FailedAfterComplete as FailedAfterComplete,
         FireConflict as FireConflict,
         JobEvent as JobEvent,
         JobRescued as JobRescued,
@@ -77,6 +78,7 @@ if TYPE_CHECKING:
     from onebeat.settings import Retention as Retention, Settings as Settings
     from onebeat.store.connection.callers_sqlite import configure_sqlite as configure_sqlite
     from onebeat.tasks.context import JobContext as JobContext, current_job as current_job
+    from onebeat.tasks.declared_schedule import NewSchedule as NewSchedule
     from onebeat.tasks.router import TaskRouter as TaskRouter
     from onebeat.tasks.task import Call as Call, Task as Task
     from onebeat.timing.any_of import AnyOf as AnyOf
@@ -106,6 +108,7 @@ _HOME = {
     "DuplicateTask": "errors",
     "Event": "model.events",
     "Every": "timing.triggers",
+    "FailedAfterComplete": "model.events",
     "Fire": "model.info",
     "FireConflict": "model.events",
     "Health": "scheduler.health",
@@ -125,6 +128,7 @@ _HOME = {
     "LeaseLost": "errors",
     "LockTimeout": "errors",
     "Months": "timing.periods",
+    "NewSchedule": "tasks.declared_schedule",
     "NoTasks": "model.events",
     "NotStarted": "errors",
     "OnebeatError": "errors",

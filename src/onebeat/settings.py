@@ -73,6 +73,7 @@ class Overrides(TypedDict, total=False):
     migrate: bool
     role: Literal["all", "client"]
     pool_size: int
+    transaction_pool_size: int
     sqlite_synchronous: Literal["FULL", "NORMAL", "EXTRA"]
     sqlite_allow_network: bool
     hints: bool
@@ -138,6 +139,7 @@ class Settings(BaseSettings):
     migrate: bool = True
     role: Literal["all", "client"] = "all"
     pool_size: int = Field(3, ge=1, le=50)
+    transaction_pool_size: int = Field(5, ge=1, le=100)
     sqlite_synchronous: Literal["FULL", "NORMAL", "EXTRA"] = "FULL"
     sqlite_allow_network: bool = False
     hints: bool = True  # for wake-ups between processes, which do not exist yet: all processes poll

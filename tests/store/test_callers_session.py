@@ -160,15 +160,36 @@ async def test_a_released_savepoint_runs_nothing_before_the_commit(
     assert await callback.seen(1) == [["a"]]
 
 
-async def test_a_savepoint_that_is_rolled_back_leaves_a_harmless_callback(
+async def test_a_savepoint_that_is_rolled_back_runs_nothing(
+    engine: AsyncEngine, database: Database, callback: Callback
+) -> None:
+    others = [Callback(database) for _ in range(3)]
+    async with AsyncSession(engine) as session, session.begin():
+        async with session.begin_nested():  # begun before this engine was listened to
+            await run_in(session, database, add, "kept", after_commit=others[0])
+        savepoint = await session.begin_nested()
+        async with session.begin_nested():
+            await run_in(session, database, add, "released inside", after_commit=callback)
+        await run_in(session, database, add, "gone", after_commit=callback)
+        await run_in(session, database, add, "gone too", after_commit=others[0])
+        await savepoint.rollback()
+        async with session.begin_nested():
+            await run_in(session, database, add, "kept too", after_commit=others[1])
+        await run_in(session, database, add, "last", after_commit=others[2])
+    for other in others:
+        assert await other.seen(1) == [["kept", "kept too", "last"]]
+    assert await nothing_came(engine, database, callback)
+
+
+async def test_a_first_savepoint_that_is_rolled_back_runs_nothing(
     engine: AsyncEngine, database: Database, callback: Callback
 ) -> None:
     async with AsyncSession(engine) as session, session.begin():
-        await run_in(session, database, add, "kept")
         savepoint = await session.begin_nested()
-        await run_in(session, database, add, "gone", after_commit=callback)
+        async with session.begin_nested():
+            await run_in(session, database, add, "gone", after_commit=callback)
         await savepoint.rollback()
-    assert await callback.seen(1) == [["kept"]]
+    assert await nothing_came(engine, database, callback)
 
 
 async def test_a_session_joined_to_a_transaction_that_rolls_back_runs_nothing(

@@ -19,7 +19,7 @@ from onebeat import DatabaseUnavailable, Scheduler, configure_sqlite
 from onebeat.errors import ConfigurationError
 from onebeat.store.connection import sqlite_threads
 from onebeat.store.connection.callers_sqlite import Begin
-from tests.scheduler.arrange import do_nothing
+from tests.scheduler.arrange import do_nothing, scheduler_on
 
 INSERT = text("INSERT INTO orders (name) VALUES (:name)")
 COUNT = text("SELECT count(*) FROM orders")
@@ -297,3 +297,25 @@ def test_two_plain_writers_still_collide_without_configure_sqlite(path: Path, ot
         with pytest.raises(OperationalError, match="database is locked"):
             connection.execute(INSERT, {"name": "mine"})
     plain.dispose()
+
+
+async def test_an_engine_whose_transactions_cannot_wait_is_warned_of_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    scheduler = scheduler_on(tmp_path)
+    task = scheduler.task(do_nothing)
+    plain, prepared = (create_async_engine(f"sqlite+aiosqlite:///{tmp_path / 'app.db'}") for _ in range(2))
+    own_begin = create_engine(f"sqlite:///{tmp_path / 'app.db'}", connect_args={"isolation_level": "IMMEDIATE"})
+    configure_sqlite(prepared)
+    async with scheduler:
+        for engine in (prepared, plain, plain):
+            async with AsyncSession(engine) as session, session.begin():
+                await task.options(session=session).enqueue()
+        with Session(own_begin) as own, own.begin():
+            task.options(session=own).enqueue_sync()
+    warned = [record.getMessage() for record in caplog.records if "configure_sqlite" in record.getMessage()]
+    assert len(warned) == 1
+    assert "app.db" in warned[0]
+    await plain.dispose()
+    await prepared.dispose()
+    own_begin.dispose()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import traceback
-from collections.abc import Awaitable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import replace
+from functools import partial
 from types import CoroutineType
 from typing import Any, Literal, Protocol, TypeVar
 
@@ -185,16 +186,8 @@ class Run:
         raise TimeoutError
 
     def _success(self, value: Any) -> Outcome:
-        if value is None:
-            return SUCCESS
-        try:
-            return Outcome(ending=Ending.SUCCEEDED, value=payload.encode(payload.plain(value), what="the value"))
-        except InvalidArguments as error:
-            self._observer.dropped(self, shown(str(error)))
-            return SUCCESS
-        except BaseException as error:  # noqa: BLE001 - a model's own property or serializer may raise anything
-            self._observer.dropped(self, shown(f"{type(error).__name__}: {error}"))
-            return SUCCESS
+        text = stored_value(value, partial(self._observer.dropped, self))
+        return SUCCESS if text is None else Outcome(ending=Ending.SUCCEEDED, value=text)
 
     def _from(self, error: BaseException) -> Outcome:
         """The outcome of an attempt that raised."""
@@ -245,6 +238,19 @@ def _coroutine(value: Awaitable[R]) -> Coroutine[Any, Any, R]:
 
 async def _awaited(value: Awaitable[R]) -> R:
     return await value
+
+
+def stored_value(value: Any, dropped: Callable[[str], None]) -> str | None:
+    """Return the text of a job's value; one that cannot be stored is None, and `dropped` hears why."""
+    if value is None:
+        return None
+    try:
+        return payload.encode(payload.plain(value), what="the value")
+    except InvalidArguments as error:
+        dropped(shown(str(error)))
+    except BaseException as error:  # noqa: BLE001 - a model's own property or serializer may raise anything
+        dropped(shown(f"{type(error).__name__}: {error}"))
+    return None
 
 
 def _raised(error: BaseException) -> BaseException:

@@ -13,6 +13,7 @@ from uuid import UUID
 
 from onebeat.engine.attempt import MAX_TRACEBACK, Run, StopCause, StopReason, replacement, retry_in_force, shown
 from onebeat.engine.claimer import is_suspect
+from onebeat.engine.completion import JobCompletion
 from onebeat.engine.identity import WorkerIdentity
 from onebeat.engine.progress import ProgressWriter
 from onebeat.engine.settler import Settler
@@ -193,6 +194,13 @@ class Executor:
             monotonic=self._clock.monotonic,
             owned=partial(self._owned, job),
             reports=partial(ProgressWriter, self._database, job, clock=self._clock, trouble=self._trouble),
+            completion=partial(
+                JobCompletion,
+                self._database,
+                job,
+                worker_id=self._identity.last_id,
+                dropped=partial(self._value_dropped, job),
+            ),
         )
         return Run(
             job,
@@ -309,7 +317,9 @@ class Executor:
 
     def dropped(self, run: Run, problem: str) -> None:
         """What the function returned cannot be stored: warn once a task."""
-        job = run.job
+        self._value_dropped(run.job, problem)
+
+    def _value_dropped(self, job: Claimed, problem: str) -> None:
         self._announce(ValueDropped(**about(job), problem=problem, again=job.task in self._dropping))
         self._dropping.add(job.task)
 

@@ -10,8 +10,8 @@ from onebeat.engine.batch_size import BatchSize
 from onebeat.engine.identity import WorkerIdentity
 from onebeat.engine.wakeups import Wakeups
 from onebeat.errors import DatabaseUnavailable
-from onebeat.model.events import Event, JobSettled, SettlementLost, about, is_heard
-from onebeat.model.job import JobState
+from onebeat.model.events import Event, FailedAfterComplete, JobSettled, SettlementLost, about, is_heard
+from onebeat.model.job import SUCCESS, JobState
 from onebeat.model.protocols import Clock
 from onebeat.store.connection.database import Database
 from onebeat.store.jobs import settle
@@ -116,6 +116,13 @@ class Settler:
         if state is None:
             self._announce(SettlementLost(**about(job), ending=str(outcome.ending)))
             return False
+        if settle.was_completed(ended, state):
+            self._announce(
+                FailedAfterComplete(
+                    **about(job), ending=str(outcome.ending), error=outcome.error, exception=outcome.exception
+                )
+            )
+            outcome, settlement = SUCCESS, replace(settlement, state=state, reason=None, delay=None)
         if state is JobState.CANCELLED and not settlement.final:  # a cancel was requested before it could run again
             settlement = replace(settlement, state=state, reason="requested", delay=None)
         self._announce(

@@ -140,6 +140,13 @@ def _dropped(event: e.ValueDropped) -> str:
     return f"the value of {event.task} was not stored, the job succeeded: {event.problem}"
 
 
+def _after_complete(event: e.FailedAfterComplete) -> None:
+    if jobs.isEnabledFor(logging.ERROR):
+        template = "job %s had completed itself and stays succeeded; then its function ended: %s"
+        words = _shown(event.ending + (f", {event.error}" if event.error else ""))
+        jobs.error(template, _shown(event.task), words, exc_info=event.exception, extra=_about(event))
+
+
 def _stepped(event: e.ClockStepped) -> str:
     if event.seconds is not None and event.seconds > 0:
         return f"the database's clock was set forward by {event.seconds:.0f} s; what is due by it now fires as late"
@@ -223,6 +230,7 @@ _WORDS: dict[type[e.Event], Callable[[Any], None]] = {
             + ("its job ends without it" if v.replaced else "it stays running, and what waits for it waits on")
         ),
     ),
+    e.FailedAfterComplete: _after_complete,
     e.ValueDropped: lambda v: (_DROPPED_AGAIN if v.again else _DROPPED)(v),
     e.DatabaseCaution: _said(log, logging.INFO, lambda v: f"{v.database}: {v.caution}"),
     e.DatabaseTrouble: _said(

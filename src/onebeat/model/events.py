@@ -179,6 +179,15 @@ class SettlementLost(JobEvent):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FailedAfterComplete(JobEvent):
+    """A function completed its job, and then ended in another way; the job stays succeeded."""
+
+    ending: str
+    error: str | None = None
+    exception: BaseException | None = field(default=None, repr=False, compare=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class JobRescued(JobEvent):
     """A job was taken back from a worker that died, or that stopped before the job ended."""
 

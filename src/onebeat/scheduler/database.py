@@ -32,6 +32,7 @@ def new_database(
         target,
         tables=tables,
         pool_size=settings.pool_size,
+        transaction_pool_size=settings.transaction_pool_size,
         sqlite_synchronous=settings.sqlite_synchronous,
         sqlite_allow_network=settings.sqlite_allow_network,
         role=settings.role,

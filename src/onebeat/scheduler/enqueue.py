@@ -7,13 +7,15 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from onebeat.engine.wakeups import AT_ONCE, Wakeups
-from onebeat.errors import ConfigurationError
+from onebeat.errors import ConfigurationError, InvalidArguments
 from onebeat.model import payload
 from onebeat.model.ids import uuid7
 from onebeat.model.info import JobInfo, JobVerbs
 from onebeat.model.job import JobState, NewJob
 from onebeat.model.protocols import Carrier, Clock
 from onebeat.scheduler.runtime import Runtime
+from onebeat.store.connection.after_commit import Callback
+from onebeat.store.connection.callers_session import AsyncCaller, SyncCaller, run_in, run_in_sync
 from onebeat.store.jobs import insert
 from onebeat.tasks.registry import Registry
 from onebeat.tasks.task import Call, Task
@@ -61,21 +63,37 @@ class JobEnqueuer:
         return task in self._scheduler.registry
 
     async def enqueue_calls(self, calls: Sequence[Call[Any]]) -> list[JobInfo]:
-        """Store the calls in one transaction, and wake what runs or promotes them."""
-        running = self._running().here()
+        """Store the calls in one transaction, and wake what runs or promotes them.
+
+        The transaction is that of the session in the calls' options; then the wake-up waits for its commit.
+        """
+        session, running = _session_of(calls), self._running()
+        if session is None:
+            running.here()
         database = running.users
-        now, offset = self._clock.now(), database.offset_us
-        new = [new_job(call, self._carrier, now=now + place, offset=offset) for place, call in enumerate(calls)]
+        new, now = self._new_jobs(calls, database.offset_us)
         if not new:
             return []
+        stored = [snapshot(job, now).bound(self._jobs) for job in new]
+        if session is not None:
+            await run_in(session, database, insert.add, new, after_commit=self._wakeup(new))  # type: ignore[arg-type]  # it looks
+            return stored
         write = database.write_one if len(new) == 1 and not new[0].tags else database.write
         await write(insert.add, new)
         announce_stored(self._wakeups, new)
-        return await running.stored([snapshot(job, now + offset).bound(self._jobs) for job in new])
+        return await running.stored(stored)
 
     def enqueue_calls_sync(self, calls: Sequence[Call[Any]]) -> list[JobInfo]:
-        """Store the calls from another thread than the event loop's; blocks for one round trip."""
-        running = self._running()
+        """Store the calls from another thread than the event loop's; blocks for one round trip.
+
+        With a session in the calls' options they are stored in its transaction, on the caller's own thread.
+        """
+        session, running = _session_of(calls), self._running()
+        if session is not None:
+            database = running.users
+            new, now = self._new_jobs(calls, database.offset_us)
+            run_in_sync(session, database, insert.add, new, after_commit=self._wakeup(new))  # type: ignore[arg-type]
+            return [snapshot(job, now).bound(self._jobs) for job in new]
         running.database.refuse_in_own_write()  # asked on this thread, whose transaction it would be
         loop = running.loop
         if _running_loop() is loop:
@@ -83,6 +101,47 @@ class JobEnqueuer:
                 "enqueue_sync would block the event loop it waits for; use `await task.enqueue(…)`"
             )
         return asyncio.run_coroutine_threadsafe(self.enqueue_calls(calls), loop).result()
+
+    def _new_jobs(self, calls: Sequence[Call[Any]], offset: int) -> tuple[list[NewJob], int]:
+        """Return the jobs of the calls, and the database's clock in microseconds; `offset`: that clock minus ours."""
+        now = self._clock.now()
+        jobs = [new_job(call, self._carrier, now=now + place, offset=offset) for place, call in enumerate(calls)]
+        return jobs, now + offset
+
+    def _wakeup(self, jobs: Sequence[NewJob]) -> Callback:
+        """Return what `announce_stored` does, to be called after the commit of a caller's transaction.
+
+        It is the same object for the same kinds of jobs, so that one transaction of a caller wakes once for all.
+        """
+        states = {job.state for job in jobs}
+        if states == {JobState.QUEUED}:
+            return self._wakeups.jobs_queued
+        return self._wake_promoter if states == {JobState.SCHEDULED} else self._wake_both
+
+    def _wake_promoter(self) -> None:
+        self._wakeups.jobs_delayed(AT_ONCE)
+
+    def _wake_both(self) -> None:
+        self._wakeups.jobs_queued()
+        self._wake_promoter()
+
+
+def announce_stored(wakeups: Wakeups, jobs: Sequence[NewJob]) -> None:
+    """Wake the claimer for what may run now, and the promoter for what waits until later."""
+    if any(job.state is JobState.QUEUED for job in jobs):
+        wakeups.jobs_queued()
+    if later := [job.run_at or AT_ONCE for job in jobs if job.state is JobState.SCHEDULED]:
+        wakeups.jobs_delayed(min(later))
+
+
+def _session_of(calls: Sequence[Call[Any]]) -> AsyncCaller | SyncCaller | None:
+    """Return the session in whose transaction the calls are stored, None for a transaction of onebeat's own."""
+    sessions = [call.options.session for call in calls]
+    if any(session is not sessions[0] for session in sessions):
+        raise InvalidArguments(
+            "these calls name different sessions; store those of each session with an enqueue_many of their own"
+        )
+    return sessions[0] if sessions else None
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:
@@ -117,14 +176,6 @@ def new_job(call: Call[Any], carrier: Carrier, *, now: int, offset: int) -> NewJ
         carried=carried,
         tags=options.tags,
     )
-
-
-def announce_stored(wakeups: Wakeups, jobs: Sequence[NewJob]) -> None:
-    """Wake the claimer for what may run now, and the promoter for what waits until later."""
-    if any(job.state is JobState.QUEUED for job in jobs):
-        wakeups.jobs_queued()
-    if later := [job.run_at or AT_ONCE for job in jobs if job.state is JobState.SCHEDULED]:
-        wakeups.jobs_delayed(min(later))
 
 
 def snapshot(job: NewJob, now: int) -> JobInfo:

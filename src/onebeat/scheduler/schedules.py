@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
-from typing import Any, Literal, Protocol, Unpack
+from functools import partial
+from typing import Any, Protocol, Unpack
 
 from onebeat.engine.wakeups import AT_ONCE, Wakeups
-from onebeat.errors import ConfigurationError, InvalidTrigger, ScheduleNotFound, StaleRevision
+from onebeat.errors import ConfigurationError, InvalidArguments, InvalidTrigger, ScheduleNotFound, StaleRevision
 from onebeat.model import changes
 from onebeat.model.checks import NAME, aware_us, check_filters, check_limit, check_name
 from onebeat.model.definition import Definition
@@ -20,17 +22,23 @@ from onebeat.scheduler.definitions import definition_of
 from onebeat.scheduler.why import INSTANT, Why, explain, jobs_named, with_overruns
 from onebeat.settings import Settings
 from onebeat.store import reports
+from onebeat.store.connection.callers_session import AsyncCaller, run_in
 from onebeat.store.connection.database import Database
 from onebeat.store.schedules import edit as store, fire as store_fires, read
 from onebeat.store.tx import Tx
-from onebeat.tasks.declared_schedule import ScheduleOptions, declared_schedule
+from onebeat.tasks.declared_schedule import (
+    IfExists,
+    NewSchedule,
+    ScheduleOptions,
+    check_if_exists,
+    declared_schedule,
+)
 from onebeat.tasks.registry import Registry
 from onebeat.tasks.task import Task
 from onebeat.timing.clock import from_us
 from onebeat.timing.zones import zone_name
 
 MERGES = 20  # times an edit is repeated because another one was committed first
-IfExists = Literal["error", "replace", "keep"]
 Decide = Callable[[Schedule, int, tuple[Unfinished, ...]], tuple[PlannedFire, ...]]
 
 
@@ -64,22 +72,73 @@ class Schedules:
         trigger: Trigger,
         *,
         if_exists: IfExists = "error",
+        session: AsyncCaller | None = None,
         **options: Unpack[ScheduleOptions],
     ) -> ScheduleInfo:
         """Store a schedule. Nothing before now is due.
 
         `if_exists` decides when the id is taken. "error" raises, unless that schedule is finished and was added at run
         time. "keep" changes nothing. "replace" gives it these values, also when its row cannot be read.
-        Raises `ScheduleExists`, `InvalidTrigger` (an `At` more than 60 s ago), `InvalidArguments`, `UnknownTask`.
+
+        With `session`, an `AsyncSession` or `AsyncConnection` on this database, the change is part of its transaction,
+        as in `update`, `pause`, `resume` and `remove`: it takes effect with that commit.
+
+        Raises `ScheduleExists`, `InvalidTrigger` (an `At` more than 60 s ago), `InvalidArguments`, `UnknownTask`, and
+        `ConfigurationError` for a session of another kind or database.
         """
-        if if_exists not in ("error", "replace", "keep"):
-            raise ConfigurationError(f"if_exists={if_exists!r} is unknown; give 'error', 'replace' or 'keep'")
+        definition = self._definition(id, task, trigger, if_exists, options)
+        return await self._change(id, partial(store.add, item=definition, if_exists=if_exists), session)
+
+    async def add_many(
+        self, schedules: Iterable[NewSchedule], *, session: AsyncCaller | None = None
+    ) -> Sequence[ScheduleInfo]:
+        """Store schedules in one transaction, and return them in the order given; an error leaves none of them stored.
+
+        Each is treated as by `add`, which says what is raised and what `session` is. `InvalidArguments` says that two
+        of them have one id.
+        """
+        items = [
+            (self._definition(new.id, new.task, new.trigger, new.if_exists, new.options()), new.if_exists)
+            for new in map(_new_schedule, schedules)
+        ]
+        ids = [item.id for item, _ in items]
+        for id, count in Counter(ids).items():
+            if count > 1:
+                raise InvalidArguments(f"{count} of these schedules have the id {id!r}; each needs one of its own")
+        if not items:
+            return []
+        return await self._change_many(ids, partial(store.add_many, items=items), session)
+
+    def _definition(
+        self,
+        id: str,
+        task: Task[Any, Any] | str,
+        trigger: Trigger,
+        if_exists: str,
+        options: ScheduleOptions,
+    ) -> Definition:
+        check_if_exists(if_exists)
         item = declared_schedule(id, self._task(task), trigger, options)
+        return definition_of(item, self._scheduler.settings.timezone)
+
+    async def _change(
+        self, id: str, change: Callable[[Tx], object], session: AsyncCaller | None, *, wakes: bool = True
+    ) -> ScheduleInfo:
+        """Make a change in a transaction of its own or in the session's, and return the schedule as it then is."""
+        (info,) = await self._change_many([id], change, session, wakes=wakes)
+        return info
+
+    async def _change_many(
+        self, ids: Sequence[str], change: Callable[[Tx], object], session: AsyncCaller | None, *, wakes: bool = True
+    ) -> Sequence[ScheduleInfo]:
         database = self._database()
-        definition = definition_of(item, self._scheduler.settings.timezone)
-        await database.write(store.add, definition, if_exists=if_exists)
-        self._wakeups.schedules_changed()
-        return await self.get(id)
+        if session is None:
+            await database.write(change)
+            if wakes:
+                self._wakeups.schedules_changed()
+            return await database.read(read.get_many, ids)
+        wakeup = self._wakeups.schedules_changed if wakes else None
+        return await run_in(session, database, _change_and_read, change, ids, after_commit=wakeup)
 
     def _task(self, task: Task[Any, Any] | str) -> Task[Any, Any]:
         return self._scheduler.registry.get(task) if isinstance(task, str) else task
@@ -128,28 +187,32 @@ class Schedules:
         task: Task[Any, Any] | str | None = None,
         expected_rev: int | None = None,
         override: bool = False,
+        session: AsyncCaller | None = None,
         **options: Unpack[ScheduleOptions],
     ) -> ScheduleInfo:
         """Change what is given. The next fire is computed again when the trigger or its zone changes; else it stays.
 
-        For a row that cannot be read, give every damaged value.
+        For a row that cannot be read, give every damaged value. `session` as in `add`.
         Raises `StaleRevision` when `expected_rev` is not the current revision, `ScheduleNotFound`, and
         `ConfigurationError` for a schedule declared in code without `override=True`.
         """
         database = self._database()
         for left in reversed(range(MERGES)):
-            present, rev = await database.read(read.definition, _known_id(id))
+            if session is None:
+                present, rev = await database.read(read.definition, _known_id(id))
+            else:
+                present, rev = await run_in(session, database, read.definition, _known_id(id))
             if expected_rev not in (None, rev):
                 raise store.stale(id, rev, expected_rev)
-            changed = self._changed(present, trigger, task, options)
+            item = self._changed(present, trigger, task, options)
             try:
-                await database.write(store.edit, changed, expected_rev=rev, override=override)
-                break
+                return await self._change(
+                    id, partial(store.edit, item=item, expected_rev=rev, override=override), session
+                )
             except StaleRevision:  # another edit was committed first; repeat this one on top of it
                 if expected_rev is not None or not left:
                     raise
-        self._wakeups.schedules_changed()
-        return await self.get(id)
+        raise AssertionError("the last pass of the loop returns or raises")
 
     def _changed(
         self, present: Definition, trigger: Trigger | None, task: Task[Any, Any] | str | None, options: ScheduleOptions
@@ -163,23 +226,30 @@ class Schedules:
             default = self._scheduler.settings.timezone
         return definition_of(item, default)
 
-    async def pause(self, id: str, reason: str | None = None) -> ScheduleInfo:
-        """Stop firing until `resume`, which does not catch up the fires of the pause. Raises `ScheduleNotFound`."""
-        await self._database().write(store.pause, _known_id(id), reason)
-        return await self.get(id)
+    async def pause(self, id: str, reason: str | None = None, *, session: AsyncCaller | None = None) -> ScheduleInfo:
+        """Stop firing until `resume`, which does not catch up the fires of the pause. `session` as in `add`.
 
-    async def resume(self, id: str) -> ScheduleInfo:
-        """Fire again, from now on; one `gap` record tells what the pause left out. Raises `ScheduleNotFound`."""
-        await self._database().write(store.resume, _known_id(id), by=self._who())
-        self._wakeups.schedules_changed()
-        return await self.get(id)
+        Raises `ScheduleNotFound`, and `ConfigurationError` for a finished schedule.
+        """
+        return await self._change(id, partial(store.pause, id=_known_id(id), reason=reason), session, wakes=False)
 
-    async def remove(self, id: str) -> None:
-        """Delete the schedule and its fires, not its jobs. One declared in code returns at the next start.
+    async def resume(self, id: str, *, session: AsyncCaller | None = None) -> ScheduleInfo:
+        """Fire again, from now on; one `gap` record tells what the pause left out. `session` as in `add`.
 
         Raises `ScheduleNotFound`.
         """
-        await self._database().write(store.remove, [_known_id(id)], missing_ok=False)
+        return await self._change(id, partial(store.resume, id=_known_id(id), by=self._who()), session)
+
+    async def remove(self, id: str, *, session: AsyncCaller | None = None) -> None:
+        """Delete the schedule and its fires, not its jobs. One declared in code returns at the next start.
+
+        `session` as in `add`. Raises `ScheduleNotFound`.
+        """
+        remove = partial(store.remove, ids=[_known_id(id)], missing_ok=False)
+        if session is None:
+            await self._database().write(remove)
+        else:
+            await run_in(session, self._database(), remove)
 
     async def remove_where(self, *, tag: str) -> int:
         """Delete every schedule with this tag; return how many."""
@@ -293,6 +363,17 @@ class Schedules:
         if not page:
             await self.get(id)  # no fire yet, or no such schedule
         return page
+
+
+def _new_schedule(given: NewSchedule) -> NewSchedule:
+    if not isinstance(given, NewSchedule):
+        raise InvalidArguments(f"add_many takes onebeat.NewSchedule(id, task, trigger, …), not {given!r:.60}")
+    return given
+
+
+def _change_and_read(tx: Tx, change: Callable[[Tx], object], ids: Sequence[str]) -> Sequence[ScheduleInfo]:
+    change(tx)
+    return read.get_many(tx, ids)
 
 
 def _known_id(id: str) -> str:

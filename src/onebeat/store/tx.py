@@ -53,6 +53,7 @@ class Tx:
         "_points",
         "connection",
         "dialect",
+        "is_callers",
         "statement",
         "tables",
         "unanswered",
@@ -69,6 +70,7 @@ class Tx:
         moment: Moment | None = None,
         cache: dict[Any, Any] | None = None,
         unanswered: Sequence[Any] = (),
+        is_callers: bool = False,
     ) -> None:
         self._cache: dict[Any, Any] = {} if cache is None else cache
         self.connection = connection
@@ -76,6 +78,7 @@ class Tx:
         self.dialect = dialect
         # What earlier tries of this call returned whose COMMIT got no answer: each of them happened or it did not.
         self.unanswered = unanswered
+        self.is_callers = is_callers  # the caller begins and ends it, at an isolation level of the caller's choice
         self.statement: Executable | None = None  # the statement that runs now, for `Points`
         self._database_clock = database_clock
         self._points = points
@@ -160,7 +163,14 @@ class TransactionRunner:
     random: Random = field(default_factory=Random)
     cache: dict[Any, Any] = field(default_factory=dict)  # statements built once, for all transactions
 
-    def tx(self, connection: Connection, moment: Moment | None = None, *, unanswered: Sequence[Any] = ()) -> Tx:
+    def tx(
+        self,
+        connection: Connection,
+        moment: Moment | None = None,
+        *,
+        unanswered: Sequence[Any] = (),
+        is_callers: bool = False,
+    ) -> Tx:
         """Return a `Tx` on an open connection; it neither begins nor ends anything."""
         return Tx(
             connection,
@@ -171,6 +181,7 @@ class TransactionRunner:
             moment=moment,
             cache=self.cache,
             unanswered=unanswered,
+            is_callers=is_callers,
         )
 
     def retries(self, patience: float = PATIENCE) -> Retries:

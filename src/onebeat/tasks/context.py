@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from datetime import datetime
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 from uuid import UUID
 
 from onebeat.errors import JobCancelled, LeaseLost, NotStarted
 from onebeat.timing.clock import SystemClock
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncSession
+    from sqlalchemy.orm import Session
+
+    from onebeat.store.connection.callers_session import AsyncCaller, SyncCaller
 
 _monotonic = SystemClock().monotonic
 
@@ -23,6 +30,22 @@ class Reports(Protocol):
 
     async def write_last(self) -> None:
         """Write the report that was kept, if there is one."""
+
+
+class Completes(Protocol):
+    """Ends one job in a transaction of its function, and opens sessions for one."""
+
+    async def complete(self, session: AsyncCaller, value: Any, /) -> bool:
+        """End the job as succeeded in the session's transaction; return whether its claim held."""
+
+    def complete_sync(self, session: SyncCaller, value: Any, /) -> bool:
+        """Do the same on the calling thread."""
+
+    def new_session(self) -> AsyncSession:
+        """Return a session on the database of the job."""
+
+    def new_session_sync(self) -> Session:
+        """Return a synchronous session on the database of the job."""
 
 
 class JobContext:
@@ -47,6 +70,7 @@ class JobContext:
         monotonic: Callable[[], float] = _monotonic,
         owned: Callable[[], Awaitable[bool]] | None = None,
         reports: Callable[[], Reports] | None = None,
+        completion: Callable[[], Completes] | None = None,
     ) -> None:
         self.id = id
         self.attempt = attempt
@@ -60,6 +84,8 @@ class JobContext:
         self._owned = owned
         self._make_reports = reports
         self._reports: Reports | None = None  # once there was something to report
+        self._make_completion = completion
+        self._completed_in: object = None  # the session of the last `complete`
         self._stop = False  # a plain flag: it is only ever set, from any thread
         self._lost = False
         self._left = False  # whether the function learnt that its claim is lost
@@ -100,6 +126,49 @@ class JobContext:
         if self._reports is not None:
             await self._reports({"done": done, "total": total, "message": message})
 
+    async def complete(self, session: AsyncCaller, value: Any = None) -> None:
+        """End this job as succeeded with `value` in the transaction of `session`, which you commit.
+
+        `session` is an `AsyncSession` or `AsyncConnection` on the scheduler's database. Your writes in it happen
+        exactly once: with the commit the job has succeeded, whatever this function or its worker does afterwards. After
+        a rollback the job goes on as any other. A `value` that cannot be stored becomes None, as a returned one does.
+        What the function returns after the commit is not stored, and what it raises then is only logged.
+
+        Raises `LeaseLost` when this worker no longer holds the job, or when it was completed before: roll back then.
+        `ConfigurationError` says that the session is of another kind or database.
+        """
+        completed = await self._completes().complete(session, value)
+        self._note_completion(session, completed)
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[AsyncSession]:
+        """Open a session on the scheduler's database; at the end of the block complete the job in it, and commit.
+
+        An exception in the block rolls back, and the job ends with it as any other. For a value call
+        ``await ctx.complete(session, value)`` as the last line of the block. The block is the last thing that a
+        function does: what follows it is not protected. The transaction begins with the first statement; on SQLite it
+        holds the file's only write lock from its first write to its end. Raises what `complete` raises.
+        """
+        async with self._completes().new_session() as session:
+            yield session
+            if self._completed_in is not session:
+                await self.complete(session)
+            await _commit(session)
+
+    def _completes(self) -> Completes:
+        if self._make_completion is None:
+            raise _no_database()
+        return self._make_completion()
+
+    def _note_completion(self, session: object, completed: bool) -> None:
+        if not completed:
+            self._left = True
+            raise LeaseLost(
+                f"job {self.id}, attempt {self.attempt}: this worker no longer holds it, or it was completed before; "
+                "nothing was written, so roll back"
+            )
+        self._completed_in = session
+
     @property
     def sync(self) -> SyncContext:
         """Return the same verbs for a task that runs in a thread."""
@@ -114,7 +183,8 @@ class JobContext:
     def in_child_process(cls, facts: dict[str, Any]) -> JobContext:
         """Return the context of the same job for its function in a child process, which has no database.
 
-        `ensure_owned` and `progress` raise `NotStarted` there. `cancelled` stays False: a stop ends the process.
+        `ensure_owned`, `progress`, `complete` and `transaction` raise `NotStarted` there. `cancelled` stays False: a
+        stop ends the process.
         """
         left = facts["deadline"]
         facts = facts | {"deadline": None if left is None else _monotonic() + left}
@@ -139,6 +209,23 @@ class SyncContext:
         """Do what `JobContext.progress` does."""
         self._run(self._context.progress(done, total, message))
 
+    def complete(self, session: SyncCaller, value: Any = None) -> None:
+        """Do what `JobContext.complete` does, with a `Session` or `Connection` of this thread."""
+        completed = self._context._completes().complete_sync(session, value)
+        self._context._note_completion(session, completed)
+
+    @contextmanager
+    def transaction(self) -> Iterator[Session]:
+        """Do what `JobContext.transaction` does, on SQLite; on a server it raises `ConfigurationError`.
+
+        There open a session of your own, and call `complete` before you commit.
+        """
+        with self._context._completes().new_session_sync() as session:
+            yield session
+            if self._context._completed_in is not session:
+                self.complete(session)
+            session.commit()
+
     def _run(self, coroutine: Any) -> None:
         loop = self._context._loop
         if self._context._make_reports is _NoReports:
@@ -158,6 +245,20 @@ class _NoReports:
         raise _no_database()
 
 
+async def _commit(session: AsyncSession) -> None:
+    """Commit. A cancel meanwhile waits for the answer, and is raised then: a commit is never cancelled."""
+    commit = asyncio.ensure_future(session.commit())
+    cancelled = False
+    while not commit.done():
+        try:
+            await asyncio.wait({commit})
+        except asyncio.CancelledError:
+            cancelled = True
+    commit.result()
+    if cancelled:
+        raise asyncio.CancelledError
+
+
 async def _refuse_in_a_child() -> bool:
     raise _no_database()
 
@@ -165,7 +266,8 @@ async def _refuse_in_a_child() -> bool:
 def _no_database() -> NotStarted:
     return NotStarted(
         "this job runs in a child process, which has no connection to onebeat's database, so it can neither report "
-        "progress nor ask for its claim. Guard your own writes with current_job().fence, or leave out run_in='process'."
+        "progress nor ask for its claim nor complete. Guard your own writes with current_job().fence, or leave out "
+        "run_in='process'."
     )
 
 

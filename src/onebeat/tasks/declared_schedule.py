@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, TypedDict
+from dataclasses import KW_ONLY, dataclass, field
+from typing import Any, Literal, TypedDict, cast, get_args
 
 from onebeat.errors import ConfigurationError, InvalidTrigger
 from onebeat.model.checks import Seconds, check_name, check_names, check_priority, check_tag, check_text
 from onebeat.model.policies import CatchUp, Policies
 from onebeat.model.protocols import Trigger
 from onebeat.tasks.task import Task
+
+IfExists = Literal["error", "replace", "keep"]
+"""What adding a schedule does when its id is taken."""
 
 
 class ScheduleOptions(TypedDict, total=False):
@@ -27,6 +30,43 @@ class ScheduleOptions(TypedDict, total=False):
     priority: int | None
     tags: Iterable[str]
     note: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class NewSchedule:
+    """A schedule for `schedules.add_many`: the arguments of `schedules.add`.
+
+    >>> from onebeat import Cron, NewSchedule
+    >>> NewSchedule("report:7", "report", Cron("0 6 * * *"), args=(7,), tags=("customer:7",)).id
+    'report:7'
+    """
+
+    id: str
+    task: Task[Any, Any] | str
+    trigger: Trigger
+    _: KW_ONLY
+    args: Sequence[Any] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    if_exists: IfExists = "error"
+    misfire_grace: Seconds | None = None
+    catch_up: str | CatchUp = "latest"
+    overlap: str = "skip"
+    jitter: Seconds = 0
+    max_fires: int | None = None
+    queue: str | None = None
+    priority: int | None = None
+    tags: Iterable[str] = ()
+    note: str | None = None
+
+    def options(self) -> ScheduleOptions:
+        """Return the options as `declared_schedule` takes them."""
+        return cast(ScheduleOptions, {name: getattr(self, name) for name in ScheduleOptions.__annotations__})
+
+
+def check_if_exists(value: str) -> None:
+    """Raise `ConfigurationError` unless `value` says what to do when the id is taken."""
+    if value not in get_args(IfExists):
+        raise ConfigurationError(f"if_exists={value!r:.40} is unknown; give 'error', 'replace' or 'keep'")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

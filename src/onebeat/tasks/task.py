@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property, update_wrapper
 from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, TypeVar
@@ -28,6 +28,7 @@ from onebeat.tracking.ids import check_tracking_id
 
 if TYPE_CHECKING:
     from onebeat.model.info import JobInfo
+    from onebeat.store.connection.callers_session import AsyncCaller, SyncCaller
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -45,6 +46,7 @@ class CallOptions:
     timeout: int | None = None
     tracking_id: str | None = None
     tags: tuple[str, ...] = ()
+    session: AsyncCaller | SyncCaller | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +102,13 @@ class Task(Generic[P, R]):
         timeout: Seconds | None = None,
         tracking_id: str | None = None,
         tags: Iterable[str] | None = None,
+        session: AsyncCaller | SyncCaller | None = None,
     ) -> Task[P, R]:
         """Return a copy that enqueues with these options. Durations are seconds or timedeltas, `run_at` is aware.
+
+        `session` is an `AsyncSession`, `AsyncConnection`, `Session` or `Connection` on the database of the scheduler:
+        the job is stored in its transaction, so it runs after that commit, and a rollback leaves nothing of it. Give
+        the first two kinds to `enqueue` and `enqueue_many`, the others to `enqueue_sync`.
 
         Options of an earlier `options()` stay unless they are given again; `delay` and `run_at` replace each other.
         Raises `InvalidArguments` and `ConfigurationError`.
@@ -120,6 +127,7 @@ class Task(Generic[P, R]):
             "timeout": None if timeout is None else duration(timeout, "timeout", least=1),
             "tracking_id": check_tracking_id(tracking_id),
             "tags": None if tags is None else check_names(tags, "tags", check_tag),
+            "session": session,
         }
         copy = object.__new__(type(self))
         copy.__dict__.update(self.__dict__)
@@ -137,17 +145,26 @@ class Task(Generic[P, R]):
         return Call(self, self.signature.pack(args, kwargs), self._options)
 
     async def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> JobInfo:
-        """Store a job for this call and return it. Raises `InvalidArguments`, `NotStarted`, `DatabaseUnavailable`."""
+        """Store a job for this call and return it.
+
+        Raises `InvalidArguments`, `NotStarted`, `DatabaseUnavailable`; with `options(session=…)` also
+        `ConfigurationError` for a session of another kind or database, and what the database raises in it.
+        """
         (info,) = await enqueuer_of(self).enqueue_calls([self.call(*args, **kwargs)])
         return info
 
     def enqueue_sync(self, *args: P.args, **kwargs: P.kwargs) -> JobInfo:
-        """Store a job as `enqueue` does, from a thread, a sync route or a script; blocks for one round trip."""
+        """Store a job as `enqueue` does, from a thread, a sync route or a script; blocks for one round trip.
+
+        With `options(session=…)`, a `Session` or a `Connection`, it works on any thread, the event loop's too.
+        """
         (info,) = enqueuer_of(self).enqueue_calls_sync([self.call(*args, **kwargs)])
         return info
 
     async def enqueue_many(self, calls: Iterable[Call[R] | tuple[Any, ...]]) -> list[JobInfo]:
         """Store many jobs in one transaction; an item is a `task.call(...)` or a tuple of positional arguments.
+
+        With `options(session=…)` that is the transaction of the session.
 
         Raises `InvalidArguments`, `UnknownTask`, `NotStarted` and `DatabaseUnavailable`; then no job is stored.
         """
@@ -160,6 +177,8 @@ class Task(Generic[P, R]):
 
     def _ready(self, item: Call[R] | tuple[Any, ...]) -> Call[R]:
         if isinstance(item, Call):
+            if item.options.session is None and self._options.session is not None:
+                return replace(item, options=replace(item.options, session=self._options.session))
             return item
         if not isinstance(item, tuple | list):
             raise InvalidArguments(

@@ -16,6 +16,7 @@ from onebeat.errors import ConfigurationError, NotStarted, SchemaOutOfDate
 from onebeat.store.connection.addresses import show_address
 from onebeat.store.connection.after_commit import Callback, run_after_commit
 from onebeat.store.connection.autocommit import is_autocommit
+from onebeat.store.connection.callers_sqlite import warn_of_deferred_begin
 from onebeat.store.connection.database import Database
 from onebeat.store.dialects.by_url import dialect_for
 from onebeat.store.faults import Fault
@@ -86,7 +87,7 @@ def _run_on(
 
 def _tx_on(connection: Connection, database: Database) -> Tx:
     _require_same_database(connection, database)
-    return database.transactions.tx(connection)
+    return database.transactions.tx(connection, is_callers=True)
 
 
 # ── sessions and their connections ────────────────────────────────────────────────────────────────────────────────────
@@ -147,6 +148,8 @@ def _require_same_database(connection: Connection, database: Database) -> None:
     seen = _instance_id_seen(connection, database)
     if seen != expected:
         raise _other_database(connection, database, schema, seen)
+    if database.dialect.one_writer and pool not in _found:
+        warn_of_deferred_begin(connection)
     _found.setdefault(pool, set()).add(key)
 
 

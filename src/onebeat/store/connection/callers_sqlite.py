@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import re
 import threading
@@ -26,6 +27,8 @@ _WITHOUT_LOCK = frozenset(
 )
 _FIRST_WORD = re.compile(r"(?:\s|;|--[^\n]*(?:\n|$)|/\*.*?\*/)*([A-Za-z]+)", re.DOTALL)
 _WRITE_IN_WITH = re.compile(r"\b(?:INSERT|REPLACE)\s+(?:OR|INTO)\b|\bUPDATE\s|\bDELETE\s+FROM\b", re.IGNORECASE)
+
+log = logging.getLogger("onebeat.store")
 
 # The connections on which a task or thread began a write transaction. Only that task or thread uses its own entry.
 _writing: WeakKeyDictionary[Owner, WeakSet[Connection]] = WeakKeyDictionary()
@@ -122,9 +125,24 @@ def refuse_in_own_write(file: str | None, where: str) -> None:
         if _is_in_transaction(connection) and real_file(connection.engine.url) == file:
             raise DatabaseUnavailable(
                 f"{where} is locked by this caller's own transaction, which has written and is not committed; "
-                "commit it before you enqueue, or give onebeat a file of its own",
+                "pass it (session=…), commit it before you enqueue, or give onebeat a file of its own",
                 reason="retry",
             )
+
+
+def warn_of_deferred_begin(connection: Connection) -> None:
+    """Log a warning when the driver of the caller's connection begins transactions that cannot wait for a writer."""
+    driver = connection.connection.driver_connection
+    level, autocommit = getattr(driver, "isolation_level", None), getattr(driver, "autocommit", None)
+    waits = level is None if autocommit is not False else False  # None: the application begins by itself
+    if waits or is_autocommit(connection) or str(level).upper() in ("IMMEDIATE", "EXCLUSIVE"):
+        return
+    log.warning(
+        "A session on %s begins its transactions without a lock: one that reads and then writes fails at once "
+        "('database is locked') beside another writer. Call onebeat.configure_sqlite(engine) once, before the engine's "
+        "first connection.",
+        connection.engine.url.render_as_string(),
+    )
 
 
 def real_file(url: Any) -> str | None:

@@ -17,6 +17,7 @@ from onebeat.errors import NotStarted
 from onebeat.model.protocols import Clock
 from onebeat.store.connection.backend import ConnectionBackend, Rank
 from onebeat.store.connection.callers_sqlite import real_file, refuse_in_own_write
+from onebeat.store.connection.job_sessions import JobSessions
 from onebeat.store.connection.server_pool import ServerPool
 from onebeat.store.connection.sqlite_threads import SQLiteThreads
 from onebeat.store.connection.targets import Target, read_target
@@ -46,6 +47,7 @@ class Database:
         target: a URL, an engine or a function that returns an engine.
         tables: the tables that all statements use.
         pool_size: connections to a server; a client has two at most.
+        transaction_pool_size: connections for the transactions of jobs, opened on first use.
         sqlite_synchronous, sqlite_allow_network: see the settings of these names.
         database_clock: replaces the database's own clock in every transaction; UTC microseconds.
         points: where a test stops, counts or breaks a transaction.
@@ -63,6 +65,7 @@ class Database:
         *,
         tables: Tables,
         pool_size: int = 3,
+        transaction_pool_size: int = 5,
         sqlite_synchronous: str = "FULL",
         sqlite_allow_network: bool = False,
         database_clock: Callable[[], int] | None = None,
@@ -86,6 +89,8 @@ class Database:
         )
         self._make_other_backend = make_backend
         self._pool_size = min(pool_size, 2) if role == "client" else pool_size
+        self._transaction_pool_size = transaction_pool_size
+        self._job_sessions: JobSessions | None = None
         self._limit = call_limit
         self._synchronous = sqlite_synchronous
         self._allow_network = sqlite_allow_network
@@ -131,6 +136,20 @@ class Database:
     @instance_id.setter
     def instance_id(self, found: str | None) -> None:
         self._root._instance_id = found
+
+    @property
+    def job_sessions(self) -> JobSessions:
+        """Sessions on this database for the transactions of jobs; raises `NotStarted` when it is not open."""
+        root = self._root
+        if root._job_sessions is None:
+            pooled = getattr(self._open_backend(), "pooled", False)
+            root._job_sessions = JobSessions(
+                self._target,
+                size=self._transaction_pool_size,
+                synchronous=self._synchronous,
+                connect_arguments=self.dialect.pooled_arguments if pooled else None,
+            )
+        return root._job_sessions
 
     @property
     def url(self) -> URL:
@@ -231,7 +250,10 @@ class Database:
         After `within` seconds (None: without limit) the calls that are left end with `DatabaseUnavailable`.
         """
         self._leave_inherited()
+        sessions, self._job_sessions = self._job_sessions, None
         backend, self._backend = self._backend, None
+        if sessions is not None:
+            await sessions.close()
         if backend is not None:
             await backend.close(within)
 

@@ -24,7 +24,7 @@ class Target:
 
     url: URL
     dialect: Dialect
-    engine: Callable[[dict[str, Any]], AsyncEngine]  # from connect arguments to a new engine
+    engine: Callable[..., AsyncEngine]  # from connect arguments, and options of an engine, to a new engine
     cautions: tuple[str, ...] = ()  # what the URL says in vain
 
     @property
@@ -81,9 +81,10 @@ def _from_url(given: URL) -> Target:
     adapted = dialect.adapt(given)
     dialect.require_driver()
 
-    def engine(connect_args: dict[str, Any]) -> AsyncEngine:
+    def engine(connect_args: dict[str, Any], **options: Any) -> AsyncEngine:
         _require_files(adapted.files)
-        made = create_async_engine(adapted.url, connect_args={**adapted.arguments, **connect_args}, **_OPTIONS)
+        arguments = {**adapted.arguments, **connect_args}
+        made = create_async_engine(adapted.url, connect_args=arguments, **{**_OPTIONS, **options})
         return _prepared(made, dialect)
 
     return Target(adapted.url, dialect, engine, adapted.cautions)
@@ -107,13 +108,13 @@ def _from_engine(make: Callable[[], AsyncEngine], url: URL) -> Target:
         return _from_url(url)
     shown = url.set(query={})  # the creator knows the query, which may hold a secret
 
-    def engine(connect_args: dict[str, Any]) -> AsyncEngine:
+    def engine(connect_args: dict[str, Any], **options: Any) -> AsyncEngine:
         def connect() -> Any:
             # The pool's creator knows the engine's URL, connect_args, creator and `do_connect` listeners. A function is
             # called for each connection: a token it put into its engine may be too old for the next one.
             return make().sync_engine.pool._creator()  # type: ignore[call-arg]  # the record it may take is for pools
 
-        return _prepared(create_async_engine(shown, creator=connect, **_OPTIONS), dialect)
+        return _prepared(create_async_engine(shown, creator=connect, **{**_OPTIONS, **options}), dialect)
 
     return Target(shown, dialect, engine)
 

@@ -62,8 +62,8 @@ def settle(tx: Tx, ended: Sequence[Ended], *, worker_id: str) -> dict[UUID, JobS
         kept |= _succeed(tx, token, ids)
     if others := [item for item in ended if not item.is_plain_success]:
         kept |= _write(tx, others)
-    settled = [item for item in ended if item.job.id in kept]
-    _record_attempts(tx, settled, worker_id)
+    settled = [item for item in ended if item.job.id in kept and not was_completed(item, kept[item.job.id])]
+    record_attempts(tx, settled, worker_id)
     after_end(
         tx,
         [
@@ -73,6 +73,14 @@ def settle(tx: Tx, ended: Sequence[Ended], *, worker_id: str) -> dict[UUID, JobS
         ],
     )
     return kept
+
+
+def was_completed(ended: Ended, state: JobState) -> bool:
+    """Return whether the function had ended its job as succeeded before it ended in another way itself.
+
+    `state` is the job's state after `settle`: nothing but `complete` makes it succeed under the claim of such a run.
+    """
+    return state is JobState.SUCCEEDED and ended.settlement.state is not JobState.SUCCEEDED
 
 
 def one_statement(dialect: Dialect, ended: Sequence[Ended]) -> bool:
@@ -213,7 +221,7 @@ def _pause(settlement: Settlement) -> dict[str, Any]:
     return {"delay": settlement.delay or 0, "refund": int(settlement.refund)}
 
 
-def _record_attempts(tx: Tx, ended: Sequence[Ended], worker_id: str) -> None:
+def record_attempts(tx: Tx, ended: Sequence[Ended], worker_id: str) -> None:
     """Store the history of attempts; a job that succeeds at its first attempt keeps its facts on its own row."""
     recorded = [
         item

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from sqlalchemy import Row, delete, null, select, update
 
@@ -16,12 +16,14 @@ from onebeat.store.schedules.fire_writer import FireReport, FireWriter
 from onebeat.store.schedules.rows import locked, policies_from, state_from, trigger_from, understood
 from onebeat.store.sql import padded
 from onebeat.store.tx import Tx
+from onebeat.tasks.declared_schedule import IfExists
 from onebeat.timing.zones import fingerprint
 
 T = TypeVar("T")
+AT_ONCE = 500  # schedules of one statement
 
 
-def add(tx: Tx, item: Definition, *, if_exists: Literal["error", "replace", "keep"]) -> int | None:
+def add(tx: Tx, item: Definition, *, if_exists: IfExists) -> int | None:
     """Store a schedule; over a finished one it is allowed unless it is to be kept. Raises `ScheduleExists`.
 
     Returns the `created_us` of a row that this call stored, by which a later try of the call recognises it.
@@ -44,10 +46,35 @@ def add(tx: Tx, item: Definition, *, if_exists: Literal["error", "replace", "kee
         tx.execute(update(table).where(table.c.id == item.id).values(**fresh))
         return now
     if if_exists == "error":
-        raise ScheduleExists(f"schedule {item.id!r} exists ({row.source}, {row.state}); see if_exists= or update()")
+        raise _exists(row)
     if if_exists == "replace" and not _same(row, item):
         edit(tx, item, expected_rev=None, override=False)
     return None
+
+
+def add_many(tx: Tx, items: Sequence[tuple[Definition, IfExists]]) -> int | None:
+    """Store schedules of different ids, as `add` does with each; an error leaves none of them stored.
+
+    Returns the `created_us` of the rows that this call stored.
+    """
+    now, table = tx.now(), tx.tables.schedules
+    ordered = sorted(items, key=lambda item: item[0].id)  # two of these calls wait for each other in one order
+    for item, _ in ordered:
+        new_row(item, now, source="api")  # raises before anything is written
+    refused = [item.id for item, if_exists in ordered if if_exists == "error"]
+    for start in range(0, len(refused), AT_ONCE):
+        ids = padded(refused[start : start + AT_ONCE])
+        for row in tx.execute(
+            select(table.c.id, table.c.state, table.c.source, table.c.created_us).where(table.c.id.in_(ids))
+        ):
+            if row.created_us not in tx.unanswered and (row.state, row.source) != ("finished", "api"):
+                raise _exists(row)
+    stored = [add(tx, item, if_exists=if_exists) for item, if_exists in ordered]
+    return next((created for created in stored if created is not None), None)
+
+
+def _exists(row: Row[Any]) -> ScheduleExists:
+    return ScheduleExists(f"schedule {row.id!r} exists ({row.source}, {row.state}); see if_exists= or update()")
 
 
 def _same(row: Row[Any], item: Definition) -> bool:

@@ -13,16 +13,21 @@ from onebeat.model import payload
 from onebeat.model.definition import Definition
 from onebeat.model.info import Page, ScheduleInfo
 from onebeat.model.protocols import Trigger
-from onebeat.store.schedules.rows import options_from, policies_from, state_from, trigger_from
+from onebeat.store.schedules.rows import locked, options_from, policies_from, state_from, trigger_from
 from onebeat.store.sql import padded
 from onebeat.store.tx import Tx
 from onebeat.timing.clock import from_us
 from onebeat.timing.unreadable import UnreadableTrigger
 
+AT_ONCE = 500  # schedules of one statement
+
 
 def definition(tx: Tx, id: str) -> tuple[Definition, int]:
-    """What people decided about the schedule, and its `rev`; raises `ScheduleNotFound`."""
-    row = _row(tx, id)
+    """What people decided about the schedule, and its `rev`; raises `ScheduleNotFound`.
+
+    In a transaction of the caller the row is locked, so that an edit may follow at any isolation level.
+    """
+    row = locked(tx, id) if tx.is_callers else _row(tx, id)
     return _definition(row), row.rev
 
 
@@ -96,7 +101,10 @@ def _policy_options(text: str) -> dict[str, Any]:
 
 def _row(tx: Tx, id: str) -> Row[Any]:
     table = tx.tables.schedules
-    row = tx.execute(select(table).where(table.c.id == id)).first()
+    query = select(table).where(table.c.id == id)
+    row = tx.execute(query).first()
+    if row is None and tx.is_callers:  # its snapshot may be older than the row
+        row = tx.execute(tx.dialect.lock_rows(query)).first()
     if row is None or row.id != id:  # MySQL and MariaDB take "a " for "a"
         raise ScheduleNotFound(f"no schedule {id!r}; `schedules.list()` shows what there is")
     return row
@@ -104,7 +112,20 @@ def _row(tx: Tx, id: str) -> Row[Any]:
 
 def get(tx: Tx, id: str) -> ScheduleInfo:
     """The schedule as it is now; raises `ScheduleNotFound`."""
-    return _infos(tx, [_row(tx, id)])[0]
+    return get_many(tx, [id])[0]
+
+
+def get_many(tx: Tx, ids: Sequence[str]) -> list[ScheduleInfo]:
+    """The schedules as they are now, in the order of `ids`; raises `ScheduleNotFound`."""
+    if len(ids) == 1:
+        return _infos(tx, [_row(tx, ids[0])])
+    table = tx.tables.schedules
+    infos: list[ScheduleInfo] = []
+    for start in range(0, len(ids), AT_ONCE):
+        part = ids[start : start + AT_ONCE]
+        found = {row.id: row for row in tx.execute(select(table).where(table.c.id.in_(padded(part))))}
+        infos += _infos(tx, [found.get(id) or _row(tx, id) for id in part])
+    return infos
 
 
 def listing(
