@@ -12,6 +12,7 @@ from uuid import UUID
 
 from onebeat.engine.attempt import MAX_TRACEBACK, Run, StopCause, StopReason, replacement, retry_in_force, shown
 from onebeat.engine.claimer import is_suspect
+from onebeat.engine.dependencies import DependencyResolver
 from onebeat.engine.identity import WorkerIdentity
 from onebeat.engine.progress import ProgressWriter
 from onebeat.engine.settler import Settler
@@ -55,6 +56,7 @@ class Executor:
         random: Random,
         announce: Callable[[Event], None],
         enqueuer: Enqueuer | None = None,
+        resolver: DependencyResolver | None = None,
     ) -> None:
         self._database = database
         self._registry = registry
@@ -70,6 +72,7 @@ class Executor:
         self._random = random
         self._announce = announce
         self._enqueuer = enqueuer
+        self._resolver = resolver or DependencyResolver(dict)
         self._runs: dict[UUID, Run] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._by_queue: Counter[str] = Counter()
@@ -197,6 +200,7 @@ class Executor:
             overran=self._overran,
             ignored=self._stop_ignored,
             dropped=self._dropped,
+            resolver=self._resolver,
         )
 
     async def _drive(self, run: Run) -> None:

@@ -11,6 +11,7 @@ from uuid import UUID
 
 from onebeat.engine.claimer import Claimer
 from onebeat.engine.clock_watch import ClockWatch
+from onebeat.engine.dependencies import DependencyResolver
 from onebeat.engine.dispatcher import Dispatcher
 from onebeat.engine.executor import Executor
 from onebeat.engine.heartbeat import Heartbeat
@@ -30,6 +31,7 @@ from onebeat.model.protocols import Carrier, Clock, Runner, Tick
 from onebeat.store import workers
 from onebeat.store.connection.database import Database
 from onebeat.tasks.current_scheduler import Enqueuer
+from onebeat.tasks.dependencies import Overrides
 from onebeat.tasks.registry import Registry
 
 SECOND = 1_000_000
@@ -74,6 +76,7 @@ class Worker:
         random: Random,
         announce: Callable[[Event], None],
         enqueuer: Enqueuer | None = None,
+        overrides: Overrides = dict,
     ) -> None:
         self._options = options
         self._database = database
@@ -102,6 +105,7 @@ class Worker:
             random=random,
             announce=announce,
             enqueuer=enqueuer,
+            resolver=DependencyResolver(overrides),
         )
         self._claimer = Claimer(
             database=database,

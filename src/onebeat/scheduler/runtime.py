@@ -27,6 +27,7 @@ from onebeat.store.migrations import prepare
 from onebeat.tasks import current_scheduler
 from onebeat.tasks.current_scheduler import Enqueuer
 from onebeat.tasks.declared_schedule import DeclaredSchedule
+from onebeat.tasks.dependencies import Overrides
 from onebeat.tasks.registry import Registry
 from onebeat.timing.clock import seconds_us
 
@@ -37,7 +38,8 @@ class Runtime:
     """A scheduler's database, watcher, heartbeat and worker, in the event loop that started them.
 
     It is started once and stopped once; a scheduler that starts again builds another one. `worker` is None in the role
-    `client`. `close_locks` is awaited before the heartbeat and the database close.
+    `client`. `close_locks` is awaited before the heartbeat and the database close. `overrides` tells
+    what the application puts in the place of its dependencies.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class Runtime:
         announce: Callable[[Event], None],
         enqueuer: Enqueuer,
         close_locks: Callable[[], Awaitable[None]],
+        overrides: Overrides,
     ) -> None:
         self.database = database
         self.users = database.for_users()  # for the calls of users, which the engine's own go ahead of
@@ -75,6 +78,7 @@ class Runtime:
         self._announce = announce
         self._enqueuer = enqueuer
         self._close_locks = close_locks
+        self._overrides = overrides
         self._signals = Signals(self._signalled)
         self._starting: asyncio.Timeout | None = None
 
@@ -144,6 +148,7 @@ class Runtime:
             random=self._random,
             announce=self._announce,
             enqueuer=self._enqueuer,
+            overrides=self._overrides,
         )
         await self.worker.start()
 
