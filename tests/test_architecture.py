@@ -181,6 +181,16 @@ def test_a_module_level_list_that_is_written_is_found(tmp_path: Path) -> None:
     assert written_globals(module) == {"seen"}
 
 
+def test_fastapi_is_imported_below_the_surfaces_in_one_place() -> None:
+    numbers, _ = layers()
+    importers = [m for m in MODULES if numbers.get(package(m), 5) < 5 and _imports_fastapi(MODULES[m])]
+    assert importers == ["onebeat.tasks.dependencies"]
+
+
+def _imports_fastapi(path: Path) -> bool:
+    return any(name.split(".")[0] == "fastapi" for name in imports(path))
+
+
 def test_the_dialects_name_is_read_in_one_place() -> None:
     readers = [
         str(p.relative_to(PACKAGE))

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import traceback
 from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from functools import partial
 from types import CoroutineType
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar, cast
 
+from onebeat.engine.dependencies import DependencyResolver
 from onebeat.engine.time_limit import Limited
 from onebeat.errors import Busy, InvalidArguments, JobCancelled, LeaseLost, RemoteError, Stopped
 from onebeat.logs.redact import without_secrets
@@ -27,6 +29,8 @@ R = TypeVar("R")
 NO_TASK_RETRY = Retry()
 StopReason = Literal["cancel", "drain", "lost"]
 StopCause = Literal["timeout", "cancel"]
+CLEAN_UP = 10.0  # seconds that the dependencies of a run have for their own clean-up
+CLEAN_UP_LATE = f"the clean-up of its dependencies took longer than {CLEAN_UP:g} s"
 PATIENCE = 5.0  # seconds for the clean-up of a run that was told to end, as at the end of a drain
 MAX_ERROR = 2_000  # characters of an error's text kept on the row
 MAX_READ = 1_000_000  # characters of a text that are searched for secrets
@@ -53,6 +57,7 @@ class Run:
         "_awaiting",
         "_observer",
         "_patience",
+        "_resolver",
         "_runner",
         "_running",
         "_timed_out",
@@ -78,6 +83,7 @@ class Run:
         timeout: float,
         runner: Runner | None,
         observer: RunObserver,
+        resolver: DependencyResolver,
     ) -> None:
         self.job = job
         self.task = task
@@ -94,6 +100,7 @@ class Run:
         self.replaced = False  # its job has ended without it
         self._patience: asyncio.TimerHandle | None = None  # until a run that was told to end is said to go on
         self._observer = observer
+        self._resolver = resolver
 
     def stop(self, reason: StopReason) -> None:
         """Ask the attempt to end. Once is enough; a lost lease outranks the other reasons."""
@@ -134,13 +141,51 @@ class Run:
         if name is not None:
             kwargs[name] = self.context
         try:
+            if self.task.signature.dependencies:
+                return await self._with_dependencies(self.task, args, kwargs)
             if self._runner is None:
                 value = await self._on_the_loop(self.task.function, args, kwargs)
             else:
-                value = await self._off_the_loop(self._runner, self.task.function, args, kwargs)
+                value = await self._off_the_loop(self._runner, self.task.function, args, kwargs, self.timeout)
         except BaseException as error:  # noqa: BLE001 - KeyboardInterrupt too: raised here it would end the event loop
             return self._from(error)
         return self._success(value)
+
+    async def _with_dependencies(self, task: Task[Any, Any], args: Any, kwargs: Any) -> Outcome:
+        """Run the function with what it depends on, and close that also when the run fails or is told to end.
+
+        Nothing that tells a run to end reaches the clean-up, which has `CLEAN_UP` seconds of its own.
+        """
+        loop, me = asyncio.get_running_loop(), cast("asyncio.Task[Any]", asyncio.current_task())
+        failure: BaseException | None = None
+        broken_off: asyncio.TimerHandle | None = None
+        outcome = SUCCESS
+        try:
+            async with AsyncExitStack() as outer, AsyncExitStack() as inner:
+                resolve = partial(self._resolver.resolve, task.signature.dependencies, self.context, (outer, inner))
+                try:
+                    if self._runner is None:
+                        value = await self._on_the_loop(_resolve_and_call, (resolve, task.function, args, kwargs), {})
+                    else:
+                        kwargs |= await self._on_the_loop(resolve, (), {})
+                        left = max(0.0, self.context.remaining or 0.0)
+                        value = await self._off_the_loop(self._runner, task.function, args, kwargs, left)
+                    outcome = self._success(value)  # now: what it returned may need an open session
+                except BaseException as error:
+                    failure = error
+                    raise
+                finally:
+                    broken_off = loop.call_later(CLEAN_UP, me.cancel, CLEAN_UP_LATE)
+        except asyncio.CancelledError as error:
+            if error.args == (CLEAN_UP_LATE,):
+                raise TimeoutError(CLEAN_UP_LATE) from failure
+            raise
+        finally:
+            if broken_off is not None:
+                broken_off.cancel()
+        if failure is not None:  # a dependency kept the error to itself, and yet nothing was done
+            raise failure
+        return outcome
 
     async def _on_the_loop(self, function: Any, args: Any, kwargs: Any) -> Any:
         self._awaiting = asyncio.current_task()
@@ -165,13 +210,13 @@ class Run:
             self._awaiting.cancel()
             self._expect_end("timeout")
 
-    async def _off_the_loop(self, runner: Runner, function: Any, args: Any, kwargs: Any) -> Any:
-        with within(self.timeout) as limit:  # what `remaining()` and `checkpoint()` of `onebeat.offload` know
+    async def _off_the_loop(self, runner: Runner, function: Any, args: Any, kwargs: Any, seconds: float) -> Any:
+        with within(seconds) as limit:  # what `remaining()` and `checkpoint()` of `onebeat.offload` know
             self._running = runner.start(function, *args, **kwargs)
         future = self._running.future
         if self.stop_reason is not None:
             self.stop(self.stop_reason)
-        await asyncio.wait({future}, timeout=self.timeout)
+        await asyncio.wait({future}, timeout=seconds)
         if not future.done():
             self.context._ask_to_stop()
             if not self._running.stop("timeout"):
@@ -251,6 +296,11 @@ def stored_value(value: Any, dropped: Callable[[str], None]) -> str | None:
     except BaseException as error:  # noqa: BLE001 - a model's own property or serializer may raise anything
         dropped(shown(f"{type(error).__name__}: {error}"))
     return None
+
+
+async def _resolve_and_call(resolve: Any, function: Any, args: Any, kwargs: Any) -> Any:
+    value = function(*args, **kwargs, **await resolve())
+    return await value if hasattr(value, "__await__") else value
 
 
 def _raised(error: BaseException) -> BaseException:

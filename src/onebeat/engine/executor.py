@@ -14,6 +14,7 @@ from uuid import UUID
 from onebeat.engine.attempt import MAX_TRACEBACK, Run, StopCause, StopReason, replacement, retry_in_force, shown
 from onebeat.engine.claimer import is_suspect
 from onebeat.engine.completion import JobCompletion
+from onebeat.engine.dependencies import DependencyResolver
 from onebeat.engine.identity import WorkerIdentity
 from onebeat.engine.progress import ProgressWriter
 from onebeat.engine.settler import Settler
@@ -58,6 +59,7 @@ class Executor:
         announce: Callable[[Event], None],
         hears: Callable[[type[Event]], bool] = is_heard,
         enqueuer: Enqueuer | None = None,
+        resolver: DependencyResolver | None = None,
     ) -> None:
         self._database = database
         self._registry = registry
@@ -74,6 +76,7 @@ class Executor:
         self._announce = announce
         self._hears = hears
         self._enqueuer = enqueuer
+        self._resolver = resolver or DependencyResolver(dict)
         self._runs: dict[UUID, Run] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._by_queue: Counter[str] = Counter()
@@ -211,6 +214,7 @@ class Executor:
             timeout=timeout,
             runner=None if task is None or task.runs_in == "loop" else self._runners[task.runs_in],
             observer=self,
+            resolver=self._resolver,
         )
 
     async def _drive(self, run: Run) -> None:

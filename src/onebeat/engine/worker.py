@@ -11,6 +11,7 @@ from uuid import UUID
 
 from onebeat.engine.claimer import Claimer
 from onebeat.engine.clock_watch import ClockWatch
+from onebeat.engine.dependencies import DependencyResolver
 from onebeat.engine.dispatcher import DOUBLING, HEAD_START, Dispatcher
 from onebeat.engine.executor import Executor
 from onebeat.engine.heartbeat import Heartbeat
@@ -30,6 +31,7 @@ from onebeat.model.protocols import Carrier, Clock, Runner, Tick
 from onebeat.store import workers
 from onebeat.store.connection.database import Database
 from onebeat.tasks.current_scheduler import Enqueuer
+from onebeat.tasks.dependencies import Overrides
 from onebeat.tasks.registry import Registry
 
 SECOND = 1_000_000
@@ -78,6 +80,7 @@ class Worker:
         announce: Callable[[Event], None],
         hears: Callable[[type[Event]], bool] = is_heard,
         enqueuer: Enqueuer | None = None,
+        overrides: Overrides = dict,
     ) -> None:
         self._options = options
         self._database = database
@@ -109,6 +112,7 @@ class Worker:
             announce=announce,
             hears=hears,
             enqueuer=enqueuer,
+            resolver=DependencyResolver(overrides),
         )
         self._claimer = Claimer(
             database=database,

@@ -32,6 +32,7 @@ from onebeat.store.migrations import prepare
 from onebeat.tasks import current_scheduler
 from onebeat.tasks.current_scheduler import Enqueuer
 from onebeat.tasks.declared_schedule import DeclaredSchedule
+from onebeat.tasks.dependencies import Overrides
 from onebeat.tasks.registry import Registry
 from onebeat.timing.clock import seconds_us
 
@@ -44,7 +45,8 @@ class Runtime:
 
     It is started once and stopped once; a scheduler that starts again builds another one. `worker` is None in the role
     `client`. `close_locks` is awaited before the heartbeat and the database close. `stop` stops the whole scheduler:
-    it is called after a SIGTERM that nobody else handles.
+    it is called after a SIGTERM that nobody else handles. `overrides` tells what the application puts in the place of
+    its dependencies.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class Runtime:
         enqueuer: Enqueuer,
         close_locks: Callable[[], Awaitable[None]],
         stop: Callable[[], Awaitable[None]],
+        overrides: Overrides,
         heartbeat: Heartbeat | None = None,
     ) -> None:
         self.database = database
@@ -86,6 +89,7 @@ class Runtime:
         self._enqueuer = enqueuer
         self._close_locks = close_locks
         self._stop = stop
+        self._overrides = overrides
         self._signals = Signals(self._signalled)
         self._unhandled: asyncio.TimerHandle | None = None  # a SIGTERM came that nobody else handles
         self._ending: asyncio.Task[None] | None = None
@@ -167,6 +171,7 @@ class Runtime:
             announce=self._announce,
             hears=self._announce.hears,
             enqueuer=self._enqueuer,
+            overrides=self._overrides,
         )
 
     async def stop(self) -> None:

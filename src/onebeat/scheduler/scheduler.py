@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractContextManager, asynccontextmanager
 from random import Random
 from types import TracebackType
@@ -158,7 +158,7 @@ class Scheduler(TaskRouter):
 
     async def _start(self, runtime: Runtime) -> None:
         for task in self.registry:
-            task.signature.check()
+            task.check()
         self._runtime = runtime
         self.registry.in_use = True
         try:
@@ -189,6 +189,7 @@ class Scheduler(TaskRouter):
             enqueuer=self._enqueuer,
             close_locks=self.locks.close,
             stop=self._stop_once,
+            overrides=self._integration.overrides,
         )
 
     async def stop(self) -> None:
@@ -338,6 +339,10 @@ class _Integration:
             self.life = Life.INSTALLED
         if hasattr(app, "state"):
             app.state.onebeat = self._scheduler
+
+    def overrides(self) -> Mapping[Callable[..., Any], Callable[..., Any]]:
+        """Return the `dependency_overrides` of the application as they are now; a Starlette application has none."""
+        return getattr(self.app, "dependency_overrides", None) or {}
 
     def served_idle(self, *, mounted: bool) -> None:
         """Remember that the application answers requests though the scheduler was never started; log it once."""

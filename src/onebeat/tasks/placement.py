@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal
 
 from onebeat.errors import ConfigurationError
 from onebeat.tasks.context import JobContext
+from onebeat.tasks.dependencies import depends_of
 
 RunIn = Literal["auto", "loop", "thread", "process"]
 
@@ -32,19 +34,23 @@ def check_placement(function: Callable[..., Any], name: str, run_in: str) -> Non
             f"task {name!r}: {plain.__qualname__} is made inside a function or is a lambda, so a child process cannot "
             "find it: define it at the top of a module"
         )
-    for parameter, kind in _passed_by_onebeat(plain):
+    refuse_in_a_process(name, run_in, _passed_by_onebeat(plain))
+
+
+def refuse_in_a_process(name: str, run_in: str, injected: Iterable[str]) -> None:
+    """Raise `ConfigurationError` for a task of a child process with a parameter that only this process can pass."""
+    for parameter in injected if run_in == "process" else ():
         raise ConfigurationError(
-            f"task {name!r} runs in a process, where there is no {kind} for its parameter {parameter!r}: "
-            "take what it needs as plain arguments, or leave out run_in='process'"
+            f"task {name!r} runs in a process, where neither a JobContext nor what Depends makes can be passed to its "
+            f"parameter {parameter!r}: take what it needs as plain arguments, or leave out run_in='process'"
         )
 
 
-def _passed_by_onebeat(function: Callable[..., Any]) -> Iterator[tuple[str, str]]:
+def _passed_by_onebeat(function: Callable[..., Any]) -> Iterator[str]:
     """Yield the parameters that this process passes itself; annotations may be text that cannot be evaluated yet."""
     for parameter in inspect.signature(function).parameters.values():
-        hint, default = parameter.annotation, parameter.default
-        if hint is JobContext or (isinstance(hint, str) and hint.rpartition(".")[2] == JobContext.__name__):
-            yield parameter.name, JobContext.__name__
-        metadata = (*getattr(hint, "__metadata__", ()), default)
-        if any(type(one).__name__ == "Depends" for one in metadata) or (isinstance(hint, str) and "Depends(" in hint):
-            yield parameter.name, "Depends"
+        hint = parameter.annotation
+        is_context = hint is JobContext or (isinstance(hint, str) and hint.rpartition(".")[2] == JobContext.__name__)
+        is_text = isinstance(hint, str) and re.search(r"\b(Depends|Security)\(", hint)
+        if is_context or is_text or depends_of(hint, parameter.default) is not None:
+            yield parameter.name

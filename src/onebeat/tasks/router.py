@@ -119,7 +119,7 @@ class TaskRouter:
         full = f"{self.prefix}.{own}" if self.prefix else own
         settings = make_settings(function, full, merged)
         task: Task[Any, Any] = Task(function, name=full, settings=settings, aliases=merged.get("aliases", ()))
-        task.signature.check_at_declaration()
+        task.check_at_declaration()
         self._add_task(task)
         return task
 

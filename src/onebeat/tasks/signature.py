@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import re
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -11,8 +12,9 @@ from typing import Any
 
 from onebeat.errors import ConfigurationError, InvalidArguments
 from onebeat.model import payload
-from onebeat.tasks.argument import Argument, is_unresolved
+from onebeat.tasks.argument import Argument
 from onebeat.tasks.context import JobContext
+from onebeat.tasks.dependencies import Dependency, depends_of, read
 
 EMPTY = '{"a":[],"k":{}}'
 
@@ -38,14 +40,22 @@ class Signature:
             return typing.get_type_hints(inspect.unwrap(self._function), include_extras=True)
         except NameError as error:
             raise ConfigurationError(
-                f"task {self._name!r}: an annotation cannot be read ({error}); "
-                "import the name at run time, not under TYPE_CHECKING"
+                f"task {self._name!r}: {self._annotated_with(error.name)} cannot be read ({error}); "
+                "import the name at run time, not under TYPE_CHECKING, and define it outside of functions"
             ) from error
         except TypeError as error:
             raise ConfigurationError(
                 f"task {self._name!r} is a {type(self._function).__qualname__}, not a function; wrap it in a `def`, "
                 "whose annotations say what it takes"
             ) from error
+
+    def _annotated_with(self, missing: str | None) -> str:
+        """Name the parameters whose annotation holds a name that cannot be found."""
+        hints = inspect.get_annotations(inspect.unwrap(self._function))
+        word = re.compile(rf"\b{missing}\b")
+        found = [name for name, hint in hints.items() if word.search(str(hint))]
+        parameters = [f"parameter {name!r}" for name in found if name != "return"]
+        return f"the annotation of {' and '.join(parameters) or 'what it returns'}"
 
     @cached_property
     def _full(self) -> inspect.Signature:
@@ -58,9 +68,29 @@ class Signature:
         return found[0] if found else None
 
     @cached_property
+    def _depends(self) -> dict[str, Any]:
+        """The `Depends` of each parameter that has one."""
+        found = {
+            name: depends_of(self._hints.get(name), parameter.default)
+            for name, parameter in self._full.parameters.items()
+        }
+        return {name: depends for name, depends in found.items() if depends is not None}
+
+    @cached_property
+    def dependencies(self) -> tuple[Dependency, ...]:
+        """Return what the `Depends` parameters need; raises `ConfigurationError` when only a request provides it."""
+        return tuple(read(self._name, name, one, self._hints.get(name)) for name, one in self._depends.items())
+
+    @cached_property
+    def injected(self) -> tuple[str, ...]:
+        """Return the names of the parameters that onebeat passes: `JobContext` and `Depends`."""
+        context = self.context_parameter
+        return (*(() if context is None else (context,)), *self._depends)
+
+    @cached_property
     def _callable(self) -> inspect.Signature:
         """The parameters that the enqueuing code passes."""
-        kept = [p for name, p in self._full.parameters.items() if name != self.context_parameter]
+        kept = [p for name, p in self._full.parameters.items() if name not in self.injected]
         return self._full.replace(parameters=kept)
 
     @cached_property
@@ -77,15 +107,23 @@ class Signature:
 
     def check(self) -> None:
         """Resolve every annotation now; raises `ConfigurationError` for one that cannot be stored as JSON."""
+        self._check_injected()
         _ = self._arguments
 
-    def check_at_declaration(self) -> None:
-        """Raise what `check` raises, unless an annotation names something that the module defines further down."""
-        try:
-            self.check()
-        except ConfigurationError as error:
-            if not is_unresolved(error.__cause__):
-                raise
+    def _check_injected(self) -> None:
+        """Raise `ConfigurationError` for a parameter that onebeat cannot pass by its name."""
+        parameters = self._full.parameters
+        takes_more = any(p.kind is p.VAR_POSITIONAL for p in parameters.values())
+        for name in self.injected:
+            kind = parameters[name].kind
+            by_name = kind is inspect.Parameter.KEYWORD_ONLY or (
+                kind is inspect.Parameter.POSITIONAL_OR_KEYWORD and not takes_more
+            )
+            if not by_name:
+                raise ConfigurationError(
+                    f"task {self._name!r}: onebeat passes its parameter {name!r} by name; make it keyword-only, "
+                    "after a `*`"
+                )
 
     def pack(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
         """Return the arguments as canonical JSON text; raises `InvalidArguments`, which names the argument."""

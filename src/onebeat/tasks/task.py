@@ -9,7 +9,7 @@ from datetime import datetime
 from functools import cached_property, update_wrapper
 from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, TypeVar
 
-from onebeat.errors import InvalidArguments, UnknownTask
+from onebeat.errors import ConfigurationError, InvalidArguments, UnknownTask
 from onebeat.model.checks import (
     Seconds,
     aware_us,
@@ -20,7 +20,9 @@ from onebeat.model.checks import (
     check_tag,
     duration,
 )
+from onebeat.tasks.argument import is_unresolved
 from onebeat.tasks.current_scheduler import enqueuer_of
+from onebeat.tasks.placement import refuse_in_a_process
 from onebeat.tasks.signature import Signature
 from onebeat.tasks.task_settings import TaskSettings, refuse_retry
 from onebeat.timing.backoff import Retry
@@ -90,6 +92,24 @@ class Task(Generic[P, R]):
         if self.settings.run_in != "auto":
             return self.settings.run_in
         return "loop" if self.is_async else "thread"
+
+    def check_at_declaration(self) -> None:
+        """Raise `ConfigurationError` for a parameter whose values can be neither stored nor passed.
+
+        An annotation that names something which the module defines further down is left to `check`.
+        """
+        try:
+            self.signature.check()
+            refuse_in_a_process(self.name, self.runs_in, self.signature.injected)
+        except ConfigurationError as error:
+            if not is_unresolved(error.__cause__):
+                raise
+
+    def check(self) -> None:
+        """Raise `ConfigurationError` as above, now that every name exists, and for what only a request provides."""
+        self.signature.check()
+        refuse_in_a_process(self.name, self.runs_in, self.signature.injected)
+        _ = self.signature.dependencies
 
     def options(
         self,
