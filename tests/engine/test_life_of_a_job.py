@@ -62,6 +62,23 @@ async def test_a_delayed_job_waits_for_its_time(make: Make) -> None:
     assert await past.result(10) > asked
 
 
+async def test_the_attempt_of_a_job_that_succeeds_at_once_is_shown(make: Make) -> None:
+    scheduler = make()
+
+    @scheduler.task(name="work")
+    async def work() -> None: ...
+
+    await scheduler.start()
+    job = await work.enqueue()
+    await job.wait(10)
+    [attempt] = await scheduler.jobs.attempts(job.id)
+    assert (attempt.attempt, attempt.outcome, attempt.error) == (1, "succeeded", None)
+    assert attempt.worker is not None
+    assert attempt.started_at is not None
+    assert attempt.finished_at is not None
+    assert attempt.started_at <= attempt.finished_at
+
+
 async def test_a_failing_job_is_tried_again_and_its_history_is_kept(make: Make) -> None:
     scheduler = make()
 

@@ -100,7 +100,7 @@ class JobInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttemptInfo:
-    """One attempt at a job. A success at the first attempt is not stored."""
+    """One attempt at a job that has ended."""
 
     job_id: UUID
     attempt: int

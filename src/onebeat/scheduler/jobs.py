@@ -105,7 +105,7 @@ class Jobs:
         )
 
     async def attempts(self, id: UUID | str) -> Sequence[AttemptInfo]:
-        """Return the stored attempts in order; a success at the first try has none. Raises `JobNotFound`."""
+        """Return the attempts that have ended, in order. Raises `JobNotFound`."""
         found = await self._database().read(reports.attempts, _uuid(id))
         if not found:
             await self.get(id)

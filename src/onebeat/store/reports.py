@@ -73,9 +73,22 @@ def jobs_with_arguments(tx: Tx, task: str) -> list[tuple[JobInfo, str]]:
 
 
 def attempts(tx: Tx, id: UUID) -> list[AttemptInfo]:
-    """The attempts worth remembering, in order."""
-    table = tx.tables.attempts
-    rows = tx.execute(select(table).where(table.c.job_id == id).order_by(table.c.attempt))
+    """The attempts that have ended, in order; a success at the first attempt is read from the job's own row."""
+    table, jobs = tx.tables.attempts, tx.tables.jobs
+    rows = tx.execute(select(table).where(table.c.job_id == id).order_by(table.c.attempt)).all()
+    if not rows and (job := tx.execute(select(jobs).where(jobs.c.id == id)).first()) and job.state == "succeeded":
+        return [
+            AttemptInfo(
+                job_id=id,
+                attempt=job.attempt,
+                worker=job.worker_id,
+                started_at=_moment(job.started_us),
+                finished_at=_moment(job.finished_us),
+                outcome="succeeded",
+                error=None,
+                traceback=None,
+            )
+        ]
     return [
         AttemptInfo(
             job_id=row.job_id,
