@@ -47,8 +47,10 @@ format: .venv/.dev  ## let ruff rewrite the layout
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-soak: .venv/.dev  ## hours: large campaigns, and other versions of Python
+soak: .venv/.dev  ## hours: large campaigns, other versions of Python, half an hour of load on each database
 	$(BIN)/python -m pytest -m soak
+	@mkdir -p .run
+	$(BIN)/python -m bench.soak --chart .run/soak.svg
 
 bench: .venv/.dev  ## measure, beside the raw limits, in one run
 	$(BIN)/python -m bench
