@@ -10,7 +10,8 @@ NAMES = {
     "onebeat": """
         At AttemptInfo Busy Call Cancel CatchUp ClockStepped ConfigurationError Cron Daily DatabaseBack DatabaseCaution
         DatabaseTrouble DatabaseUnavailable Dates DuplicateTask Event Every Fire FireConflict Health InvalidArguments
-        InvalidCron InvalidTrigger JobCancelled JobContext JobEvent JobExists JobFailed JobInfo JobNotFound JobRescued
+        InvalidCron InvalidTrigger Job JobCancelled JobContext JobEvent JobExists JobFailed JobInfo JobNotFound
+        JobRescued
         JobSettled JobStarted LeaseLost LockTimeout Months NoTasks NotStarted OnebeatError Page PartFailed Policies
         QueueInfo QueueUnserved RemoteError Retention Retry ScheduleExists ScheduleFired ScheduleInfo ScheduleNotFound
         ScheduleSkipping ScheduleUnreadable Scheduler SchedulerIdle SchemaOutOfDate Settings SettlementLost Snooze

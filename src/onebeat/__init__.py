@@ -77,6 +77,7 @@ if TYPE_CHECKING:
     from onebeat.settings import Retention as Retention, Settings as Settings
     from onebeat.store.connection.callers_sqlite import configure_sqlite as configure_sqlite
     from onebeat.tasks.context import JobContext as JobContext, current_job as current_job
+    from onebeat.tasks.job import Job as Job
     from onebeat.tasks.router import TaskRouter as TaskRouter
     from onebeat.tasks.task import Call as Call, Task as Task
     from onebeat.timing.backoff import Cancel as Cancel, Retry as Retry, Snooze as Snooze
@@ -109,6 +110,7 @@ _HOME = {
     "InvalidArguments": "errors",
     "InvalidCron": "errors",
     "InvalidTrigger": "errors",
+    "Job": "tasks.job",
     "JobCancelled": "errors",
     "JobContext": "tasks.context",
     "JobEvent": "model.events",

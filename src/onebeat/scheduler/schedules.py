@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from datetime import datetime
-from typing import Any, Literal, Protocol, Unpack
+from typing import Literal, Protocol, Unpack
 
 from onebeat.engine.wakeups import Wakeups
 from onebeat.errors import ConfigurationError, InvalidTrigger, ScheduleNotFound, StaleRevision
@@ -23,9 +23,8 @@ from onebeat.store import reports
 from onebeat.store.connection.database import Database
 from onebeat.store.schedules import edit as store, fire as store_fires, read
 from onebeat.store.tx import Tx
-from onebeat.tasks.declared_schedule import ScheduleOptions, declared_schedule
+from onebeat.tasks.declared_schedule import ScheduleOptions, TaskLike, declared_schedule
 from onebeat.tasks.registry import Registry
-from onebeat.tasks.task import Task
 from onebeat.timing.clock import from_us
 from onebeat.timing.zones import zone_name
 
@@ -60,7 +59,7 @@ class Schedules:
     async def add(
         self,
         id: str,
-        task: Task[Any, Any] | str,
+        task: TaskLike | str,
         trigger: Trigger,
         *,
         if_exists: IfExists = "error",
@@ -81,7 +80,7 @@ class Schedules:
         self._wakeups.schedules_changed()
         return await self.get(id)
 
-    def _task(self, task: Task[Any, Any] | str) -> Task[Any, Any]:
+    def _task(self, task: TaskLike | str) -> TaskLike:
         return self._scheduler.registry.get(task) if isinstance(task, str) else task
 
     async def get(self, id: str) -> ScheduleInfo:
@@ -125,7 +124,7 @@ class Schedules:
         id: str,
         *,
         trigger: Trigger | None = None,
-        task: Task[Any, Any] | str | None = None,
+        task: TaskLike | str | None = None,
         expected_rev: int | None = None,
         override: bool = False,
         **options: Unpack[ScheduleOptions],
@@ -152,7 +151,11 @@ class Schedules:
         return await self.get(id)
 
     def _changed(
-        self, present: Definition, trigger: Trigger | None, task: Task[Any, Any] | str | None, options: ScheduleOptions
+        self,
+        present: Definition,
+        trigger: Trigger | None,
+        task: TaskLike | str | None,
+        options: ScheduleOptions,
     ) -> Definition:
         merged: ScheduleOptions = {**read.options_of(present, options), **options}  # type: ignore[typeddict-item]  # both are
         known = self._task(task if task is not None else present.task)
