@@ -7,12 +7,15 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import pytest
 
 from onebeat.store import tables as tables_module
 from onebeat.store.connection.database import Database
 from onebeat.store.tables import Tables, build
+from onebeat.tasks.job import UNBOUND
+from onebeat.tasks.registry import Registry
 from tests.support.databases import KINDS, RAN, SQL, Shelf, create_database, drop_database, find_servers
 
 SERVERS = find_servers()  # kind → version
@@ -89,6 +92,13 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     terminalreporter.write_line(
         f"databases that ran: {', '.join(ran) or 'none'}; not reached: {', '.join(absent) or 'none'}"
     )
+
+
+@pytest.fixture(autouse=True)
+def _own_job_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test derives from `Job` is known to the schedulers of that test alone."""
+    monkeypatch.setattr(UNBOUND, "registry", Registry())
+    monkeypatch.setattr(UNBOUND, "_including", WeakSet())
 
 
 @pytest.fixture(scope="session")

@@ -10,14 +10,14 @@ NAMES = {
     "onebeat": """
         AnyOf At AttemptInfo Busy Call Cancel CatchUp ClockStepped ConfigurationError Cron Daily DatabaseBack
         DatabaseCaution DatabaseTrouble DatabaseUnavailable Dates Days DuplicateTask Event Every
-        FailedAfterComplete Fire FireConflict Health InvalidArguments InvalidCron InvalidTrigger JobCancelled
-        JobContext JobEvent JobExists JobFailed JobInfo JobNotFound JobRescued JobSettled JobStarted LeaseLost
-        LockTimeout Months NewSchedule NoTasks NotStarted OnebeatError Page PartFailed Policies QueueInfo
-        QueueUnserved RemoteError Retention Retry ScheduleExists ScheduleFired ScheduleInfo ScheduleNotFound
-        ScheduleSkipping ScheduleUnreadable Scheduler SchedulerIdle SchemaOutOfDate Settings SettlementLost
-        Snooze StaleRevision StopIgnored Stopped Task TaskRouter ThreadOverran UnknownTask ValueDropped
-        Weekdays Weeks Why WorkerDied WorkerDraining WorkerInfo WorkerLost WorkerProcessDied WorkerStarted
-        WorkerStopped configure_sqlite current_job fence_guard install
+        FailedAfterComplete Fire FireConflict Health InvalidArguments InvalidCron InvalidTrigger Job
+        JobCancelled JobContext JobEvent JobExists JobFailed JobInfo JobNotFound JobRescued JobSettled
+        JobStarted LeaseLost LockTimeout Months NewSchedule NoTasks NotStarted OnebeatError Page PartFailed
+        Policies QueueInfo QueueUnserved RemoteError Retention Retry ScheduleExists ScheduleFired ScheduleInfo
+        ScheduleNotFound ScheduleSkipping ScheduleUnreadable Scheduler SchedulerIdle SchemaOutOfDate Settings
+        SettlementLost Snooze StaleRevision StopIgnored Stopped Task TaskRouter ThreadOverran UnknownTask
+        ValueDropped Weekdays Weeks Why WorkerDied WorkerDraining WorkerInfo WorkerLost WorkerProcessDied
+        WorkerStarted WorkerStopped configure_sqlite current_job fence_guard install
     """,
     "onebeat.offload": """
         Held Lane Watchdog all_lanes blocking checkpoint close_offload cpu_bound remaining setup_offload to_process

@@ -79,6 +79,7 @@ if TYPE_CHECKING:
     from onebeat.store.connection.callers_sqlite import configure_sqlite as configure_sqlite
     from onebeat.tasks.context import JobContext as JobContext, current_job as current_job
     from onebeat.tasks.declared_schedule import NewSchedule as NewSchedule
+    from onebeat.tasks.job import Job as Job
     from onebeat.tasks.router import TaskRouter as TaskRouter
     from onebeat.tasks.task import Call as Call, Task as Task
     from onebeat.timing.any_of import AnyOf as AnyOf
@@ -115,6 +116,7 @@ _HOME = {
     "InvalidArguments": "errors",
     "InvalidCron": "errors",
     "InvalidTrigger": "errors",
+    "Job": "tasks.job",
     "JobCancelled": "errors",
     "JobContext": "tasks.context",
     "JobEvent": "model.events",

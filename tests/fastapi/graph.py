@@ -103,8 +103,12 @@ async def counted() -> str:
     return note("counted")
 
 
-def twice(a: Annotated[str, Depends(counted, use_cache=False)], b: str = Depends(counted)) -> str:
-    return a + b
+def twice(
+    a: Annotated[str, Depends(counted, use_cache=False)],
+    again: Annotated[str, Depends(counted, use_cache=False)],
+    b: str = Depends(counted),
+) -> str:
+    return a + again + b
 
 
 def original() -> str:

@@ -51,7 +51,7 @@ def _empty_log() -> None:
 async def test_a_graph_gives_the_same_in_a_route_and_in_a_job(tmp_path: Path) -> None:
     routes, jobs = await both(f"sqlite:///{tmp_path / 'app.db'}")
     assert jobs == routes
-    assert len(routes["everything"][1]) == 17  # of each kind one was made, and what yields was closed
+    assert len(routes["everything"][1]) == 18  # of each kind one was made, and what yields was closed
 
 
 @pytest.mark.campaign  # the installed FastAPI: test_a_graph_gives_the_same_in_a_route_and_in_a_job

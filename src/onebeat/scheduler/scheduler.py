@@ -38,6 +38,7 @@ from onebeat.store import tables
 from onebeat.store.connection.database import Database
 from onebeat.store.connection.targets import describe_target
 from onebeat.tasks import current_scheduler
+from onebeat.tasks.job import UNBOUND
 from onebeat.tasks.router import TaskRouter
 from onebeat.timing.clock import SystemClock
 from onebeat.tracking.carrier import ContextCarrier
@@ -76,6 +77,7 @@ class Scheduler(TaskRouter):
         **overrides: Unpack[Overrides],
     ) -> None:
         super().__init__()
+        self._include(UNBOUND)
         self.settings = resolve(settings, app, overrides)
         self._target = database if database is not None else self.settings.database_url or DEFAULT_DATABASE
         self._tables = tables.build(self.settings.table_prefix, self.settings.schema_)

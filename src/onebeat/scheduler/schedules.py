@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from functools import partial
-from typing import Any, Protocol, Unpack
+from typing import Protocol, Unpack
 
 from onebeat.engine.wakeups import AT_ONCE, Wakeups
 from onebeat.errors import ConfigurationError, InvalidArguments, InvalidTrigger, ScheduleNotFound, StaleRevision
@@ -30,11 +30,11 @@ from onebeat.tasks.declared_schedule import (
     IfExists,
     NewSchedule,
     ScheduleOptions,
+    TaskLike,
     check_if_exists,
     declared_schedule,
 )
 from onebeat.tasks.registry import Registry
-from onebeat.tasks.task import Task
 from onebeat.timing.clock import from_us
 from onebeat.timing.zones import zone_name
 
@@ -68,7 +68,7 @@ class Schedules:
     async def add(
         self,
         id: str,
-        task: Task[Any, Any] | str,
+        task: TaskLike | str,
         trigger: Trigger,
         *,
         if_exists: IfExists = "error",
@@ -112,7 +112,7 @@ class Schedules:
     def _definition(
         self,
         id: str,
-        task: Task[Any, Any] | str,
+        task: TaskLike | str,
         trigger: Trigger,
         if_exists: str,
         options: ScheduleOptions,
@@ -140,7 +140,7 @@ class Schedules:
         wakeup = self._wakeups.schedules_changed if wakes else None
         return await run_in(session, database, _change_and_read, change, ids, after_commit=wakeup)
 
-    def _task(self, task: Task[Any, Any] | str) -> Task[Any, Any]:
+    def _task(self, task: TaskLike | str) -> TaskLike:
         return self._scheduler.registry.get(task) if isinstance(task, str) else task
 
     async def get(self, id: str) -> ScheduleInfo:
@@ -184,7 +184,7 @@ class Schedules:
         id: str,
         *,
         trigger: Trigger | None = None,
-        task: Task[Any, Any] | str | None = None,
+        task: TaskLike | str | None = None,
         expected_rev: int | None = None,
         override: bool = False,
         session: AsyncCaller | None = None,
@@ -215,7 +215,11 @@ class Schedules:
         raise AssertionError("the last pass of the loop returns or raises")
 
     def _changed(
-        self, present: Definition, trigger: Trigger | None, task: Task[Any, Any] | str | None, options: ScheduleOptions
+        self,
+        present: Definition,
+        trigger: Trigger | None,
+        task: TaskLike | str | None,
+        options: ScheduleOptions,
     ) -> Definition:
         merged: ScheduleOptions = {**read.options_of(present, options), **options}  # type: ignore[typeddict-item]  # both are
         known = self._task(task if task is not None else present.task)

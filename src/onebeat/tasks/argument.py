@@ -54,7 +54,7 @@ class Argument:
             checked = adapter.validator.validate_python(value)
             return checked if self._is_plain else self._proven(adapter, checked)
         except ValidationError as error:
-            raise InvalidArguments(f"{self._place()}: {_problem(error)}") from None
+            raise InvalidArguments(f"{self._place()}: {problem(error)}") from None
         except InvalidArguments:
             raise
         except Exception as error:  # a validator or serializer of the user's own may raise anything
@@ -68,7 +68,7 @@ class Argument:
         try:
             restored = _restored(adapter, stored)
         except ValidationError as error:
-            raise InvalidArguments(f"{self._place()} cannot be restored: {_problem(error)}") from None
+            raise InvalidArguments(f"{self._place()} cannot be restored: {problem(error)}") from None
         found = difference(checked, restored)
         if found is not None:
             self._refuse(found.path, found.reason)
@@ -91,7 +91,7 @@ class Argument:
         try:
             return adapter.validator.validate_python(stored) if self._is_plain else _restored(adapter, stored)
         except ValidationError as error:
-            raise InvalidArguments(f"{self._task}: stored argument {self._name!r}: {_problem(error)}") from None
+            raise InvalidArguments(f"{self._task}: stored argument {self._name!r}: {problem(error)}") from None
 
 
 def is_unresolved(error: BaseException | None) -> bool:
@@ -124,7 +124,7 @@ def _unordered(stored: Any) -> Any:
     return stored
 
 
-def _problem(error: ValidationError) -> str:
+def problem(error: ValidationError) -> str:
     """Describe what is wrong without the value, which may be a secret."""
     first = error.errors(include_url=False, include_input=False, include_context=False)[0]
     place = "".join(f"[{part!r}]" for part in first["loc"])

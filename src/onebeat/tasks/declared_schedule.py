@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
-from typing import Any, Literal, TypedDict, cast, get_args
+from typing import Any, Literal, Protocol, TypedDict, cast, get_args
 
 from onebeat.errors import ConfigurationError, InvalidTrigger
 from onebeat.model.checks import Seconds, check_name, check_names, check_priority, check_tag, check_text
@@ -85,8 +85,22 @@ class DeclaredSchedule:
     note: str | None = None
 
 
-def declared_schedule(id: str, task: Task[Any, Any], trigger: Trigger, options: ScheduleOptions) -> DeclaredSchedule:
+class HasTask(Protocol):
+    """A job class: its jobs are those of one task."""
+
+    @classmethod
+    def task(cls) -> Task[..., Any]:
+        """Return the task."""
+
+
+TaskLike = Task[..., Any] | type[HasTask]
+"""What a schedule runs: a task, or a class of jobs."""
+
+
+def declared_schedule(id: str, task: TaskLike, trigger: Trigger, options: ScheduleOptions) -> DeclaredSchedule:
     """Return the schedule with its options checked; raises `ConfigurationError` with what to change."""
+    if isinstance(task, type) and callable(getattr(task, "task", None)):
+        task = task.task()
     if not isinstance(task, Task):
         raise ConfigurationError(f"schedule {id!r} needs a task, not {task!r}; decorate it with @scheduler.task")
     _check_trigger(id, trigger)

@@ -5,23 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, Unpack, overload
-from weakref import WeakSet
 
-from onebeat.errors import ConfigurationError, InvalidTrigger, ScheduleExists
-from onebeat.model.checks import Seconds, check_name
+from onebeat.errors import ConfigurationError, InvalidTrigger
+from onebeat.model.checks import Seconds
 from onebeat.model.protocols import Trigger
 from onebeat.tasks.context import JobContext
-from onebeat.tasks.declared_schedule import DeclaredSchedule, ScheduleOptions, declared_schedule
+from onebeat.tasks.declarations import Declarations
+from onebeat.tasks.declared_schedule import ScheduleOptions, TaskLike, declared_schedule
+from onebeat.tasks.job import Job, job_base
 from onebeat.tasks.placement import RunIn
-from onebeat.tasks.registry import Registry, same_function
 from onebeat.tasks.task import Task
 from onebeat.tasks.task_settings import (
     OnOverrun,
     TaskOptions,
     default_name,
-    make_settings,
     refuse_method,
-    refuse_unknown,
 )
 from onebeat.timing.backoff import Retry
 from onebeat.timing.clock import seconds_us
@@ -56,7 +54,7 @@ class DeclareOptions(ScheduleOptions, total=False):
     aliases: Sequence[str]
 
 
-class TaskRouter:
+class TaskRouter(Declarations):
     """Tasks and schedules under a prefix, for `scheduler.include(router)`.
 
     >>> billing = TaskRouter(prefix="billing")
@@ -65,14 +63,6 @@ class TaskRouter:
     >>> charge.name
     'billing.charge'
     """
-
-    def __init__(self, prefix: str = "", **task_options: Unpack[TaskOptions]) -> None:
-        self.prefix = prefix and check_name(prefix, "prefix")
-        refuse_unknown(task_options)
-        self._defaults = task_options
-        self.registry = Registry()
-        self.declared: dict[str, DeclaredSchedule] = {}
-        self._including: WeakSet[TaskRouter] = WeakSet()  # a router may outlive the schedulers that include it
 
     @overload
     def task(
@@ -113,15 +103,15 @@ class TaskRouter:
         if not callable(function):
             raise ConfigurationError(f"a task is a function, not {function!r}; decorate one with @scheduler.task")
         refuse_method(function)
-        merged: TaskOptions = {**self._defaults, **options}
-        refuse_unknown(merged)
-        own = name if name is not None else default_name(function)
-        full = f"{self.prefix}.{own}" if self.prefix else own
-        settings = make_settings(function, full, merged)
-        task: Task[Any, Any] = Task(function, name=full, settings=settings, aliases=merged.get("aliases", ()))
-        task.check_at_declaration()
-        self._add_task(task)
-        return task
+        return self._declare_task(function, name if name is not None else default_name(function), options)
+
+    @property
+    def Job(self) -> type[Job]:
+        """Return the base class of this router's job classes: `class Charge(billing.Job): …`.
+
+        A type checker reads `class Charge(Job, router=billing)`, which means the same.
+        """
+        return job_base(self)
 
     def cron(
         self,
@@ -177,49 +167,12 @@ class TaskRouter:
 
         return decorate
 
-    def declare(self, id: str, task: Task[Any, Any], trigger: Trigger, **options: Unpack[ScheduleOptions]) -> None:
+    def declare(self, id: str, task: TaskLike, trigger: Trigger, **options: Unpack[ScheduleOptions]) -> None:
         """Declare a schedule; raises `ScheduleExists` when the id is taken by another one, `ConfigurationError`.
 
         An equal schedule may be declared again, and one of a task that was declared again replaces the former.
         """
         self._add_schedule(declared_schedule(id, task, trigger, options))
-
-    def _include(self, router: TaskRouter) -> None:
-        """Take over a router's tasks and schedules, those that it has and those that it declares later."""
-        for task in router.registry:
-            self._add_task(task)
-        for item in router.declared.values():
-            self._add_schedule(item)
-        router._including.add(self)
-
-    def _add_task(self, task: Task[Any, Any]) -> None:
-        """Register a task here and wherever this router is included; an error changes nothing anywhere."""
-        homes = self._homes()
-        for home in homes:
-            home.registry.check(task)
-        for home in homes:
-            home.registry.add(task)
-
-    def _add_schedule(self, item: DeclaredSchedule) -> None:
-        homes = self._homes()
-        for home in homes:
-            former = home.declared.get(item.id)
-            if former is not None and former != item and not _redeclared(former.task, item.task):
-                raise ScheduleExists(f"two schedules are declared with the id {item.id!r}; give one of them id=")
-        for home in homes:
-            home.declared[item.id] = item
-
-    def _homes(self) -> list[TaskRouter]:
-        """Return this router and every one that includes it, directly or through another."""
-        homes = [self]
-        for home in homes:  # grows while it is read
-            homes.extend(router for router in list(home._including) if router not in homes)
-        return homes
-
-
-def _redeclared(former: Task[Any, Any], task: Task[Any, Any]) -> bool:
-    """Return whether the former task is an earlier declaration of the same function under the same name."""
-    return former is not task and former.name == task.name and same_function(former, task)
 
 
 def _interval(value: Seconds) -> timedelta:

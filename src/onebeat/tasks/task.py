@@ -64,13 +64,19 @@ class Task(Generic[P, R]):
     """A registered function. Calling it calls the plain function; `enqueue` makes a job of the call."""
 
     def __init__(
-        self, function: Callable[P, R], *, name: str, settings: TaskSettings, aliases: Iterable[str] = ()
+        self,
+        function: Callable[P, R],
+        *,
+        name: str,
+        settings: TaskSettings,
+        aliases: Iterable[str] = (),
+        signature: Signature | None = None,
     ) -> None:
         self.function = function
         self.name = check_name(name, "task name")
         self.settings = settings
         self.aliases = check_names(aliases, "aliases")
-        self.signature = Signature(function, name)
+        self.signature = Signature(function, name) if signature is None else signature
         self._options = CallOptions()
         update_wrapper(self, function)
 

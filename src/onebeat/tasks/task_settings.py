@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from typing import Any, Literal, TypedDict
 
 from onebeat.errors import ConfigurationError
@@ -27,6 +28,19 @@ class TaskOptions(TypedDict, total=False):
     at_most_once: bool
     on_overrun: OnOverrun
     aliases: Sequence[str]
+
+
+class CallChanges(TypedDict, total=False):
+    """What `options()` changes for one job."""
+
+    delay: Seconds | None
+    run_at: datetime | None
+    priority: int | None
+    queue: str | None
+    retry: Retry | None
+    timeout: Seconds | None
+    tracking_id: str | None
+    tags: Iterable[str] | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
