@@ -28,13 +28,15 @@ def job(tx: Tx, id: UUID) -> JobInfo:
     row = tx.execute(select(table).where(table.c.id == id)).first()
     if row is None:
         raise JobNotFound(f"no job {id}; it may have been pruned (see `retention`)")
-    return _job(row)
+    return job_info(row)
 
 
 def jobs_by_id(tx: Tx, ids: Sequence[UUID]) -> dict[UUID, JobInfo]:
     """Those of the jobs that exist."""
     table = tx.tables.jobs
-    return {row.id: _job(row) for row in tx.execute(select(table).where(table.c.id.in_(padded(ids))))} if ids else {}
+    return (
+        {row.id: job_info(row) for row in tx.execute(select(table).where(table.c.id.in_(padded(ids))))} if ids else {}
+    )
 
 
 def states(tx: Tx, ids: Sequence[UUID]) -> dict[UUID, str]:
@@ -63,7 +65,7 @@ def jobs(tx: Tx, /, *, limit: int, cursor: str | None, **wanted: Any) -> Page[Jo
     if cursor is not None:
         query = query.where(table.c.id < _place(cursor, UUID))
     rows = tx.execute(query).all()
-    items = tuple(_job(row) for row in rows[:limit])
+    items = tuple(job_info(row) for row in rows[:limit])
     return Page(items, str(items[-1].id) if len(rows) > limit else None)
 
 
@@ -217,7 +219,7 @@ def _moment(us: int | None) -> datetime | None:
     return None if us is None else from_us(us)
 
 
-def _job(row: Row[Any]) -> JobInfo:
+def job_info(row: Row[Any]) -> JobInfo:
     return JobInfo(
         id=row.id,
         task=row.task,

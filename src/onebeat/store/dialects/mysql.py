@@ -7,7 +7,19 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Column, Connection, String, Table, bindparam, column, func, literal_column, text, type_coerce
+from sqlalchemy import (
+    Column,
+    Connection,
+    Select,
+    String,
+    Table,
+    bindparam,
+    column,
+    func,
+    literal_column,
+    text,
+    type_coerce,
+)
 from sqlalchemy.dialects import mysql
 from sqlalchemy.engine import URL
 from sqlalchemy.engine.interfaces import DBAPIConnection
@@ -34,6 +46,7 @@ class MySQL(Dialect):
     update_returning = False
     pipelines = False
     locks_in_passing = True
+    insert_locks_taken_keys = True
     searches_steps = False
     transactional_ddl = False
 
@@ -47,6 +60,10 @@ class MySQL(Dialect):
             ),
             BIG,
         )
+
+    def current_read(self, select: Select[Any]) -> Select[Any]:
+        """A locking read: at REPEATABLE READ, the default level, others see the snapshot of the first read."""
+        return select.with_for_update(read=True)
 
     def insert_ignore(self, table: Table) -> Insert:
         """INSERT IGNORE."""
