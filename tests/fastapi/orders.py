@@ -70,6 +70,8 @@ def served() -> FastAPI:
     app.get("/add-sync")(add_sync)
     app.get("/add-mixed")(add_mixed)
     app.get("/add-async")(add_async)
+    app.get("/together-sync")(together_sync)
+    app.get("/together-async")(together_async)
     app.get("/read-sync")(read_sync)
     app.get("/read-async")(read_async)
     install(app, scheduler)
@@ -108,6 +110,26 @@ async def add_async(session: AwaitedSession) -> str:
     await session.commit()
     await session.refresh(order)
     return str((await mail.enqueue(order.id)).state)
+
+
+def together_sync(session: SyncSession) -> str:
+    """Read, write and enqueue in one transaction, in a thread."""
+    order = Order(name=str(session.scalar(select(func.count()).select_from(Order))))
+    session.add(order)
+    session.flush()
+    job = mail.options(session=session).enqueue_sync(order.id)
+    session.commit()
+    return str(job.state)
+
+
+async def together_async(session: AwaitedSession) -> str:
+    """The same with `await`."""
+    order = Order(name=str(await session.scalar(select(func.count()).select_from(Order))))
+    session.add(order)
+    await session.flush()
+    job = await mail.options(session=session).enqueue(order.id)
+    await session.commit()
+    return str(job.state)
 
 
 def read_sync(session: SyncSession) -> str:

@@ -8,14 +8,14 @@ from pathlib import Path
 
 from tests.fastapi.served import serving
 
-ROUTES = ("add-sync", "add-mixed", "add-async", "read-sync", "read-async")
+ROUTES = ("add-sync", "add-mixed", "add-async", "read-sync", "read-async", "together-sync", "together-async")
 
 
 def test_a_request_that_has_used_its_session_enqueues_without_a_wait(tmp_path: Path) -> None:
     with serving(tmp_path, app="tests.fastapi.orders:served") as server:
         assert server.get("/busy").json() == "busy"
         seconds = []
-        for number in range(40):
+        for number in range(56):
             started = time.monotonic()
             answer = server.get("/" + ROUTES[number % len(ROUTES)])
             seconds.append(time.monotonic() - started)

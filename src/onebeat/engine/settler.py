@@ -18,6 +18,7 @@ from onebeat.store.jobs import settle
 from onebeat.store.jobs.settle import Ended
 
 SECOND = 1_000_000
+LOCKED_PAUSE = SECOND // 5  # until the next look at ends whose unique key another transaction has locked
 BATCH = 500  # attempts in one transaction
 
 
@@ -73,20 +74,26 @@ class Settler:
         with self._batch.writing(len(batch)):
             kept = await self._write([ended for ended, _ in batch], refused)
         self._waiting[: len(batch)] = []
-        self._waiting += [item for item in batch if item[0].job.id in refused]  # the others do not wait for it
+        locked = {id for id, state in kept.items() if state is JobState.RUNNING}
+        again = refused.keys() | locked
+        self._waiting += [item for item in batch if item[0].job.id in again]  # the others do not wait for it
         delayed: list[int] = []
         silent = not self._hears(JobSettled)
         for ended, seconds in batch:
+            if ended.job.id in again:
+                continue
             if silent and ended.is_plain_success and ended.job.id in kept:
                 self._wakeups.job_ended(ended.job.id)
-            elif ended.job.id not in refused and self._tell(ended, seconds, kept.get(ended.job.id)):
+            elif self._tell(ended, seconds, kept.get(ended.job.id)):
                 delayed.append(ended.settlement.delay or 0)
         self._wakeups.slots_freed()
         if delayed:
             self._wakeups.jobs_delayed(now + self._database.offset_us + min(delayed))
         for error in refused.values():
             raise error
-        return now if self._waiting else None
+        if not self._waiting:
+            return None
+        return now + LOCKED_PAUSE if len(self._waiting) == len(locked) else now
 
     async def _write(self, batch: list[Ended], refused: dict[UUID, Exception]) -> dict[UUID, JobState]:
         """Write the ends and return the states of the jobs that were written.

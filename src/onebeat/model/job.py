@@ -53,6 +53,10 @@ class NewJob:
     schedule_id: str | None = None
     fire_us: int | None = None
     fire_zone: str | None = None  # name of the zone in which the fire time is told; None: UTC
+    unique_slot: str | None = None  # see `model.unique_key`
+    unique_text: str | None = None
+    unique_for: int | None = None  # microseconds for which the key stays taken, also when the job ends before
+    replaces: bool = False  # the job that holds the key gets these arguments and this time
     tags: tuple[str, ...] = ()
 
 
@@ -80,6 +84,7 @@ class Claimed(NamedTuple):
     tracking_id: str
     carried: str | None
     claimed_us: int
+    unique_slot: str | None = None
 
 
 class Ending(StrEnum):

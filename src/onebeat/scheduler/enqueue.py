@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
+from uuid import UUID
 
 from onebeat.engine.wakeups import AT_ONCE, Wakeups
 from onebeat.errors import ConfigurationError, InvalidArguments
@@ -13,10 +15,11 @@ from onebeat.model.ids import uuid7
 from onebeat.model.info import JobInfo, JobVerbs
 from onebeat.model.job import JobState, NewJob
 from onebeat.model.protocols import Carrier, Clock
+from onebeat.model.unique_key import slot_and_text
 from onebeat.scheduler.runtime import Runtime
 from onebeat.store.connection.after_commit import Callback
 from onebeat.store.connection.callers_session import AsyncCaller, SyncCaller, run_in, run_in_sync
-from onebeat.store.jobs import insert
+from onebeat.store.jobs import unique
 from onebeat.tasks.registry import Registry
 from onebeat.tasks.task import Call, Task
 from onebeat.timing.clock import from_us
@@ -74,14 +77,13 @@ class JobEnqueuer:
         new, now = self._new_jobs(calls, database.offset_us)
         if not new:
             return []
-        stored = [snapshot(job, now).bound(self._jobs) for job in new]
         if session is not None:
-            await run_in(session, database, insert.add, new, after_commit=self._wakeup(new))  # type: ignore[arg-type]  # it looks
-            return stored
-        write = database.write_one if len(new) == 1 and not new[0].tags else database.write
-        await write(insert.add, new)
+            held = await run_in(session, database, unique.add, new, after_commit=self._wakeup(new))  # type: ignore[arg-type]  # it looks
+            return self._infos(new, held, now)
+        is_one_row = len(new) == 1 and not new[0].tags and new[0].unique_slot is None
+        held = await (database.write_one if is_one_row else database.write)(unique.add, new)
         announce_stored(self._wakeups, new)
-        return await running.stored(stored)
+        return await running.stored(self._infos(new, held, now))
 
     def enqueue_calls_sync(self, calls: Sequence[Call[Any]]) -> list[JobInfo]:
         """Store the calls from another thread than the event loop's; blocks for one round trip.
@@ -92,8 +94,8 @@ class JobEnqueuer:
         if session is not None:
             database = running.users
             new, now = self._new_jobs(calls, database.offset_us)
-            run_in_sync(session, database, insert.add, new, after_commit=self._wakeup(new))  # type: ignore[arg-type]
-            return [snapshot(job, now).bound(self._jobs) for job in new]
+            held = run_in_sync(session, database, unique.add, new, after_commit=self._wakeup(new))  # type: ignore[arg-type]
+            return self._infos(new, held, now)
         running.database.refuse_in_own_write()  # asked on this thread, whose transaction it would be
         loop = running.loop
         if _running_loop() is loop:
@@ -101,6 +103,11 @@ class JobEnqueuer:
                 "enqueue_sync would block the event loop it waits for; use `await task.enqueue(…)`"
             )
         return asyncio.run_coroutine_threadsafe(self.enqueue_calls(calls), loop).result()
+
+    def _infos(self, new: Sequence[NewJob], held: Mapping[UUID, JobInfo], now: int) -> list[JobInfo]:
+        """Return what was stored, and for each job whose key was taken the one that holds it."""
+        infos = (replace(held[job.id], duplicate=True) if job.id in held else snapshot(job, now) for job in new)
+        return [info.bound(self._jobs) for info in infos]
 
     def _new_jobs(self, calls: Sequence[Call[Any]], offset: int) -> tuple[list[NewJob], int]:
         """Return the jobs of the calls, and the database's clock in microseconds; `offset`: that clock minus ours."""
@@ -158,6 +165,7 @@ def new_job(call: Call[Any], carrier: Carrier, *, now: int, offset: int) -> NewJ
     run_at = options.run_at if options.delay is None else now + offset + options.delay
     later = run_at is not None and run_at > now + offset
     retry = options.retry or settings.retry
+    slot, text = (None, None) if options.unique_key is None else slot_and_text(task.name, options.unique_key)
     tracking_id, carried = carrier.capture()
     return NewJob(
         id=uuid7(now),
@@ -174,6 +182,10 @@ def new_job(call: Call[Any], carrier: Carrier, *, now: int, offset: int) -> NewJ
         at_most_once=settings.at_most_once,
         tracking_id=options.tracking_id or tracking_id,
         carried=carried,
+        unique_slot=slot,
+        unique_text=text,
+        unique_for=options.unique_for,
+        replaces=options.if_exists == "replace",
         tags=options.tags,
     )
 

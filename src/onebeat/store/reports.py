@@ -29,13 +29,15 @@ def job(tx: Tx, id: UUID) -> JobInfo:
     row = tx.execute(select(table).where(table.c.id == id)).first()
     if row is None:
         raise JobNotFound(f"no job {id}; it may have been pruned (see `retention`)")
-    return _job(row)
+    return job_info(row)
 
 
 def jobs_by_id(tx: Tx, ids: Sequence[UUID]) -> dict[UUID, JobInfo]:
     """Those of the jobs that exist."""
     table = tx.tables.jobs
-    return {row.id: _job(row) for row in tx.execute(select(table).where(table.c.id.in_(padded(ids))))} if ids else {}
+    return (
+        {row.id: job_info(row) for row in tx.execute(select(table).where(table.c.id.in_(padded(ids))))} if ids else {}
+    )
 
 
 def states(tx: Tx, ids: Sequence[UUID]) -> dict[UUID, str]:
@@ -53,7 +55,7 @@ def jobs(tx: Tx, /, *, limit: int, cursor: str | None, few: bool = True, **wante
     """
     before = None if cursor is None else _place(cursor, UUID)
     rows, after = find.page(tx, _given(wanted), limit=limit, before=before, few=few)
-    return Page(tuple(_job(row) for row in rows), None if after is None else str(after))
+    return Page(tuple(job_info(row) for row in rows), None if after is None else str(after))
 
 
 def count_jobs(tx: Tx, /, *, at_most: int | None = None, **wanted: Any) -> int:
@@ -69,7 +71,7 @@ def jobs_with_arguments(tx: Tx, task: str) -> list[tuple[JobInfo, str]]:
     """All jobs of a task with their stored arguments, oldest first; for the few rows of a test."""
     table = tx.tables.jobs
     query = select(table).where(table.c.task == task).order_by(table.c.created_us, table.c.id)
-    return [(_job(row), str(row.args)) for row in tx.execute(query)]
+    return [(job_info(row), str(row.args)) for row in tx.execute(query)]
 
 
 def attempts(tx: Tx, id: UUID) -> list[AttemptInfo]:
@@ -228,7 +230,7 @@ def _moment(us: int | None) -> datetime | None:
     return None if us is None else from_us(us)
 
 
-def _job(row: Row[Any]) -> JobInfo:
+def job_info(row: Row[Any]) -> JobInfo:
     return JobInfo(
         id=row.id,
         task=row.task,

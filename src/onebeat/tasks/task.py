@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property, update_wrapper
-from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, TypeVar, get_args
 
 from onebeat.errors import ConfigurationError, InvalidArguments, UnknownTask
 from onebeat.model.checks import (
@@ -18,13 +18,14 @@ from onebeat.model.checks import (
     check_priority,
     check_retry,
     check_tag,
+    check_text,
     duration,
 )
 from onebeat.tasks.argument import is_unresolved
 from onebeat.tasks.current_scheduler import enqueuer_of
 from onebeat.tasks.placement import refuse_in_a_process
 from onebeat.tasks.signature import Signature
-from onebeat.tasks.task_settings import TaskSettings, refuse_retry
+from onebeat.tasks.task_settings import IfTaken, TaskSettings, refuse_retry
 from onebeat.timing.backoff import Retry
 from onebeat.tracking.ids import check_tracking_id
 
@@ -48,6 +49,9 @@ class CallOptions:
     timeout: int | None = None
     tracking_id: str | None = None
     tags: tuple[str, ...] = ()
+    unique_key: str | None = None
+    unique_for: int | None = None
+    if_exists: IfTaken | None = None
     session: AsyncCaller | SyncCaller | None = field(default=None, repr=False)
 
 
@@ -128,9 +132,17 @@ class Task(Generic[P, R]):
         timeout: Seconds | None = None,
         tracking_id: str | None = None,
         tags: Iterable[str] | None = None,
+        unique_key: str | None = None,
+        unique_for: Seconds | None = None,
+        if_exists: IfTaken | None = None,
         session: AsyncCaller | SyncCaller | None = None,
     ) -> Task[P, R]:
         """Return a copy that enqueues with these options. Durations are seconds or timedeltas, `run_at` is aware.
+
+        `unique_key` allows one unfinished job of this task with that text: another enqueue stores nothing and returns
+        the job that holds the key, with `duplicate=True`. `unique_for` keeps the key for at least so long after the
+        enqueue, also when the job ends before. `if_exists="replace"` gives the job that holds the key the new arguments
+        and time, unless it runs or has ended (debounce); "keep", the default, changes nothing.
 
         `session` is an `AsyncSession`, `AsyncConnection`, `Session` or `Connection` on the database of the scheduler:
         the job is stored in its transaction, so it runs after that commit, and a rollback leaves nothing of it. Give
@@ -153,11 +165,18 @@ class Task(Generic[P, R]):
             "timeout": None if timeout is None else duration(timeout, "timeout", least=1),
             "tracking_id": check_tracking_id(tracking_id),
             "tags": None if tags is None else check_names(tags, "tags", check_tag),
+            "unique_key": None if unique_key is None else _checked_key(unique_key),
+            "unique_for": None if unique_for is None else duration(unique_for, "unique_for", least=1),
+            "if_exists": None if if_exists is None else _checked_choice(if_exists),
             "session": session,
         }
         copy = object.__new__(type(self))
         copy.__dict__.update(self.__dict__)
         copy._options = replace(before, **{name: value for name, value in given.items() if value is not None})
+        if copy._options.unique_key is None and (unique_for is not None or if_exists is not None):
+            raise InvalidArguments(
+                "unique_for= and if_exists= say how long and how a key is kept; give unique_key= too"
+            )
         return copy
 
     def _checked_retry(self, retry: Retry) -> Retry:
@@ -212,3 +231,15 @@ class Task(Generic[P, R]):
                 f"{self.name}.call(…); {item!r:.60} is neither"
             )
         return Call(self, self.signature.pack(item, {}), self._options)
+
+
+def _checked_key(key: str) -> str:
+    if not isinstance(key, str) or not key:
+        raise InvalidArguments(f"unique_key={key!r:.60} cannot be used; give a text, such as f'invoice:{{id}}'")
+    return check_text(key, "unique_key")
+
+
+def _checked_choice(if_exists: IfTaken) -> IfTaken:
+    if if_exists not in get_args(IfTaken):
+        raise InvalidArguments(f"if_exists={if_exists!r:.40} is unknown; give 'keep' or 'replace'")
+    return if_exists

@@ -6,13 +6,18 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from onebeat.errors import ConfigurationError
 from onebeat.model.checks import Seconds, check_name, check_priority, check_retry, duration
 from onebeat.tasks.placement import RunIn, check_placement
 from onebeat.timing.backoff import Retry
 
+if TYPE_CHECKING:
+    from onebeat.store.connection.callers_session import AsyncCaller, SyncCaller
+
+IfTaken = Literal["keep", "replace"]
+"""What an enqueue does when a job holds its unique key: leave that job alone, or give it the arguments and time."""
 OnOverrun = Literal["wait", "replace"]
 """What becomes of a job whose run was told to end and goes on: it is waited for, or the job ends without it."""
 
@@ -41,6 +46,10 @@ class CallChanges(TypedDict, total=False):
     timeout: Seconds | None
     tracking_id: str | None
     tags: Iterable[str] | None
+    unique_key: str | None
+    unique_for: Seconds | None
+    if_exists: IfTaken | None
+    session: AsyncCaller | SyncCaller | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

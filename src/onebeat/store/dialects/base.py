@@ -49,6 +49,7 @@ class Dialect(ABC):
     locks_in_passing: ClassVar[bool] = False  # a locking search locks, for a moment, rows that it then does not want
     lateral: ClassVar[bool] = False  # LATERAL: a search for each row of another one
     searches_steps: ClassVar[bool] = True  # a recursive query searches an index with values of the step before
+    insert_locks_taken_keys: ClassVar[bool] = False  # an INSERT that meets a taken key keeps a shared lock on it
     error_aborts_transaction: ClassVar[bool] = False  # after one failed statement only a rollback is possible
     one_writer: ClassVar[bool] = False  # a file with a single writer, on threads of onebeat's own
     transactional_ddl: ClassVar[bool] = True
@@ -64,6 +65,10 @@ class Dialect(ABC):
     def lock_rows(self, select: Select[Any]) -> Select[Any]:
         """Lock the rows found, waiting for those another transaction has locked."""
         return select.with_for_update()
+
+    def current_read(self, select: Select[Any]) -> Select[Any]:
+        """Read what is committed now, also where the transaction reads an older snapshot otherwise."""
+        return select
 
     @abstractmethod
     def insert_ignore(self, table: Table) -> Insert:

@@ -11,6 +11,7 @@ from uuid import UUID
 from sqlalchemy import (
     Column,
     Connection,
+    Select,
     String,
     Table,
     bindparam,
@@ -47,6 +48,7 @@ class MySQL(Dialect):
     update_returning = False
     pipelines = False
     locks_in_passing = True
+    insert_locks_taken_keys = True
     searches_steps = False
     transactional_ddl = False
 
@@ -60,6 +62,10 @@ class MySQL(Dialect):
             ),
             BIG,
         )
+
+    def current_read(self, select: Select[Any]) -> Select[Any]:
+        """A locking read: at REPEATABLE READ, the default level, others see the snapshot of the first read."""
+        return select.with_for_update(read=True)
 
     def insert_ignore(self, table: Table) -> Insert:
         """INSERT IGNORE."""

@@ -6,8 +6,11 @@ from collections.abc import Sequence
 from uuid import UUID
 
 from sqlalchemy import delete, null, select, update
+from sqlalchemy.exc import IntegrityError
 
+from onebeat.errors import JobExists
 from onebeat.model.job import FINAL, JobState
+from onebeat.model.unique_key import slot_of_text
 from onebeat.store.jobs import find
 from onebeat.store.jobs.finish import FinishedJob, after_end, final_values
 from onebeat.store.jobs.settle import claim_holds
@@ -46,18 +49,24 @@ def retry(tx: Tx, id: UUID) -> int | None:
     """Queue an ended job again with no errors and no crashes counted; `attempt` continues.
 
     Returns when the job had ended, in UTC microseconds; None when it has not ended. A job that an earlier try of this
-    call queued may have ended again meanwhile, and is not queued a second time.
+    call queued may have ended again meanwhile, and is not queued a second time. Raises `JobExists` when another job
+    holds its unique key.
     """
     table = tx.tables.jobs
-    query = select(table.c.state, table.c.finished_us).where(table.c.id == id)
+    c = table.c
+    query = select(c.state, c.finished_us, c.task, c.unique_text).where(c.id == id)
     row = tx.execute(tx.dialect.lock_rows(query)).first()
     if row is None or row.state not in FINAL or (tx.unanswered and row.finished_us not in tx.unanswered):
         return next(iter(tx.unanswered), None)
-    tx.execute(
+    slot = None if row.unique_text is None else slot_of_text(row.task, row.unique_text)
+    if slot is not None and tx.execute(select(c.id).where(c.unique_slot == slot, c.id != id)).first() is not None:
+        raise _key_is_taken(id)
+    again = (
         update(table)
         .where(table.c.id == id)
         .values(
             state=str(JobState.QUEUED),
+            unique_slot=slot,
             reason=null(),
             errors=0,
             crashes=0,
@@ -69,8 +78,16 @@ def retry(tx: Tx, id: UUID) -> int | None:
             run_at_us=tx.clock,
         )
     )
+    try:
+        tx.execute(again)
+    except IntegrityError as error:  # it was taken since the look
+        raise _key_is_taken(id) from error
     ended: int = row.finished_us
     return ended
+
+
+def _key_is_taken(id: UUID) -> JobExists:
+    return JobExists(f"job {id} cannot be retried: another job holds its unique key; wait for that one or cancel it")
 
 
 def progress(tx: Tx, id: UUID, token: str, text: str) -> bool:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from sqlalchemy import CTE, ColumnElement, Row, Select, and_, func, select, union_all
+from sqlalchemy import CTE, ColumnElement, Row, Select, and_, func, or_, select, union_all
 
 from onebeat.model.job import FINAL, JobState
 from onebeat.store.sql import QUEUED, number, padded, unindexed, use_index, word
@@ -300,10 +300,13 @@ def unfinished_by_queue(tx: Tx) -> dict[str, dict[str, int]]:
 
 # ── ended jobs by age ─────────────────────────────────────────────────────────────────────────────────────────────────
 def ended_before(tx: Tx, state: JobState, moment: int, limit: int) -> list[UUID]:
-    """Return up to `limit` jobs in this final state that ended before the moment (UTC microseconds)."""
+    """Return up to `limit` jobs in this final state that ended before the moment (UTC microseconds).
+
+    One that still keeps a unique key after its end is left out: a deleted row keeps none.
+    """
     c = tx.tables.jobs.c
     if not tx.dialect.searches_steps:
-        old = c.state == word(state), c.finished_us < moment
+        old = c.state == word(state), c.finished_us < moment, _keeps_no_key(tx)
         return list(tx.execute(select(c.id).where(*old).order_by(c.finished_us).limit(limit)).scalars())
     ids: list[UUID] = []
     for part in _parts(stored_kinds(tx, {"state": state})):
@@ -315,6 +318,12 @@ def ended_before(tx: Tx, state: JobState, moment: int, limit: int) -> list[UUID]
     return ids
 
 
+def _keeps_no_key(tx: Tx) -> ColumnElement[bool]:
+    c = tx.tables.jobs.c
+    return or_(c.unique_until_us.is_(None), c.unique_until_us <= tx.now())
+
+
 def _oldest(tx: Tx, kind: StoredKind, moment: int, limit: int) -> Select[Any]:
     c = tx.tables.jobs.c
-    return _of_kind(tx, kind, c.id).where(c.finished_us < moment).order_by(c.finished_us).limit(limit)
+    old = c.finished_us < moment, _keeps_no_key(tx)
+    return _of_kind(tx, kind, c.id).where(*old).order_by(c.finished_us).limit(limit)

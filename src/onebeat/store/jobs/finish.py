@@ -25,10 +25,16 @@ def final_values(
         "state": str(state) if isinstance(state, JobState) else state,
         "reason": reason,
         "waits_for": null(),
-        "unique_slot": null(),  # the next job with the same key may be stored
+        "unique_slot": _slot_after_end(tx),
         "finished_us": tx.clock,
         **others,
     }
+
+
+def _slot_after_end(tx: Tx) -> ColumnElement[Any]:
+    """NULL, so that the next job with the same key may be stored, unless `unique_for` keeps the key longer."""
+    c = tx.tables.jobs.c
+    return case((c.unique_until_us > tx.clock, c.unique_slot), else_=null())
 
 
 def unless_cancelled(tx: Tx, **values: ColumnElement[Any]) -> dict[str, Any]:

@@ -19,17 +19,34 @@ def add(tx: Tx, jobs: Sequence[NewJob]) -> None:
     """Store the jobs. Running it again after a commit whose answer was lost stores nothing twice."""
     table = tx.tables.jobs
     if len(jobs) == 1:
-        row = _row(jobs[0])
-        row["created_us"] = tx.clock
-        if jobs[0].run_at is None:
-            row["run_at_us"] = tx.clock
-        tx.execute(tx.dialect.insert_ignore(table).values(row))
+        _add_one(tx, jobs[0])
     elif jobs:
         now = tx.now()
         rows = [_row(job) | {"created_us": now} for job in jobs]
         for row in rows:
             row["run_at_us"] = now if row["run_at_us"] is None else row["run_at_us"]
         tx.execute(tx.dialect.insert_ignore(table), rows)
+    _add_tags(tx, jobs)
+
+
+def add_unless_taken(tx: Tx, job: NewJob) -> bool:
+    """Store the job unless its id or its unique key is taken, and return whether it was stored."""
+    if not _add_one(tx, job):
+        return False
+    _add_tags(tx, [job])
+    return True
+
+
+def _add_one(tx: Tx, job: NewJob) -> int:
+    row = _row(job) | {"created_us": tx.clock}
+    if job.run_at is None:
+        row["run_at_us"] = tx.clock
+    if job.unique_for is not None:
+        row["unique_until_us"] = tx.clock + job.unique_for
+    return tx.execute(tx.dialect.insert_ignore(tx.tables.jobs).values(row)).rowcount
+
+
+def _add_tags(tx: Tx, jobs: Sequence[NewJob]) -> None:
     tags = [{"job_id": job.id, "tag": tag} for job in jobs for tag in dict.fromkeys(job.tags)]
     if tags:
         tx.execute(tx.dialect.insert_ignore(tx.tables.job_tags), tags)
@@ -60,6 +77,8 @@ def _row(job: NewJob) -> dict[str, Any]:
         "fire_zone": job.fire_zone,
         "tracking_id": job.tracking_id,
         "carried": job.carried,
+        "unique_slot": job.unique_slot,
+        "unique_text": job.unique_text,
         "tags": payload.encode(list(job.tags)) if job.tags else None,
     }
 

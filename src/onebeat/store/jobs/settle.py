@@ -14,7 +14,7 @@ from onebeat.model.job import Claimed, Ending, JobState, Outcome, Settlement
 from onebeat.store.dialects.base import Dialect
 from onebeat.store.jobs.each import Value, update_each
 from onebeat.store.jobs.finish import FinishedJob, after_end, final_values, releases_others, unless_cancelled
-from onebeat.store.sql import RUNNING, padded, unindexed
+from onebeat.store.sql import RUNNING, padded, unindexed, use_index
 from onebeat.store.tx import Tx
 
 SNOOZES = 100  # of a job that stay in its history, at least; a job may be put off for years
@@ -51,9 +51,12 @@ def settle(tx: Tx, ended: Sequence[Ended], *, worker_id: str) -> dict[UUID, JobS
 
     Returns the state of each job that was written; the others lost their claim. A retry is cancelled instead where that
     was requested meanwhile. A job that an earlier call wrote under the same lease token is among them, because the
-    answer of that call may have been lost.
+    answer of that call may have been lost. The state `running` says that another transaction holds a lock on the job's
+    unique key: that end was not written, so that it holds up no other.
     """
-    kept: dict[UUID, JobState] = {}
+    aside = _locked_keys(tx, ended)
+    kept: dict[UUID, JobState] = dict.fromkeys(aside, JobState.RUNNING)
+    ended = [item for item in ended if item.job.id not in aside]
     successes: dict[str, list[UUID]] = {}
     for item in ended:
         if item.is_plain_success:
@@ -75,6 +78,26 @@ def settle(tx: Tx, ended: Sequence[Ended], *, worker_id: str) -> dict[UUID, JobS
     return kept
 
 
+def _locked_keys(tx: Tx, ended: Sequence[Ended]) -> set[UUID]:
+    """Return the jobs that this call would have to wait for; lock the others that free a unique key.
+
+    On MySQL and MariaDB a caller who met the taken key in a transaction keeps a lock on it until that ends.
+    """
+    if not tx.dialect.insert_locks_taken_keys:
+        return set()
+    slots = {item.job.id: item.job.unique_slot for item in ended if item.settlement.final and item.job.unique_slot}
+    if not slots:
+        return set()
+    jobs = tx.tables.jobs
+    query = select(jobs.c.id).where(jobs.c.unique_slot.in_(padded(sorted(slots.values()))))
+    free = {row.id for row in tx.execute(tx.dialect.skip_locked(use_index(query, jobs, "unique")))}
+    missing = sorted(slots.keys() - free)
+    if not missing:
+        return set()
+    running = select(jobs.c.id).where(jobs.c.id.in_(padded(missing)), jobs.c.state == RUNNING)
+    return {row.id for row in tx.execute(running)}
+
+
 def was_completed(ended: Ended, state: JobState) -> bool:
     """Return whether the function had ended its job as succeeded before it ended in another way itself.
 
@@ -88,6 +111,8 @@ def one_statement(dialect: Dialect, ended: Sequence[Ended]) -> bool:
 
     Each fits one statement, and all were claimed under one lease token unless the dialect has arrays.
     """
+    if dialect.insert_locks_taken_keys and any(item.job.unique_slot for item in ended):
+        return False
     return all(item.fits_one_statement for item in ended) and (
         dialect.arrays or len({item.job.lease_token for item in ended}) == 1
     )
