@@ -39,10 +39,64 @@ CAMPAIGNS = (
     "test_a_worker_runs_jobs_inside_the_apps_lifespan_and_drains_at_the_first_signal[2]",  # [15]
     "test_many_jobs_each_run_once[postgresql]",  # [sqlite]
     "test_another_project_runs_the_contract_as_documented",  # the contract suite itself runs on every back end
+    # a command, a server or an installation with processes of its own
+    "test_a_draining_worker_outlives_the_sigterm_after_its_sibling_s_end",  # test_sigterm_to_uvicorn_with_two_workers_…
+    "test_a_hook_gets_the_exception",  # test_each_failure_is_reported_once_with_its_exception[logs]
+    "test_each_failure_is_reported_once_with_its_exception[no logs]",  # [logs]
+    "test_a_request_and_the_jobs_it_caused_in_another_process_share_one_id",  # test_grep_for_the_id_tells_…
+    "test_two_workers_keep_their_ids_apart",  # test_two_thousand_concurrent_requests_never_cross
+    "test_a_second_signal_stops_a_worker_at_once_and_its_job_is_not_lost",  # test_a_worker_runs_jobs_inside_…[15]
+    "test_a_worker_of_an_app_that_only_enqueues_runs_its_jobs",  # the same
+    "test_a_signal_ends_a_start_that_waits_for_the_database[onebeat worker-SIGINT]",  # [onebeat worker-SIGTERM]
+    "test_a_signal_ends_a_start_that_waits_for_the_database[uvicorn-",
+    "test_the_thirty_second_example_serves_schedules_and_ends_cleanly",  # test_sigterm_to_uvicorn_with_two_workers_…
+    "test_a_process_opens_no_more_connections_than_the_readme_says[mariadb]",  # [postgresql]
+    "test_four_workers_lose_nothing_at_sigterm",  # test_one_process_writes_every_line_down_to_the_server_s_last
+    "test_four_processes_write_a_hundred_thousand_lines_across_midnight",  # test_seven_days_are_kept_by_…[spring]
+    "test_seven_days_are_kept_by_several_processes_across_a_clock_change[autumn]",  # [spring]
+    "test_jobs_of_all_workers_share_the_number_of_children_too",  # test_all_workers_of_a_server_share_…
+    "test_large_buffers_do_not_hold_up_the_event_loop",  # test_five_megabytes_there_and_back_hold_up_the_event_loop_…
+    "test_c_code_on_another_thread_that_keeps_the_lock_is_named_by_its_function",  # test_c_code_that_keeps_the_…
+    # the same search without each mechanism: test_no_order_of_steps_breaks_the_lock
+    "test_each_mechanism_is_needed",
+    # long ways of one algorithm, which the stores under it do not change
+    "test_without_bounds_an_outage_ends_in_a_flood[mariadb]",  # [sqlite]
+    "test_without_bounds_an_outage_ends_in_a_flood[postgresql]",
+    "test_g10_an_outage_of_three_days_is_caught_up_within_bounds[mariadb]",  # [postgresql]
+    # the tables are made by every test session on every server; a server takes seconds to make them again
+    "test_alembic_says_nothing_of_our_revisions_and_all_of_the_applications[mariadb]",  # [sqlite]
+    "test_alembic_says_nothing_of_our_revisions_and_all_of_the_applications[postgresql]",
+    "test_a_second_start_makes_one_select_and_loads_no_alembic[mariadb]",  # [postgresql]
+    "test_old_tables_are_refused_without_leave[mariadb]",  # [sqlite]
+    "test_old_tables_are_refused_without_leave[postgresql]",
+    "test_a_newer_revision_of_the_same_major_number_is_served[mariadb]",  # [sqlite]
+    "test_a_newer_revision_of_the_same_major_number_is_served[postgresql]",
+    "test_a_newer_major_number_is_refused[mariadb]",  # [sqlite]
+    "test_a_newer_major_number_is_refused[postgresql]",
+    "test_who_looked_before_the_other_migrated_finds_nothing_left_to_do[mariadb]",  # [sqlite]
+    "test_who_looked_before_the_other_migrated_finds_nothing_left_to_do[postgresql]",
+    "test_two_apps_cannot_share_tables_by_mistake[mariadb]",  # [sqlite]
+    "test_two_apps_cannot_share_tables_by_mistake[postgresql]",
+    "test_two_prefixes_live_side_by_side[mariadb]",  # [sqlite]
+    "test_two_prefixes_live_side_by_side[postgresql]",
+    "test_a_table_of_other_origin_under_our_name_is_said_and_left_alone[mariadb]",  # [sqlite]
+    "test_a_table_of_other_origin_under_our_name_is_said_and_left_alone[postgresql]",
 )
 
-# The parts above the store send MariaDB what tests/store and tests/guarantees test there.
-ON_MARIADB_IN_CAMPAIGNS = ("engine", "scheduler")
+# The parts above the store send a server what tests/store, tests/guarantees and the tests named here send it. A file or
+# a directory whose tests on this server are campaigns → what of it is none.
+TWINS: dict[str, dict[str, tuple[str, ...]]] = {
+    "mariadb": {
+        "engine": (),
+        "scheduler": (),
+        "locks/test_contract.py": (),  # its statements: locks/test_orders.py and locks/test_faults.py
+        "locks/test_scheduler.py": (),
+    },
+    "postgresql": {
+        "engine": ("test_blocked_loop.py", "test_life_of_a_job.py", "test_life_of_a_schedule.py"),
+        "locks/test_scheduler.py": (),
+    },
+}
 
 MakeDatabase = Callable[..., Awaitable[Database]]
 
@@ -64,9 +118,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark campaigns by name, and put quick tests first, so that a mistake shows early."""
     items.sort(key=lambda item: LAST.index(part) + 1 if (part := _directory(item)) in LAST else 0)
     for item in items:
-        repeats = _directory(item) in ON_MARIADB_IN_CAMPAIGNS and "mariadb" in item.name
-        if repeats or item.name.startswith(CAMPAIGNS):
+        if _is_a_twin(item) or item.name.startswith(CAMPAIGNS):
             item.add_marker("campaign")
+
+
+def _is_a_twin(item: pytest.Item) -> bool:
+    """Whether the test does on one server what the same test does on another database."""
+    path = item.path.relative_to(HERE).as_posix()
+    return any(
+        path.startswith(place) and not path.endswith(kept)
+        for kind, places in TWINS.items()
+        if kind in item.name.partition("[")[2]
+        for place, kept in places.items()
+    )
 
 
 def _directory(item: pytest.Item) -> str:
