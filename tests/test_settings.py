@@ -176,7 +176,7 @@ def test_a_scheduler_says_what_it_is() -> None:
 
 
 def test_a_scheduler_has_no_other_public_names_than_documented() -> None:
-    definitions = {"task", "cron", "every", "declare", "include", "on"}
+    definitions = {"task", "Job", "cron", "every", "declare", "include", "on"}
     life = {"start", "stop", "lifespan", "run", "health"}
     collections = {"settings", "jobs", "schedules", "queues", "workers", "locks", "lock", "locked"}
     of_a_router = {"prefix", "registry", "declared"}

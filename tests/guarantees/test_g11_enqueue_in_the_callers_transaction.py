@@ -38,7 +38,7 @@ class Wakes:
         self.count = 0
         getattr(scheduler._wakeups, kind).subscribe(self._wake)
 
-    def _wake(self) -> None:
+    def _wake(self, *_: object) -> None:
         self.count += 1
 
 

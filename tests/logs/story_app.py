@@ -30,6 +30,6 @@ def receipt(message: str) -> None:
 @app.put("/send_email")
 async def ask(message: str) -> dict[str, str]:
     log.info("asked", extra={"mail": message})
-    job = await send_email.options(delay=1).enqueue(message)
+    job = await send_email.options(delay=2).enqueue(message)
     await asyncio.sleep(0)
     return {"job_id": str(job.id)}

@@ -142,10 +142,10 @@ async def test_jobs_call_processes_and_take_their_tracking_id_along(scheduler: S
 
 def test_what_cannot_run_in_a_process_is_refused_at_its_declaration() -> None:
     router = TaskRouter()
-    with pytest.raises(ConfigurationError, match="no JobContext for its parameter 'context'"):
+    with pytest.raises(ConfigurationError, match=r"neither a JobContext .* its parameter 'context'"):
         router.task(run_in="process")(jobs.wants_its_context)
     for wants in (jobs.depends_by_annotation, jobs.depends_by_default):
-        with pytest.raises(ConfigurationError, match="no Depends for its parameter 'value'"):
+        with pytest.raises(ConfigurationError, match=r"nor what Depends makes .* its parameter 'value'"):
             router.task(run_in="process")(wants)
 
     def local() -> None: ...

@@ -292,6 +292,7 @@ STORE = Path(onebeat.store.__file__).parent
 FINAL_STATES = {"SUCCEEDED", "FAILED", "CANCELLED"}
 BUILDERS = {"final_values", "unless_cancelled"}
 NOT_FINAL = {  # states that are no literals, and why they are not final
+    ("jobs/find.py", "state"): "a filter of a search, which writes nothing",
     ("jobs/insert.py", "str(job.state)"): "a job is stored before it runs",
     ("jobs/rescue.py", "value('state')"): "the statement for the decisions that are not final",
     ("jobs/rescue.py", "str(decision.state)"): "a value for the statements with and without `final_values`",

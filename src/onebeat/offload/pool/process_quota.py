@@ -19,7 +19,7 @@ class ProcessQuota:
     user may bind any such name, so this one is made with a secret that only this user's processes can read. On other
     systems, and without a folder for that secret, each process has a quarter of the tokens to itself.
 
-    >>> quota = ProcessQuota(1)
+    >>> quota = ProcessQuota(1, server="of an example")
     >>> first, second = quota.acquire(), quota.acquire()
     >>> first is not None, second
     (True, None)
