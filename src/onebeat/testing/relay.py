@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from uuid import UUID
 
-from onebeat.engine.wakeups import Wakeups
+from onebeat.engine.wakeups import AT_ONCE, Wakeups
 
 
 class Relay:
@@ -32,7 +32,7 @@ class Relay:
 
     def jobs_delayed(self) -> None:
         """Jobs were stored for a later time."""
-        self._tell(self._engine.jobs_delayed)
+        self._tell(self._engine.jobs_delayed, AT_ONCE)
 
     def schedules_changed(self) -> None:
         """A schedule was added or changed."""
