@@ -1,8 +1,9 @@
-"""What a fire stores with its job: the schedule's arguments, and the zone in which the fire time is told."""
+"""What a fire stores with its job, the schedule's arguments and zone; and an instant told in a schedule's zone."""
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime, tzinfo
+from functools import lru_cache
 
 from onebeat.errors import InvalidTrigger
 from onebeat.timing.clock import from_us
@@ -30,15 +31,20 @@ def stored_zone(zone_name: str) -> str | None:
 
 
 def fire_time(fire_us: int, zone_name: str | None) -> datetime:
-    """Return the instant in the zone that a job's row names; in UTC where this machine does not know that zone.
+    """Return the instant in the zone that a row names; in UTC where it names none or this machine does not know it.
+
+    In a repeated hour Python compares such a value by its wall time alone with one of the same zone, and finds it
+    unequal to every other; compute in UTC and call this last.
 
     >>> fire_time(0, "Europe/Berlin").isoformat()
     '1970-01-01T01:00:00+01:00'
     """
-    moment = from_us(fire_us)
-    if zone_name is None:
-        return moment
+    return from_us(fire_us, UTC if zone_name is None else _told_in(zone_name))
+
+
+@lru_cache(maxsize=1_024)
+def _told_in(name: str) -> tzinfo:
     try:
-        return moment.astimezone(zone(zone_name).tz)
+        return zone(name).tz
     except InvalidTrigger:
-        return moment  # the same instant; the job matters more than the zone it is told in
+        return UTC  # the same instant; the job matters more than the zone it is told in

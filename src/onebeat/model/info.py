@@ -30,7 +30,10 @@ class JobVerbs(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobInfo:
-    """A job at one moment. Instants are aware, UTC; `value` is what the function returned, as plain JSON data."""
+    """A job at one moment. `value` is what the function returned, as plain JSON data.
+
+    Instants are aware, UTC; `fire_time`, of jobs made by a schedule, is in the zone that the schedule had then.
+    """
 
     id: UUID
     task: str
@@ -116,6 +119,7 @@ class AttemptInfo:
 class ScheduleInfo:
     """A schedule at one moment. `rev` counts edits; `source` is `code` or `api`.
 
+    `next_fire` and `last_fire` are aware, in the schedule's zone; the other instants are UTC.
     `problem` says why this version cannot read its row completely; such a schedule does not fire here.
     """
 
@@ -143,7 +147,10 @@ class ScheduleInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fire:
-    """The decision on one due instant; a `gap` row stands for `count` instants, up to `until`."""
+    """The decision on one due instant; a `gap` row stands for `count` instants, up to `until`.
+
+    `fire_time` and `until` are aware, in the schedule's zone; `decided_at` is UTC.
+    """
 
     schedule_id: str
     fire_time: datetime

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import partial
 from typing import Protocol, Unpack
 
@@ -326,7 +326,8 @@ class Schedules:
         n = min(n, check_limit(n, "n"))
         info = await self.get(id)
         moments: list[datetime] = []
-        after = None if info.next_fire is None else info.next_fire - INSTANT
+        told = UTC if info.next_fire is None else info.next_fire.tzinfo
+        after = None if info.next_fire is None else info.next_fire.astimezone(UTC) - INSTANT  # a zone counts wall time
         if after is not None and info.state == "paused":
             after = max(after, await self._now())  # what was due during a pause never fires
         if info.policies is not None and info.policies.max_fires is not None:
@@ -334,7 +335,7 @@ class Schedules:
         while after is not None and len(moments) < n:
             after = info.trigger.next_after(after)
             if after is not None:
-                moments.append(after)
+                moments.append(after.astimezone(told))
         return moments
 
     async def fires(

@@ -88,7 +88,8 @@ def _decision(fire: Fire) -> str:
 def _in_gap(info: ScheduleInfo, at: datetime, when: str, fires: Sequence[Fire]) -> Why:
     gap = fires[-1]
     count = "an unknown number of" if gap.count is None else str(gap.count)
-    if info.problem is not None or at in (gap.fire_time, gap.until) or _has_instant(info, at):
+    ends = [end.astimezone(UTC) for end in (gap.fire_time, gap.until) if end is not None]
+    if info.problem is not None or at in ends or _has_instant(info, at):
         sentence = f"{when} of schedule {info.id} is one of {count} fires left out together: {gap.reason}"
     else:
         sentence = f"{when} is no fire time of schedule {info.id}; {count} fires around it were left out: {gap.reason}"

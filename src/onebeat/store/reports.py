@@ -8,10 +8,11 @@ from datetime import datetime
 from typing import Any, TypeVar
 from uuid import UUID
 
-from sqlalchemy import Row, and_, func, or_, select
+from sqlalchemy import Row, Select, and_, func, or_, select
 
 from onebeat.errors import ConfigurationError, JobNotFound
 from onebeat.model import payload
+from onebeat.model.fired import fire_time
 from onebeat.model.info import AttemptInfo, Fire, JobInfo, Page, QueueInfo, WorkerInfo
 from onebeat.model.job import JobState
 from onebeat.store.jobs import find
@@ -124,7 +125,7 @@ def fires(
 ) -> Page[Fire]:
     """What became of a schedule's due instants, newest first; `start` ≤ instant < `end`, in microseconds."""
     c = tx.tables.fires.c
-    query = select(tx.tables.fires).where(c.schedule_id == schedule_id)
+    query = _fires(tx).where(c.schedule_id == schedule_id)
     query = query.order_by(c.fire_us.desc(), c.fire_key.desc()).limit(limit + 1)
     if decision is not None:
         query = query.where(c.decision == decision)
@@ -137,7 +138,14 @@ def fires(
         query = query.where(or_(c.fire_us < at, and_(c.fire_us == at, c.fire_key < key)))
     rows = tx.execute(query).all()
     last = rows[limit - 1] if len(rows) > limit else None
-    return Page(tuple(fire(row) for row in rows[:limit]), f"{last.fire_us}/{last.fire_key}" if last else None)
+    return Page(tuple(_fire(row) for row in rows[:limit]), f"{last.fire_us}/{last.fire_key}" if last else None)
+
+
+def _fires(tx: Tx) -> Select[Any]:
+    """Fires with the zone of their schedule; None for those that outlived it, in restored tables."""
+    fires, schedules = tx.tables.fires, tx.tables.schedules
+    joined = fires.outerjoin(schedules, schedules.c.id == fires.c.schedule_id)
+    return select(fires, schedules.c.timezone.label("zone")).select_from(joined)
 
 
 def _fire_place(cursor: str) -> tuple[int, str]:
@@ -150,17 +158,16 @@ def _fire_place(cursor: str) -> tuple[int, str]:
 def fires_around(tx: Tx, schedule_id: str, at: int) -> list[Fire]:
     """The rows that say something about one instant, oldest first: its own, and gaps that contain it."""
     c = tx.tables.fires.c
-    own = select(tx.tables.fires).where(c.schedule_id == schedule_id, c.fire_us == at)
-    gaps = select(tx.tables.fires).where(c.schedule_id == schedule_id, c.until_us >= at, c.fire_us < at)
+    own = _fires(tx).where(c.schedule_id == schedule_id, c.fire_us == at)
+    gaps = _fires(tx).where(c.schedule_id == schedule_id, c.until_us >= at, c.fire_us < at)
     rows = [*tx.execute(own), *tx.execute(gaps)]
-    return [fire(row) for row in sorted(rows, key=lambda row: int(row.decided_us))]
+    return [_fire(row) for row in sorted(rows, key=lambda row: int(row.decided_us))]
 
 
-def fire(row: Row[Any]) -> Fire:
-    """A row of the fires table as a value."""
+def _fire(row: Row[Any]) -> Fire:
     return Fire(
         schedule_id=row.schedule_id,
-        fire_time=from_us(row.fire_us),
+        fire_time=fire_time(row.fire_us, row.zone),
         key=row.fire_key,
         origin=row.origin,
         decision=row.decision,
@@ -168,7 +175,7 @@ def fire(row: Row[Any]) -> Fire:
         job_id=row.job_id,
         decided_by=row.decided_by,
         decided_at=from_us(row.decided_us),
-        until=_moment(row.until_us),
+        until=None if row.until_us is None else fire_time(row.until_us, row.zone),
         count=row.instants,
     )
 
@@ -246,7 +253,7 @@ def job_info(row: Row[Any]) -> JobInfo:
         finished_at=_moment(row.finished_us),
         tracking_id=row.tracking_id,
         schedule_id=row.schedule_id,
-        fire_time=_moment(row.fire_us),
+        fire_time=None if row.fire_us is None else fire_time(row.fire_us, row.fire_zone),
         progress=None if row.progress is None else payload.decode(row.progress),
         tags=() if row.tags is None else tuple(payload.decode(row.tags)),
         value=None if row.value is None else payload.decode(row.value),

@@ -7,6 +7,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Row, Select, Update, and_, bindparam, or_, select, update
 
+from onebeat.model.fired import fire_time
 from onebeat.model.ids import token
 from onebeat.model.info import Fire
 from onebeat.model.policies import Overlap
@@ -245,7 +246,7 @@ def fire_by_hand(
     return [
         Fire(
             schedule_id=id,
-            fire_time=from_us(fire.fire_us),
+            fire_time=fire_time(fire.fire_us, row.timezone),
             key=fire.key,
             origin=str(fire.origin),
             decision=str(fire.decision),

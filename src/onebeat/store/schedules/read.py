@@ -11,6 +11,7 @@ from sqlalchemy import Row, Select, select
 from onebeat.errors import ConfigurationError, OnebeatError, ScheduleNotFound
 from onebeat.model import payload
 from onebeat.model.definition import Definition
+from onebeat.model.fired import fire_time
 from onebeat.model.info import Page, ScheduleInfo
 from onebeat.model.protocols import Trigger
 from onebeat.store.schedules.rows import locked, options_from, policies_from, state_from, trigger_from
@@ -203,8 +204,8 @@ def _info(row: Row[Any], last: Row[Any] | None) -> ScheduleInfo:
         args=shown.get("args", ()),
         kwargs=shown.get("kwargs", {}),
         state=row.state,
-        next_fire=None if row.next_fire_us is None else from_us(row.next_fire_us),
-        last_fire=None if row.last_fire_us is None else from_us(row.last_fire_us),
+        next_fire=None if row.next_fire_us is None else fire_time(row.next_fire_us, row.timezone),
+        last_fire=None if row.last_fire_us is None else fire_time(row.last_fire_us, row.timezone),
         last_status=None if last is None else last.state,
         last_error=None if last is None else last.error,
         rev=row.rev,
