@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -158,7 +158,7 @@ def sizes(tx: Tx) -> dict[str, float]:
         return {"size": pages[0] * pages[1], "used": (pages[0] - free) * pages[1]}
     if tx.dialect.name == "postgresql":
         sums = text("SELECT sum(pg_total_relation_size(relid)), sum(n_dead_tup) FROM pg_stat_user_tables")
-        found = tx.execute(sums).one()
+        found: Sequence[Any] = tx.execute(sums).one()
         return {"size": float(found[0]), "dead rows": float(found[1])}
     sums = text("SELECT sum(data_length + index_length) FROM information_schema.tables WHERE table_schema = database()")
     return {"size": float(tx.execute(sums).scalar_one())}
