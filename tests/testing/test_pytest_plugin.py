@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tomllib
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
@@ -80,7 +81,10 @@ class TestMarker:
 
 def pytest_in(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run pytest in a folder, with the plugin, which an installed onebeat brings along."""
-    command = [sys.executable, "-m", "pytest", "-p", "onebeat.testing.pytest_plugin", "-p", "no:cacheprovider"]
+    plugin = scheduler_named.__module__
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider"]
+    if plugin not in {point.value for point in entry_points(group="pytest11")}:  # installed before it had the plugin
+        command += ["-p", plugin]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(folder), *sys.path])}
     return subprocess.run(
         [*command, *arguments], cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=100

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from sqlalchemy import CTE, ColumnElement, Row, Select, and_, func, or_, select, union_all
+from sqlalchemy import CTE, ColumnElement, Row, Select, and_, func, or_, select, true, union_all
 
 from onebeat.model.job import FINAL, JobState
 from onebeat.store.sql import QUEUED, number, padded, unindexed, use_index, word
@@ -214,8 +214,15 @@ def _skipping(tx: Tx, names: tuple[str, ...], among: Callable[[Any], Condition])
         return select(searched.c.id).where(among(searched.c), *same, larger).order_by(*order).limit(number(1))
 
     found = [next_by(last).correlate(kinds).scalar_subquery() for last in reversed(range(len(names)))]
-    step = select(*[following.c[name] for name in names])
-    return kinds.union_all(step.select_from(kinds.join(following, following.c.id == func.coalesce(*found))))
+    is_next = following.c.id == func.coalesce(*found)
+    if tx.dialect.lateral:  # so it is looked up by its key, whatever the statistics say: a join may read every job
+        one = select(*[following.c[name] for name in names]).where(is_next).limit(number(1)).correlate(kinds)
+        step = one.lateral("next")
+        return kinds.union_all(select(*step.c).select_from(kinds.join(step, true())))
+    step = select(*[following.c[name] for name in names]).select_from(kinds.join(following, is_next))
+    for name in ("mysql", "mariadb"):
+        step = step.prefix_with("STRAIGHT_JOIN", dialect=name)
+    return kinds.union_all(use_index(step, following, None))
 
 
 # ── counts ────────────────────────────────────────────────────────────────────────────────────────────────────────────
