@@ -172,9 +172,13 @@ async def test_why_names_the_run_that_holds_the_schedule(make: Make) -> None:
     await until(skipped)
     fires = (await scheduler.schedules.fires("often")).items
     held = next(fire for fire in fires if fire.decision == "skipped_overlap")
-    why = str(await scheduler.schedules.why("often", held.fire_time))
     job = (await scheduler.jobs.list(schedule_id="often")).items[0]
-    assert why.endswith(f"; job {job.id} was told to end and goes on (its timeout is over)")
+
+    async def told() -> bool:  # the note that its timeout is over is written beside the fires
+        why = str(await scheduler.schedules.why("often", held.fire_time))
+        return why.endswith(f"; job {job.id} was told to end and goes on (its timeout is over)")
+
+    await until(told)
     stubborn.go.set()
 
 
