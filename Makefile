@@ -35,7 +35,7 @@ test: .venv/.dev  ## whether a change is safe, on SQLite and on the servers of m
 	$(BIN)/python -m pytest -n 4 --dist worksteal < /dev/null
 
 test-all: .venv/.dev  ## the rest: campaigns with killed processes, long fuzzers, matrices
-	$(BIN)/python -m pytest -m "campaign and not alone and not soak" -n 3 --dist worksteal < /dev/null
+	$(BIN)/python -m pytest -m "campaign and not alone and not soak" -n 2 --dist worksteal < /dev/null
 	$(BIN)/python -m pytest -m "alone and not soak" < /dev/null
 
 lint: .venv/.dev  ## ruff and mypy, strict
