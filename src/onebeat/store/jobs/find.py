@@ -215,14 +215,15 @@ def _skipping(tx: Tx, names: tuple[str, ...], among: Callable[[Any], Condition])
 
     found = [next_by(last).correlate(kinds).scalar_subquery() for last in reversed(range(len(names)))]
     is_next = following.c.id == func.coalesce(*found)
+    columns = [following.c[name] for name in names]
     if tx.dialect.lateral:  # so it is looked up by its key, whatever the statistics say: a join may read every job
-        one = select(*[following.c[name] for name in names]).where(is_next).limit(number(1)).correlate(kinds)
-        step = one.lateral("next")
-        return kinds.union_all(select(*step.c).select_from(kinds.join(step, true())))
-    step = select(*[following.c[name] for name in names]).select_from(kinds.join(following, is_next))
+        one = select(*columns).where(is_next).limit(number(1)).correlate(kinds).lateral("next")
+        return kinds.union_all(select(*one.c).select_from(kinds.join(one, true())))
+    step = select(*columns).select_from(kinds.join(following, is_next))
     for name in ("mysql", "mariadb"):
         step = step.prefix_with("STRAIGHT_JOIN", dialect=name)
-    return kinds.union_all(use_index(step, following, None))
+        step = step.with_hint(following, "FORCE INDEX (PRIMARY)", name)
+    return kinds.union_all(step)
 
 
 # ── counts ────────────────────────────────────────────────────────────────────────────────────────────────────────────
