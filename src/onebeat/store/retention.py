@@ -41,7 +41,7 @@ def frequent(tx: Tx, window: int, count: int) -> list[str]:
 
 
 def crowded(tx: Tx, ids: Sequence[str], most: int) -> list[str]:
-    """Those of the schedules `ids` that have more than `most` fire records; of no other a record is read."""
+    """Return which of the schedules `ids` have more than `most` fire records."""
     if not ids:
         return []
     c, fires = tx.tables.schedules.c, tx.tables.fires.c

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from onebeat.model.info import JobInfo
 
 RESERVED = ("call", "enqueue", "enqueue_sync", "options", "task")
-UNBOUND = Declarations()  # the job classes of no router, which every scheduler includes
+UNBOUND = Declarations()  # job classes without a router of their own; every scheduler includes them
 
 
 class JobOptions(TaskOptions, total=False):

@@ -65,7 +65,7 @@ def definitions(metadata: MetaData, p: str) -> Table:
         Column("schedule_id", name_type(), primary_key=True),
         Column("hash", name_type(64), primary_key=True),
         Column("first_seen_us", BigInteger, nullable=False),
-        Column("last_seen_us", BigInteger),  # by a live worker, to within a day; what is not seen for long is pruned
+        Column("last_seen_us", BigInteger),  # when a live worker last had it, exact to a day; old ones are deleted
         Column("body", text_type(), nullable=False),
     )
 
